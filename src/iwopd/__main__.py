@@ -1,0 +1,5 @@
+"""`python -m iwopd`."""
+
+from iwopd.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""From ragged records to tensors, and the only place where tokens are shifted.
+
+A model's hidden state at column c predicts the token at column c + 1. `collate_tokens` turns "the state that predicts
+response token t" into coordinates once, so that everything else indexes by response token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iwopd.types import Rollout, ScoredRollout
+
+Window = Callable[[int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts and responses, cut behind each response's window, as a model's input.
+
+    Attributes:
+        input_ids: [batch, columns], padded.
+        attention_mask: [batch, columns], or None where padding stands on the right: attention is causal, so no real
+            token sees it, and attention without a mask takes the fast kernels.
+        position_ids: [batch, columns], or None likewise.
+        rows, columns: [tokens], where the hidden states stand that predict the windows' tokens, row by row.
+        targets: [tokens], the ids of those tokens.
+        mask: [batch, time], True for them in the layout of log-probs and weights: time counts from the window's start.
+        positions: [batch, time], their index within the whole response.
+        lengths: [batch], tokens of the whole responses.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    mask: Tensor
+    positions: Tensor
+    lengths: Tensor
+
+    def spread(self, flat: Tensor) -> Tensor:
+        """[tokens] to [batch, time], 0 outside the mask; gradients flow through."""
+        return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+    def ragged(self, flat: Tensor) -> list[Tensor]:
+        """[tokens, ...] to one tensor per row."""
+        return list(flat.split(self.mask.sum(-1).tolist()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of scored rollouts: `tokens`, and log-probs in nats as [batch, time]."""
+
+    tokens: Tokens
+    sampler_logprobs: Tensor
+    teacher_logprobs: Tensor
+    trainer_logprobs: Tensor | None
+    teacher_hidden: Tensor | None
+    seeds: list[int]
+    names: list[str]
+
+
+def collate_tokens(
+    rollouts: Sequence[Rollout],
+    windows: Sequence[tuple[int, int]],
+    *,
+    device: torch.device | str = "cpu",
+    padding: Literal["right", "left"] = "right",
+) -> Tokens:
+    """Pad `rollouts`, each cut behind its window ``[start, stop)`` of response tokens, into one input.
+
+    The last token of a window is predicted, never read, so it is not part of the input.
+    """
+    inputs = [
+        (rollout.prompt_ids + rollout.response_ids[:stop])[:-1]
+        for rollout, (_, stop) in zip(rollouts, windows, strict=True)
+    ]
+    width, time = max(map(len, inputs)), max(stop - start for start, stop in windows)
+    input_ids = torch.zeros(len(inputs), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(inputs), width, dtype=torch.long)
+    mask = torch.zeros(len(inputs), time, dtype=torch.bool)
+    rows, columns, targets = [], [], []
+    for row, (ids, rollout, (start, stop)) in enumerate(zip(inputs, rollouts, windows, strict=True)):
+        pad = width - len(ids) if padding == "left" else 0
+        input_ids[row, pad : pad + len(ids)] = torch.tensor(ids)
+        attention_mask[row, pad : pad + len(ids)] = 1
+        mask[row, : stop - start] = True
+        # The state that predicts response token t stands one column before that token.
+        first = pad + len(rollout.prompt_ids) + start - 1
+        rows.append(torch.full((stop - start,), row))
+        columns.append(torch.arange(first, first + stop - start))
+        targets.append(torch.tensor(rollout.response_ids[start:stop], dtype=torch.long))
+    left = padding == "left"
+    return Tokens(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device) if padding == "left" else None,
+        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0).to(device) if padding == "left" else None,
+        rows=torch.cat(rows).to(device),
+        columns=torch.cat(columns).to(device),
+        targets=torch.cat(targets).to(device),
+        mask=mask.to(device),
+        positions=(torch.tensor([start for start, _ in windows])[:, None] + torch.arange(time)).to(device),
+        lengths=torch.tensor([len(rollout.response_ids) for rollout in rollouts], device=device),
+    )
+
+
+def collate(
+    scored: Sequence[ScoredRollout],
+    seeds: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    padding: Literal["right", "left"] = "right",
+) -> Batch:
+    """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random.
+
+    Raises:
+        ValueError: log-probs that do not count as many as their tokens.
+    """
+    for record in scored:
+        _check_counts(record)
+    windows = [(record.start, record.stop) for record in scored]
+    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
+
+    def spread(values: list[Sequence[float]]) -> Tensor:
+        flat = torch.tensor([value for row in values for value in row], dtype=torch.float32, device=device)
+        return tokens.spread(flat)
+
+    trainer = [record.trainer_logprobs for record in scored if record.trainer_logprobs is not None]
+    hidden = [record.teacher_hidden for record in scored if record.teacher_hidden is not None]
+    return Batch(
+        tokens=tokens,
+        sampler_logprobs=spread([record.rollout.sampler_logprobs[record.start : record.stop] for record in scored]),
+        teacher_logprobs=spread([record.teacher_logprobs for record in scored]),
+        trainer_logprobs=spread(trainer) if trainer else None,
+        teacher_hidden=torch.cat(hidden).to(device) if hidden else None,
+        seeds=list(seeds),
+        names=[record.rollout.name for record in scored],
+    )
+
+
+def _check_counts(record: ScoredRollout) -> None:
+    rollout, size = record.rollout, record.stop - record.start
+    counts = {
+        "sampler": (len(rollout.sampler_logprobs), len(rollout.response_ids)),
+        "teacher": (len(record.teacher_logprobs), size),
+        "trainer": (size if record.trainer_logprobs is None else len(record.trainer_logprobs), size),
+    }
+    for whose, (found, wanted) in counts.items():
+        if found != wanted:
+            raise ValueError(f"rollout {rollout.name}: {found} {whose} log-probs for {wanted} tokens")
+
+
+def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices grouped by length, longest first, so that a group's padded size stays within `limit` tokens.
+
+    A sequence longer than the limit makes a group of its own.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= limit:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,56 @@
+"""The command line: `iwopd VERB [Hydra overrides]`. Listing the verbs imports nothing but the standard library."""
+
+import sys
+from difflib import get_close_matches
+
+VERBS = {
+    "train": ("iwopd.commands.train", "distil a teacher into a student, on policy"),
+    "eval": ("iwopd.commands.evaluate", "mean@k and pass@k of a model (eval.model=PATH)"),
+}
+
+USAGE = """\
+usage: iwopd VERB [GROUP=NAME] [+experiment=NAME] [KEY=VALUE ...]
+
+verbs:
+{verbs}
+
+examples:
+  iwopd train                                   the toy pair, on a CPU, in minutes
+  iwopd train weighting=first30 optim.lr=3e-6   any group or field of the config
+  iwopd train run.dir=runs/a run.resume=true    go on from the last checkpoint
+  iwopd eval eval.model=runs/a/final            measure a trained model
+
+iwopd VERB --help lists the config groups and the composed config; --cfg job prints it as YAML; -m sweeps.
+"""
+
+
+def usage() -> str:
+    """The verbs, with examples."""
+    return USAGE.format(verbs="\n".join(f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items()))
+
+
+def main() -> None:
+    """Entry point of the program `iwopd`. Exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    verb, *rest = arguments
+    if verb == "--version":
+        from iwopd import __version__
+
+        print(f"iwopd {__version__}")
+        return
+    if verb not in VERBS:
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"iwopd: {verb}: no such verb; {hint}use one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+
+    from iwopd.launch import launch
+
+    launch(verb, VERBS[verb][0], rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""The config's schema: every field with its meaning, unit and range. Importing it loads neither torch nor transformers.
+
+YAML under conf/ fills these dataclasses; `Config.__post_init__` (run by `OmegaConf.to_object`) checks every value and
+reports all mistakes at once, each as one line with the key, the value, the reason and the fix.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from iwopd.errors import ConfigError
+
+
+def setting(
+    default: Any = MISSING,
+    text: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    fix: str | None = None,
+) -> Any:
+    """A config field: its default, what it is (with its unit), and the values it may have.
+
+    Args:
+        low, high: inclusive bounds.
+        above: exclusive lower bound.
+        choices: the only values allowed.
+        fix: what to do about a wrong value, where the bounds alone do not say it.
+    """
+    about = {"text": text, "low": low, "high": high, "above": above, "choices": choices, "fix": fix}
+    if isinstance(default, (list, dict)):
+        kept: Any = default  # pyright: ignore[reportUnknownVariableType]
+        return field(default_factory=lambda: kept.copy(), metadata=about)
+    return field(default=default, metadata=about)
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Where a run goes and how long it lasts."""
+
+    dir: str | None = setting(None, "folder of the run; default runs/<run.name>")
+    name: str | None = setting(None, "name of the run; default the verb and the time it started")
+    steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
+    resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
+    save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
+    keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
+    device: str = setting("auto", "where the student trains: auto takes a GPU if there is one, or cpu, cuda, cuda:1")
+    samples: int = setting(4, "rollouts written to samples.jsonl at each evaluation", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (peft) instead of full training."""
+
+    rank: int = setting(0, "rank of the adapters; 0 trains all weights", low=0)
+    alpha: float = setting(16.0, "scale of the adapters, divided by the rank", above=0)
+    dropout: float = setting(0.0, "dropout in front of the adapters, share", low=0, high=0.999)
+    targets: str = setting("all-linear", "peft's target modules: all-linear, or names separated by commas")
+
+
+@dataclass(kw_only=True, slots=True)
+class StudentConfig:
+    """The model that is trained."""
+
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    dtype: str = setting("float32", "dtype of the weights and of the optimiser's state", choices=DTYPES)
+    attention: str = setting("sdpa", "transformers' attention implementation")
+    gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, about 30 % slower")
+    trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class TeacherConfig:
+    """The model that scores."""
+
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    dtype: str = setting("bfloat16", "dtype of the weights", choices=DTYPES)
+    attention: str = setting("sdpa", "transformers' attention implementation")
+    offload: bool = setting(False, "keep the weights in host memory between uses")
+    trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """Where problems come from."""
+
+    path: str = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
+    subset: str | None = setting(None, "configuration of a hub dataset")
+    split: str = setting("train", "split of a hub dataset or of toy://")
+    prompt_column: str = setting("prompt", "column with the problem: a text, or a list of chat messages")
+    answer_column: str | None = setting("answer", "column with the reference answer; null for none")
+    id_column: str | None = setting(None, "column with a unique id; null numbers the rows")
+    system: str | None = setting(None, "system message put before every problem")
+    suffix: str = setting("", "text put after every problem, within the user's turn")
+    limit: int | None = setting(None, "rows to take from the top; null for all", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(SourceConfig):
+    """The prompts the student answers while it is trained."""
+
+    batch_size: int = setting(1024, "prompts in a step's batch", low=1)
+    max_prompt_tokens: int = setting(2048, "longest prompt allowed, tokens", low=1)
+    overlong: str = setting("error", "a longer prompt is an error, or dropped and counted", choices=("error", "drop"))
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """How the student answers."""
+
+    max_tokens: int = setting(16384, "longest response, tokens", low=1)
+    temperature: float = setting(1.0, "sampling temperature; training needs a distribution, so above 0", above=0)
+    top_p: float = setting(1.0, "nucleus: the most likely tokens that reach this probability", above=0, high=1)
+    top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
+    n: int = setting(1, "responses per prompt", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class HfRolloutConfig(RolloutConfig):
+    """Sampling with transformers, in the training process."""
+
+    batch_size: int = setting(64, "sequences sampled at one time", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoringConfig:
+    """How the teacher's log-probs are made, and which of the student's they are compared with."""
+
+    student_logprobs: str = setting(
+        "trainer", "student log-probs in the advantage: recomputed, or the engine's", choices=("trainer", "sampler")
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class HfScoringConfig(ScoringConfig):
+    """A teacher in transformers, in the training process."""
+
+    batch_tokens: int = setting(32768, "tokens scored at one time, padding included", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightingConfig:
+    """Which tokens count. Each scheme has a schema of its own, so a key of another scheme is an error."""
+
+    scheme: str = setting(MISSING, "name of the scheme's formula; choose it with weighting=NAME")
+
+
+@dataclass(kw_only=True, slots=True)
+class UniformWeighting(WeightingConfig):
+    """Every token alike: standard OPD."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WindowWeighting(WeightingConfig):
+    """Only a window of each response."""
+
+    side: str = setting("first", "where the window lies", choices=("first", "last", "middle", "random"))
+    fraction: float = setting(
+        0.3, "share of the tokens kept, ceil(fraction · T)", above=0, high=1, fix="0.3 is the paper's window"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class IwWeighting(WeightingConfig):
+    """Importance weights from the disagreement before a token; also reversed in time, and signed."""
+
+    gamma: float = setting(0.5, "how much early tokens gain", low=0, fix="0 is uniform, the paper uses 0.5")
+
+
+@dataclass(kw_only=True, slots=True)
+class IwSurrogateWeighting(WeightingConfig):
+    """Importance weights without the floor of 1."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PrefixRatioWeighting(WeightingConfig):
+    """The theory's raw prefix ratio r^α / Z."""
+
+    alpha: float = setting(0.5, "power of the prefix ratio", above=0, high=1)
+    gamma: float | None = setting(None, "null for the ratio alone, a number for 1 + gamma · ratio", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class AnnealedPrefixWeighting(WeightingConfig):
+    """The released code's prefix schemes: a prefix that grows over the training, boosted or alone."""
+
+    start: float = setting(0.3, "share of the tokens in the prefix at the first step", above=0, high=1)
+    end: float = setting(1.0, "share of the tokens in the prefix at the last step", above=0, high=1)
+    anneal: str = setting("cosine", "shape of the growth", choices=("cosine", "linear"))
+
+
+@dataclass(kw_only=True, slots=True)
+class PrefixBoostWeighting(AnnealedPrefixWeighting):
+    """A growing prefix weighted more than the rest."""
+
+    boost: float = setting(1.5, "weight of the prefix; the rest has 1", above=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class CustomWeighting(WeightingConfig):
+    """A scheme of the user's own."""
+
+    path: str = setting(MISSING, "pkg.module:function, from a WeightInput to weights [batch, time]")
+    needs_batch: bool = setting(False, "the function must see the whole batch at once (one more student pass)")
+
+
+@dataclass(kw_only=True, slots=True)
+class LossConfig:
+    """What is minimised."""
+
+    kind: str = setting(
+        "policy_gradient",
+        "clipped sampled-token policy gradient, or full-vocabulary reverse KL",
+        choices=("policy_gradient", "reverse_kl"),
+    )
+    normalize: str = setting(
+        "kept", "the mean is over tokens of non-zero weight, all, or sequences", choices=("kept", "all", "sequence")
+    )
+    clip_low: float = setting(0.2, "the ratio is clipped below 1 − clip_low", low=0, high=1)
+    clip_high: float = setting(0.2, "the ratio is clipped above 1 + clip_high", low=0)
+    dual_clip: float = setting(3.0, "where A < 0, the loss is at most dual_clip · |A|", above=1)
+    importance_cap: float | None = setting(
+        5.0, "cap of the sampler-to-trainer importance ratio; null for no correction", above=0
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and how a batch goes through it."""
+
+    lr: float = setting(1e-5, "peak learning rate", above=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", low=0)
+    betas: list[float] = setting([0.9, 0.999], "Adam's decay rates of the first and second moment")
+    eps: float = setting(1e-8, "Adam's denominator term", above=0)
+    grad_clip: float | None = setting(1.0, "largest gradient norm; null for no clipping", above=0)
+    schedule: str = setting("constant", "after the warm-up", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = setting(0, "optimiser steps of linear warm-up", low=0)
+    final_lr: float = setting(0.0, "share of lr that linear and cosine end at", low=0, high=1)
+    micro_batch_tokens: int = setting(32768, "tokens per forward and backward, padding included", low=1)
+    updates_per_batch: int = setting(1, "optimiser steps per rollout batch, each on an equal share of it", low=1)
+    autocast: bool = setting(False, "bfloat16 autocast in forward; weights keep student.dtype")
+
+
+@dataclass(kw_only=True, slots=True)
+class BenchmarkConfig(SourceConfig):
+    """Problems with answers to be evaluated on."""
+
+    split: str = setting("test", "split of a hub dataset or of toy://")
+    grader: str = setting("exact", "how an answer is compared", choices=("exact",))
+    answer_pattern: str | None = setting(None, "regular expression whose first group is the answer; null: all the text")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """How accuracy is measured."""
+
+    every: int = setting(10, "steps between evaluations; 0 for none but the first and last", low=0)
+    k: int = setting(1, "mean@k and pass@k", low=1)
+    n: int | None = setting(None, "samples per problem, at least k; null for k", low=1)
+    temperature: float = setting(1.0, "sampling temperature; 0 is greedy", low=0)
+    top_p: float = setting(1.0, "nucleus", above=0, high=1)
+    top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
+    max_tokens: int | None = setting(None, "longest response, tokens; null for rollout.max_tokens", low=1)
+    greedy: bool = setting(True, "also the accuracy of one greedy answer per problem")
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict[str, BenchmarkConfig])
+    model: str | None = setting(None, "model that `iwopd eval` measures: a folder, hub name or toy://VARIANT/ROLE")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Where metrics go besides metrics.jsonl; this one: nowhere."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbTracking(TrackingConfig):
+    """Weights & Biases."""
+
+    project: str = setting("iwopd", "wandb project")
+    entity: str | None = setting(None, "wandb team or user")
+    group: str | None = setting(None, "wandb group")
+    mode: str = setting("online", "wandb mode", choices=("online", "offline", "disabled"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """The root of every verb's config."""
+
+    seed: int = setting(42, "seed of prompts, sampling and dropout", low=0)
+    run: RunConfig = field(default_factory=RunConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = MISSING
+    scoring: ScoringConfig = MISSING
+    weighting: WeightingConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        problems = [*_field_problems(self), *_cross_field_problems(self)]
+        if problems:
+            raise ConfigError(*problems)
+
+
+def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
+    for entry in dataclasses.fields(section):
+        value, key = getattr(section, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            yield from _field_problems(value, key + ".")
+        elif isinstance(value, dict):
+            for name, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+                yield from _field_problems(item, f"{key}.{name}.")
+        elif value is not None and entry.metadata:
+            problem = _value_problem(value, entry.metadata)
+            if problem:
+                yield f"{key}={value}: {problem}"
+
+
+def _value_problem(value: Any, about: Any) -> str | None:
+    if about["choices"] and value not in about["choices"]:
+        near = get_close_matches(str(value), about["choices"], n=1, cutoff=0.5)
+        choices = ", ".join(about["choices"])
+        return f"not a choice; {f'did you mean {near[0]}? ' if near else ''}choose one of {choices}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    low, high, above = about["low"], about["high"], about["above"]
+    fits = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+    if fits and math.isfinite(value):
+        return None
+    bounds = [
+        *([f"at least {low:g}"] if low is not None else []),
+        *([f"above {above:g}"] if above is not None else []),
+        *([f"at most {high:g}"] if high is not None else []),
+    ]
+    wanted = " and ".join(bounds) or "finite"
+    return f"must be {wanted}; {about['fix'] or f'set a finite number {wanted}'}"
+
+
+def _cross_field_problems(config: Config) -> Iterator[str]:
+    optim, data, evaluation = config.optim, config.data, config.eval
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={optim.betas}: must be two numbers from 0 up to but not 1; AdamW's default is [0.9,0.999]"
+    if data.batch_size % optim.updates_per_batch:
+        yield (
+            f"optim.updates_per_batch={optim.updates_per_batch}: does not divide data.batch_size={data.batch_size}; "
+            "choose a divisor of it"
+        )
+    if evaluation.n is not None and evaluation.k > evaluation.n:
+        yield (
+            f"eval.k={evaluation.k}: larger than eval.n={evaluation.n}, and pass@k needs k samples; "
+            f"raise eval.n or set eval.k={evaluation.n}"
+        )
+    if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
+        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
+    if config.loss.kind == "reverse_kl" and config.scoring.student_logprobs == "sampler":
+        yield (
+            "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
+            "does not report; use scoring.student_logprobs=trainer"
+        )
+    yield from _scheme_problems(config.weighting)
+
+
+def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
+    allowed = SCHEMES[type(weighting)]
+    if weighting.scheme not in allowed:
+        yield (
+            f"weighting.scheme={weighting.scheme}: this schema computes {' or '.join(allowed)}; "
+            "choose another scheme by its preset, weighting=NAME"
+        )
+    if isinstance(weighting, CustomWeighting) and weighting.path.count(":") != 1:
+        yield f"weighting.path={weighting.path}: not of the form pkg.module:function; name a function that way"
+
+
+def _is_cuda(device: str) -> bool:
+    return device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit())
+
+
+SCHEMES: dict[type[WeightingConfig], tuple[str, ...]] = {
+    UniformWeighting: ("uniform",),
+    WindowWeighting: ("window",),
+    IwWeighting: ("iw", "iw_reversed", "iw_signed"),
+    IwSurrogateWeighting: ("iw_surrogate",),
+    PrefixRatioWeighting: ("prefix_ratio",),
+    AnnealedPrefixWeighting: ("prefix_mask",),
+    PrefixBoostWeighting: ("prefix_boost",),
+    CustomWeighting: ("custom",),
+}
+
+# Presets name their schema as /schema/GROUP/NAME, a group of its own, so that a wrong choice of a preset lists presets.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "schema": {"root": Config},
+    "schema/rollout": {"hf": HfRolloutConfig},
+    "schema/scoring": {"hf": HfScoringConfig},
+    "schema/weighting": {
+        "uniform": UniformWeighting,
+        "window": WindowWeighting,
+        "iw": IwWeighting,
+        "iw_surrogate": IwSurrogateWeighting,
+        "prefix_ratio": PrefixRatioWeighting,
+        "prefix_mask": AnnealedPrefixWeighting,
+        "prefix_boost": PrefixBoostWeighting,
+        "custom": CustomWeighting,
+    },
+    "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=group, name=name, node=schema)

@@ -1,0 +1,122 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in train.log."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+PLAIN_EVERY = 20.0  # seconds between plain lines of one long stage
+
+
+class Display:
+    """Lines and progress bars; a context manager.
+
+    Args:
+        console: where to; standard output by default.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self.live = self.console.is_terminal
+        self._file: Path | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._handler = _Lines(self)
+
+    def __enter__(self) -> "Display":
+        logging.getLogger("iwopd").addHandler(self._handler)
+        logging.getLogger("iwopd").setLevel(logging.INFO)
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        logging.getLogger("iwopd").removeHandler(self._handler)
+
+    def log_to(self, file: Path) -> None:
+        """From now on, also append every line to `file`."""
+        self._file = file
+
+    def line(self, text: str) -> None:
+        """One line."""
+        # A plain line stays one line however narrow the console thinks it is.
+        self.console.print(text, markup=False, soft_wrap=True)
+        if self._file is not None:
+            try:
+                with self._file.open("a") as stream:
+                    stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            except OSError:  # a full disk must not end the run here; the checkpoint will say so
+                self._file = None
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for work within a step; yields ``advance(done, total)``."""
+        if self.live:
+            task = self._progress.add_task(title, total=None)
+            try:
+                yield lambda done, total: self._progress.update(task, completed=done, total=total)
+            finally:
+                self._progress.remove_task(task)
+            return
+        began = last = time.monotonic()
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PLAIN_EVERY:
+                last = now
+                self.line(f"{title}: {done} of {total} after {now - began:.0f} s")
+
+        yield advance
+
+    def steps(self, done: int, total: int) -> None:
+        """The bar of the whole run."""
+        if self.live:
+            if "run" not in self._tasks:
+                self._tasks["run"] = self._progress.add_task("steps", total=total)
+            self._progress.update(self._tasks["run"], completed=done, total=total)
+
+
+def step_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
+    """A training step in one line."""
+    seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
+    return (
+        f"step {step}/{steps}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "
+        f"|A| {metrics['train/abs_advantage_mean']:.3f}  weight {metrics['train/weight_mean']:.2f}  "
+        f"length {metrics['train/response_length']:.1f}  {seconds:.1f} s"
+    )
+
+
+def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
+    """An evaluation in one line."""
+    greedy = f"  greedy {metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else ""
+    return (
+        f"{name}: mean@{metrics['samples']:.0f} {metrics['accuracy']:.3f} "
+        f"[{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}]  "
+        f"pass@{metrics['k']:.0f} {metrics['pass_at_k']:.3f}{greedy}  length {metrics['response_length']:.1f}  "
+        f"cut {metrics['truncated']:.1%}"
+    )
+
+
+class _Lines(logging.Handler):
+    """Log records as lines above the bar."""
+
+    def __init__(self, display: Display):
+        super().__init__(logging.INFO)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.display.line(prefix + record.getMessage())

@@ -1,0 +1,207 @@
+"""Sampling with transformers in the training process: batched, with a KV cache, the same text at any batch size."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from iwopd.engines.base import Progress, Sampling, silent
+from iwopd.errors import NonFiniteError
+from iwopd.language_model import LanguageModel
+from iwopd.seeding import derive_seed
+from iwopd.types import Prompt, Rollout
+
+
+def sampling_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[batch, vocabulary] log-probs of the distribution that is sampled from: temperature, then top-k, then top-p.
+
+    At temperature 0, log 1 at the most likely token and log 0 elsewhere.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        # A token stays while those before it have not reached top_p, so the one that crosses it stays too.
+        outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return torch.log_softmax(logits, dim=-1)
+
+
+def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """[batch] token ids by inverse transform: the first whose cumulative probability exceeds `uniform` [batch].
+
+    One uniform number per token, made outside, is all the randomness there is.
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    threshold = uniform.to(cumulative) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
+
+
+class HfEngine:
+    """Samples from the very model that is trained, so syncing weights is a matter of the version alone.
+
+    Args:
+        model: the student.
+        stop_ids: end-of-sequence token ids.
+        batch_size: sequences sampled at one time.
+    """
+
+    def __init__(self, model: LanguageModel, stop_ids: Sequence[int], batch_size: int = 64):
+        self.model = model
+        self.stop_ids = sorted(stop_ids)
+        self.batch_size = batch_size
+        self.version = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        stream: int | str,
+        progress: Progress = silent,
+    ) -> list[Rollout]:
+        """See `Engine.generate`.
+
+        Raises:
+            NonFiniteError: the model's log-probs are NaN or infinite.
+        """
+        requests = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
+        # Prompts of like length share a batch: less padding. Results go back to their own places.
+        order = sorted(range(len(requests)), key=lambda index: (len(requests[index][0].ids), index))
+        rollouts: dict[int, Rollout] = {}
+        self.model.model.eval()
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
+            rollouts.update(zip(chosen, made, strict=True))
+            progress(len(rollouts), len(order))
+        return [rollouts[index] for index in range(len(order))]
+
+    @torch.inference_mode()
+    def _generate_batch(
+        self, requests: list[tuple[Prompt, int]], sampling: Sampling, seed: int, stream: int | str
+    ) -> list[Rollout]:
+        device, size = self.model.device, len(requests)
+        uniforms = torch.stack(
+            [_uniforms(derive_seed(seed, stream, prompt.id, sample), sampling) for prompt, sample in requests]
+        ).to(device)
+        stop_ids = torch.tensor(self.stop_ids, device=device)
+        tokens = torch.zeros(size, sampling.max_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(size, sampling.max_tokens, device=device)
+        lengths = torch.full((size,), sampling.max_tokens, device=device)
+        stopped = torch.zeros(size, dtype=torch.bool, device=device)
+
+        decoding = _Decoding(self.model, [prompt.ids for prompt, _ in requests])
+        alive = torch.arange(size, device=device)  # rows of the batch still in the decoder's cache
+        logits = decoding.first_logits()
+        for time in range(sampling.max_tokens):
+            choices = sampling_logprobs(logits, sampling)
+            chosen = draw(choices, uniforms[alive, time])
+            tokens[alive, time] = chosen
+            logprobs[alive, time] = choices.gather(-1, chosen[:, None]).squeeze(-1)
+            ends = torch.isin(chosen, stop_ids) & ~stopped[alive]
+            lengths[alive[ends]] = time + 1
+            stopped[alive[ends]] = True
+            running = (~stopped[alive]).nonzero().squeeze(-1)
+            if len(running) == 0 or time + 1 == sampling.max_tokens:
+                break
+            if 2 * len(running) <= len(alive):  # dropping finished rows costs a copy of the cache: not at every token
+                decoding.keep(running)
+                alive, chosen = alive[running], chosen[running]
+            logits = decoding.next_logits(chosen)
+        return self._records(requests, tokens.tolist(), logprobs, lengths.tolist(), stopped.tolist())
+
+    def _records(
+        self, requests: list[tuple[Prompt, int]], tokens: Any, logprobs: Tensor, lengths: Any, stopped: Any
+    ) -> list[Rollout]:
+        made = [
+            Rollout(
+                prompt_id=prompt.id,
+                prompt_ids=prompt.ids,
+                response_ids=tokens[row][: lengths[row]],
+                sampler_logprobs=logprobs[row, : lengths[row]].tolist(),
+                finish_reason="stop" if stopped[row] else "length",
+                sample=sample,
+                policy_version=self.version,
+            )
+            for row, (prompt, sample) in enumerate(requests)
+        ]
+        for row, rollout in enumerate(made):
+            if not logprobs[row, : lengths[row]].isfinite().all():
+                raise NonFiniteError(
+                    f"the {self.model.name}'s log-probs are NaN or infinite while it answers {rollout.name}, "
+                    f"after {self.version} steps; its weights have diverged or are damaged: lower optim.lr, "
+                    "or go back to an earlier checkpoint"
+                )
+        return made
+
+    def sync_weights(self, student: Any, version: int) -> None:
+        """Nothing to copy: the engine samples from the student's own weights."""
+        self.version = version
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Decoding:
+    """Left-padded prompts and the KV cache that grows behind them."""
+
+    def __init__(self, model: LanguageModel, prompts: list[list[int]]):
+        self.model = model
+        width = max(map(len, prompts))
+        self.ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        self.mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            self.ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            self.mask[row, width - len(prompt) :] = 1
+        self.padded = bool((self.mask == 0).any())
+        self.ids, self.mask = self.ids.to(model.device), self.mask.to(model.device)
+        self.positions = self.mask.cumsum(-1).clamp(min=1) - 1
+        self.cache = DynamicCache(config=model.model.config)
+
+    def first_logits(self) -> Tensor:
+        logits = self._forward(self.ids)
+        self.positions = self.positions[:, -1:]
+        return logits
+
+    def next_logits(self, chosen: Tensor) -> Tensor:
+        self.positions = self.positions + 1
+        if self.padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
+        return self._forward(chosen[:, None])
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        with self.model.autocast():
+            output = self.model.model.base_model(
+                input_ids=ids,
+                attention_mask=self.mask if self.padded else None,  # without padding, attention needs no mask
+                position_ids=self.positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            return self.model.head(output.last_hidden_state[:, -1])
+
+
+def _uniforms(seed: int, sampling: Sampling) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(sampling.max_tokens, generator=generator, dtype=torch.float64)

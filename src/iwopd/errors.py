@@ -1,0 +1,46 @@
+"""What can go wrong, as a small tree. Each error prints as one line that says what to do, and the program exits with 2.
+
+IwopdError
+├── ConfigError       a setting: its key, its value, the reason, the fix      (ValueError)
+├── DataError         a dataset: its file, line and column                    (ValueError)
+├── ModelError        a model folder, its weights or its tokenizer            (ValueError)
+├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
+├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
+└── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+"""
+
+
+class IwopdError(Exception):
+    """Root of the errors a user can cause and mend."""
+
+
+class ConfigError(IwopdError, ValueError):
+    """One or several wrong settings, one line each.
+
+    Args:
+        problems: lines of the form ``key=value: reason; fix``.
+    """
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(IwopdError, ValueError):
+    """A dataset that cannot be used as asked."""
+
+
+class ModelError(IwopdError, ValueError):
+    """A model folder, weights file or tokenizer that cannot be used as asked."""
+
+
+class RunFolderError(IwopdError, OSError):
+    """A run folder that cannot be written, holds another run, or has no checkpoint that can be read."""
+
+
+class NonFiniteError(IwopdError, ArithmeticError):
+    """NaN or infinity where a number was needed; raised before the optimiser step that would have spread it."""
+
+
+class OutOfMemoryError(IwopdError, MemoryError):
+    """A single sequence that does not fit, after the micro-batch was halved as far as it goes."""

@@ -1,0 +1,136 @@
+"""A causal language model of transformers, split into decoder and head so that logits exist only in chunks."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from iwopd.batch import Tokens
+from iwopd.errors import ModelError
+from iwopd.numerics import chunked_token_logprobs
+
+# Bytes of float32 logits that may exist at one time: small on a CPU, where cache decides; larger where kernels do.
+LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    key: str,
+    dtype: str,
+    device: torch.device,
+    attention: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, on `device`.
+
+    Args:
+        key: the setting the path came from, for messages.
+
+    Raises:
+        ModelError: the model cannot be loaded; says why.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            path,
+            dtype=getattr(torch, dtype),
+            revision=revision or "main",
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors raise a dozen types here
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{key}={path}: cannot be loaded as a causal language model: {reason}; check it") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{key}={path}: {len(missing)} weights are missing from the files, first {missing[0]}; "
+            "they would start at random: save the model again, or name another"
+        )
+    return model.to(device)
+
+
+class LanguageModel:
+    """Hidden states, head and log-probs of one model.
+
+    Args:
+        model: any causal language model of transformers.
+        autocast: run forward in bfloat16, whatever the weights' dtype.
+        name: the setting it came from, for messages.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, autocast: bool = False, name: str = "model"):
+        self.model = model
+        self.autocast_enabled = autocast
+        self.name = name
+        self._check_head()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head; padding of the vocabulary included."""
+        return self.output_embeddings.weight.shape[0]
+
+    @property
+    def output_embeddings(self) -> Any:
+        """The head's matrix as a module; the one of the input where the two are tied."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits may exist at one time."""
+        return max(8, LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"]) // (4 * self.vocabulary))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
+
+    def states(self, tokens: Tokens) -> Tensor:
+        """[tokens, hidden]: the last hidden states that predict the windows' tokens."""
+        decoder: nn.Module = self.model.base_model
+        output = decoder(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            position_ids=tokens.position_ids,
+            use_cache=False,
+        )
+        return output.last_hidden_state[tokens.rows, tokens.columns]
+
+    def head(self, states: Tensor) -> Tensor:
+        """[tokens, hidden] to logits [tokens, vocabulary], with the scale and soft cap of architectures that have one."""
+        config = self.model.config
+        logits = self.output_embeddings(states)
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def token_logprobs(self, tokens: Tokens) -> Tensor:
+        """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""
+        with self.autocast():
+            return chunked_token_logprobs(self.states(tokens), tokens.targets, self.head, self.chunk)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Decoder plus head must be what the architecture's own forward computes."""
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(4, device=self.device)[None] % self.vocabulary
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        split = self.head(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+        self.model.train(training)
+        if whole.isfinite().all() and not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
+            raise ModelError(
+                f"{self.name}: {type(self.model).__name__} treats its logits in a way that is not known here "
+                f"(off by {(whole - split).abs().max():.3g}); please report the architecture"
+            )

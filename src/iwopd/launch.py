@@ -1,0 +1,176 @@
+"""From a verb and Hydra's overrides to a checked `Config` and the verb's `run`; every mistake becomes one line."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from iwopd.config import Config, register_schemas
+from iwopd.errors import ConfigError, IwopdError
+
+
+def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
+    """Compose the config as every Hydra program does, check it, and run the verb."""
+    # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv = [f"iwopd {verb}", *arguments, f"hydra.job.name={verb}", f"hydra.help.app_name=iwopd {verb}"]
+    register_schemas()
+
+    def task(composed: DictConfig) -> Any:
+        try:
+            config = check(composed, verb)
+            return import_module(module).run(config)  # everything heavy is imported from here on
+        except IwopdError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(ConfigError(explain(error, arguments)))
+    except (ValueError, TypeError, OSError) as error:
+        # What Hydra lets through of odd overrides; errors of our own never get here (task handles or shows them).
+        if _raised_in_task(error):
+            raise
+        fail(ConfigError(f"{' '.join(arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
+
+
+def config_folder() -> Path:
+    """conf/: inside the installed package, or at the top of the repository."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def check(composed: DictConfig, verb: str) -> Config:
+    """The composed YAML as a checked `Config`, with the run folder settled.
+
+    Raises:
+        ConfigError: all mistakes, one line each.
+    """
+    if verb == "eval" and composed.eval.model is None:
+        raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
+    unknown = list(_unknown_keys(composed))
+    if unknown:
+        raise ConfigError(*(f"{key}: no such key; {_known_keys(key, owner)}" for key, owner in unknown))
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key or _first_line(str(error)).rpartition(": ")[2])
+        raise ConfigError(f"{key}=???: not set; set {key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, ())) from None
+    assert isinstance(config, Config)
+    settle_run_folder(config, verb)
+    return config
+
+
+def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that +KEY=VALUE added beside those of the schema, which OmegaConf alone would let pass."""
+    owner = OmegaConf.get_type(node)
+    known = {entry.name for entry in fields(owner)} if is_dataclass(owner) else None
+    for name in node:
+        key = f"{prefix}{name}"
+        if known is not None and name not in known:
+            yield key, owner
+        elif OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
+            yield from _unknown_keys(node[name], key + ".")
+
+
+def settle_run_folder(config: Config, verb: str) -> None:
+    """Fill in run.name and run.dir; each job of a sweep gets a folder of its own."""
+    sweep = HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
+    job = HydraConfig.get().job.num if sweep else None
+    if config.run.resume and config.run.dir is None and config.run.name is None:
+        raise ConfigError("run.resume=true: which run? name it with run.dir=PATH (or run.name=NAME)")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    named = config.run.name or (Path(config.run.dir).name if config.run.dir else None)
+    folder = config.run.dir or str(Path("runs") / (named or _free_name(f"{verb}-{stamp}")))
+    config.run.dir = str(Path(folder) / str(job)) if sweep else folder
+    config.run.name = f"{named or Path(folder).name}-{job}" if sweep else named or Path(folder).name
+
+
+def _free_name(name: str) -> str:
+    """`name`, or the first of name-2, name-3, … under runs/ that does not exist."""
+    tried, number = name, 1
+    while (Path("runs") / tried).exists():
+        number += 1
+        tried = f"{name}-{number}"
+    return tried
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for an error of Hydra or OmegaConf: key, value, reason, fix."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options if not option.startswith("schema")]
+        near = get_close_matches(name, options, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={name}: no such preset; {hint}choose one of {', '.join(options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = str(getattr(cause, "full_key", None) or "")
+    given = next((override for override in overrides if override.lstrip("+~").split("=")[0] == key), "")
+    shown = given.lstrip("+~") or key
+    if isinstance(cause, (ConfigKeyError, AttributeError)) and key:
+        return f"{shown}: no such key; {_known_keys(key, getattr(cause, 'object_type', None))}"
+    reason = _first_line(str(error if cause is error else cause))
+    group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
+    if group:
+        shown = next((override for override in overrides if override.startswith(group[1])), group[1])
+        add = f"write +{shown}" if group[1] in _groups() else f"the groups are {', '.join(_groups())}"
+        return f"{shown}: nothing to override in the defaults; {add}"
+    wanted = re.search(r"could not be converted to (\w+)", reason)
+    if wanted:
+        kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+        kind = kinds.get(wanted[1], wanted[1])
+        return f"{shown}: not {kind}; give it one"
+    fix = (
+        "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
+    )
+    return f"{shown or ' '.join(overrides)}: {reason}; {fix}"
+
+
+def _known_keys(key: str, owner: Any) -> str:
+    known = [entry.name for entry in fields(owner)] if is_dataclass(owner) else []
+    parent, _, name = key.rpartition(".")
+    if not parent:
+        known = sorted({*known, *_groups()})
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {f'{parent}.' if parent else ''}{near[0]}? " if near else ""
+    return f"{hint}{f'{parent} has' if parent else 'there are'} {', '.join(known)}" if known else "see --help"
+
+
+def _groups() -> list[str]:
+    return sorted(entry.name for entry in config_folder().iterdir() if entry.is_dir())
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "not understood")
+
+
+def _raised_in_task(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "task":
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def fail(error: IwopdError) -> NoReturn:
+    """Print the error, a line for each problem, and exit with status 2."""
+    for line in str(error).splitlines():
+        print(f"iwopd: {line}", file=sys.stderr)
+    sys.exit(2)

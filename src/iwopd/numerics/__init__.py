@@ -1,0 +1,27 @@
+"""The method's formulas as pure functions of tensors, for any trainer. No I/O, no config, no logging.
+
+Tensors are ``[batch, time]`` over response tokens, log-probs in nats, masks boolean; padding may stand anywhere.
+"""
+
+from iwopd.numerics.advantage import opd_advantage
+from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs
+from iwopd.numerics.loss import LossResult, loss_scale, policy_loss, policy_token_losses
+from iwopd.numerics.stats import mean_interval, pass_at_k
+from iwopd.numerics.weighting import WeightInput, iw_weights, window_bounds, window_weights
+
+__all__ = [
+    "ChunkedScores",
+    "LossResult",
+    "WeightInput",
+    "chunked_reverse_kl",
+    "chunked_token_logprobs",
+    "iw_weights",
+    "loss_scale",
+    "mean_interval",
+    "opd_advantage",
+    "pass_at_k",
+    "policy_loss",
+    "policy_token_losses",
+    "window_bounds",
+    "window_weights",
+]

@@ -1,0 +1,100 @@
+"""What can be known of a model folder and a pair of tokenizers before torch is imported or weights are read."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from iwopd.errors import ModelError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_model_folder(key: str, folder: Path) -> dict[str, Any]:
+    """The model's config.json, after a look at every file it needs.
+
+    Args:
+        key: the setting the folder came from, for messages.
+
+    Raises:
+        ModelError: no folder, no model in it, or a weights file that is missing or cut short.
+    """
+    said = f"{key}={folder}"
+    if not folder.exists():
+        raise ModelError(f"{said}: does not exist; check the path")
+    if not folder.is_dir():
+        raise ModelError(f"{said}: is a file; name the folder of a model in HF format")
+    config = _read_json(said, folder / "config.json")
+    if "model_type" not in config:
+        raise ModelError(f"{said}: config.json names no model_type; name the folder of a model in HF format")
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise ModelError(f"{said}: has a config.json but no weights; save the model with save_pretrained")
+    files = [weights]
+    if weights.name.endswith(".index.json"):
+        files = [folder / name for name in sorted(set(_read_json(said, weights).get("weight_map", {}).values()))]
+    for file in files:
+        problem = _weights_problem(file)
+        if problem:
+            raise ModelError(f"{said}: {file.name} {problem}; copy or download it again")
+    return config
+
+
+def _read_json(said: str, file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ModelError(f"{said}: has no {file.name}, so it is not a model; name a folder in HF format")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{said}: {file.name} is not JSON ({error}); copy or download it again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{said}: {file.name} is not a JSON object; copy or download it again")
+    return content
+
+
+def _weights_problem(file: Path) -> str | None:
+    if not file.is_file():
+        return "is listed in the index but missing"
+    size = file.stat().st_size
+    if file.suffix != ".safetensors":
+        return None if zipfile.is_zipfile(file) else "is cut short or not a PyTorch file"
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if size < 8 or header_size > size - 8:
+            return f"is cut short: {size} bytes"
+        try:
+            header = json.loads(stream.read(header_size))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return "is damaged: its header cannot be read"
+    wanted = 8 + header_size + max(ends, default=0)
+    return None if size == wanted else f"is cut short or damaged: {size} of {wanted} bytes"
+
+
+def check_tokenizers(student: Any, teacher: Any, student_path: str, teacher_path: str) -> None:
+    """Student and teacher must give the same tokens the same ids: they score the same ids.
+
+    Raises:
+        ModelError: says in what they differ.
+    """
+    said = f"teacher.path={teacher_path}: its tokenizer differs from that of student.path={student_path}"
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        differing = sorted(
+            (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+            key=lambda token: (min(ours.get(token, 1 << 60), theirs.get(token, 1 << 60)), token),
+        )
+        first = differing[0]
+        raise ModelError(
+            f"{said}: {len(differing)} tokens (vocabularies of {len(ours)} and {len(theirs)}), first {first!r} with id "
+            f"{ours.get(first)} in the student and {theirs.get(first)} in the teacher; choose a pair of one family"
+        )
+    for name in ("eos_token_id", "bos_token_id"):
+        if getattr(student, name) != getattr(teacher, name):
+            raise ModelError(
+                f"{said}: {name} is {getattr(student, name)} in the student and {getattr(teacher, name)} in the "
+                "teacher; set it alike in both tokenizer_config.json"
+            )
+    probe = "The answer is 42.\n\nx² + y² = r², naïve café 数学 \\boxed{7}"
+    if student.encode(probe) != teacher.encode(probe):
+        raise ModelError(f"{said}: the same text gets other ids ({probe!r}); choose a pair of one family")

@@ -1,0 +1,47 @@
+"""Stage 2: what the teacher, and where needed the student, says about the same token ids."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from iwopd.batch import Window
+from iwopd.engines.base import Progress, silent
+from iwopd.student import Student
+from iwopd.teachers.base import Teacher
+from iwopd.teachers.hf import in_token_batches
+from iwopd.types import Rollout, ScoredRollout
+
+
+def score(
+    teacher: Teacher,
+    rollouts: Sequence[Rollout],
+    window: Window,
+    *,
+    student: Student | None = None,
+    hidden: bool = False,
+    progress: Progress = silent,
+) -> list[ScoredRollout]:
+    """Log-probs of each rollout's window, in the order given.
+
+    Args:
+        student: also record the trainer's own log-probs; for schemes that need the whole batch before the update, and
+            for several updates per batch. Otherwise they come from the update's own forward pass.
+        hidden: keep the teacher's hidden states, for full-vocabulary losses.
+    """
+    scored = teacher.score(rollouts, window, hidden=hidden, progress=progress)
+    if student is None:
+        return scored
+    windows = [(record.start, record.stop) for record in scored]
+    student.model.eval()
+    with torch.no_grad():
+        own = in_token_batches(
+            rollouts,
+            windows,
+            student.micro_batch_tokens,
+            student.device,
+            lambda tokens: [student.lm.token_logprobs(tokens)],
+        )
+    return [
+        replace(record, trainer_logprobs=logprobs.tolist()) for record, (logprobs,) in zip(scored, own, strict=True)
+    ]

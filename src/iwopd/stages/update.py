@@ -1,0 +1,250 @@
+"""Stage 3: weights, loss, gradients over micro-batches, one optimiser step (or several) per rollout batch."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from iwopd.batch import Batch, collate, token_batches
+from iwopd.engines.base import Progress, silent
+from iwopd.errors import NonFiniteError, OutOfMemoryError
+from iwopd.numerics import chunked_reverse_kl, loss_scale, policy_token_losses
+from iwopd.numerics.logprobs import Head
+from iwopd.numerics.loss import Normalize, importance_correction
+from iwopd.seeding import derive_seed
+from iwopd.student import Student
+from iwopd.types import ScoredRollout
+from iwopd.weighting import Weighting, batch_advantages, whole_batch_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """See `iwopd.config.LossConfig`; `student_logprobs` is scoring's."""
+
+    kind: str = "policy_gradient"
+    normalize: Normalize = "kept"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 3.0
+    importance_cap: float | None = 5.0
+    student_logprobs: str = "trainer"
+
+
+def update(
+    student: Student,
+    scored: Sequence[ScoredRollout],
+    weighting: Weighting,
+    loss: LossSettings,
+    *,
+    seeds: Sequence[int],
+    progress: float = 0.0,
+    updates: int = 1,
+    teacher_head: Head | None = None,
+    advance: Progress = silent,
+) -> dict[str, float]:
+    """Train the student on one batch of scored rollouts; returns metrics with keys such as ``train/loss``.
+
+    Args:
+        seeds: the rollouts' own, for schemes that draw at random.
+        progress: share of the training done, for annealed schemes.
+        updates: optimiser steps, each on an equal share of the batch in its order.
+        teacher_head: for loss.kind reverse_kl.
+
+    Raises:
+        NonFiniteError: loss or gradient is NaN or infinite; names the rollouts, and the step was not taken.
+        OutOfMemoryError: one sequence alone does not fit in the GPU's memory.
+    """
+    weights = None
+    if weighting.needs_batch:
+        weights, _ = whole_batch_weights(weighting, scored, seeds, loss.student_logprobs, progress)
+    share = len(scored) // updates
+    sums = Sums()
+    norms = []
+    for start in range(0, share * updates, share):
+        chosen = range(start, start + share)
+        step = _Step(student, [scored[i] for i in chosen], weighting, loss, [seeds[i] for i in chosen], progress)
+        step.weights = [weights[i] for i in chosen] if weights else None
+        step.teacher_head = teacher_head
+        part = step.run(advance)
+        norms.append(student.apply_gradients(part.denominator))
+        sums.add(part)
+    return {**sums.metrics(), "train/grad_norm": max(norms)}
+
+
+@dataclass
+class Sums:
+    """Sums over tokens, of which the metrics are means; they add up over micro-batches."""
+
+    loss: float = 0.0
+    denominator: float = 0.0
+    tokens: float = 0.0
+    advantage: float = 0.0
+    abs_advantage: float = 0.0
+    reverse_kl: float = 0.0
+    sampler_gap: float = 0.0
+    weight: float = 0.0
+    weight_min: float = float("inf")
+    weight_max: float = float("-inf")
+    kept: float = 0.0
+    clipped: float = 0.0
+    clipped_dual: float = 0.0
+
+    def add(self, other: "Sums") -> None:
+        for name, value in vars(other).items():
+            merge = {"weight_min": min, "weight_max": max}.get(name, lambda a, b: a + b)
+            setattr(self, name, merge(getattr(self, name), value))
+
+    def metrics(self) -> dict[str, float]:
+        """Means in nats per token; weights, clipping and gaps over the tokens of the windows."""
+        count = max(self.tokens, 1.0)
+        return {
+            "train/loss": self.loss / max(self.denominator, 1.0),
+            "train/advantage_mean": self.advantage / count,
+            "train/abs_advantage_mean": self.abs_advantage / count,
+            "train/reverse_kl": self.reverse_kl / count,
+            "train/sampler_gap_mean": self.sampler_gap / count,
+            "train/weight_mean": self.weight / count,
+            "train/weight_min": self.weight_min,
+            "train/weight_max": self.weight_max,
+            "train/kept_tokens": self.kept,
+            "train/clip_fraction": self.clipped / count,
+            "train/clip_fraction_lower": self.clipped_dual / count,
+            "tokens/trained": self.tokens,
+        }
+
+
+class _Step:
+    """The gradients of one optimiser step, summed over micro-batches."""
+
+    def __init__(
+        self,
+        student: Student,
+        scored: Sequence[ScoredRollout],
+        weighting: Weighting,
+        loss: LossSettings,
+        seeds: Sequence[int],
+        progress: float,
+    ):
+        self.student = student
+        self.scored = scored
+        self.weighting = weighting
+        self.loss = loss
+        self.seeds = seeds
+        self.progress = progress
+        self.weights: list[Tensor] | None = None
+        self.teacher_head: Head | None = None
+
+    def run(self, advance: Progress) -> Sums:
+        """Forward and backward over all micro-batches. Out of GPU memory, it starts again with micro-batches half as
+        large: gradients of the failed one may be partly there, so they are all made anew."""
+        while True:
+            try:
+                return self._accumulate(advance)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+
+    def _halve(self, error: Exception) -> None:
+        student = self.student
+        student.clear_gradients()
+        longest = max(self._lengths())
+        if student.micro_batch_tokens <= longest:
+            raise OutOfMemoryError(
+                f"one sequence of {longest} tokens does not fit in the GPU's memory; use "
+                "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
+            ) from error
+        student.micro_batch_tokens = max(longest, student.micro_batch_tokens // 2)
+        log.warning("out of GPU memory: going on with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
+        torch.cuda.empty_cache()
+
+    def _lengths(self) -> list[int]:
+        return [len(record.rollout.prompt_ids) + record.stop for record in self.scored]
+
+    def _accumulate(self, advance: Progress) -> Sums:
+        student, sums, done = self.student, Sums(), 0
+        student.model.train()
+        # Dropout, where a model has any, depends on the update alone: a resumed run draws as the first one did.
+        torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
+        for group in token_batches(self._lengths(), student.micro_batch_tokens):
+            batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
+            weights = None
+            if self.weights is not None:
+                weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
+            sums.add(self._micro_batch(batch, weights))
+            done += len(group)
+            advance(done, len(self.scored))
+        return sums
+
+    def _micro_batch(self, batch: Batch, weights: Tensor | None) -> Sums:
+        """Forward and backward of Σ scale · loss, to be divided by the batch's whole denominator afterwards."""
+        loss, mask = self.loss, batch.tokens.mask
+        logprobs, kl, batch = self._forward(batch)
+        old = logprobs.detach() if batch.trainer_logprobs is None else batch.trainer_logprobs
+        advantages = batch_advantages(batch, old, loss.student_logprobs)
+        if weights is None:
+            weights = self.weighting.weights(batch, advantages, self.progress)
+        sampler = None if loss.importance_cap is None else batch.sampler_logprobs
+        if kl is None:
+            tokens = policy_token_losses(
+                logprobs,
+                old,
+                weights * advantages,
+                mask,
+                sampler_logprobs=sampler,
+                clip_low=loss.clip_low,
+                clip_high=loss.clip_high,
+                dual_clip=loss.dual_clip,
+                importance_cap=loss.importance_cap or 1.0,
+            )
+            losses, clipped, clipped_dual = tokens.losses, tokens.clipped, tokens.clipped_dual
+        else:
+            correction = 1.0 if sampler is None else importance_correction(old, sampler, loss.importance_cap or 1.0)
+            losses = weights * correction * kl
+            clipped = clipped_dual = torch.zeros_like(mask)
+        scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, loss.normalize)
+        total = (losses * scale).sum()
+        self._check_finite(losses.detach(), total.detach(), batch)
+        total.backward()
+
+        inside = weights[mask]
+        gaps = (old - batch.sampler_logprobs).abs()[mask]
+        reverse_kl = -advantages if kl is None else kl.detach()
+        totals = [
+            total.detach(), mask.sum(), advantages.sum(), advantages.abs().sum(), reverse_kl[mask].sum(), gaps.sum(),
+            inside.sum(), inside.min(), inside.max(), (inside != 0).sum(), clipped.sum(), clipped_dual.sum(),
+        ]  # fmt: skip
+        first, *rest = torch.stack([value.float() for value in totals]).tolist()
+        return Sums(first, denominator, *rest)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Batch]:
+        """The student's log-probs [batch, time]; for reverse_kl also the KL [batch, time].
+
+        Full-vocabulary chunks yield both models' log-probs over the vocabulary they share; those replace the batch's,
+        so that A_t and the KL speak of the same distributions.
+        """
+        lm, tokens = self.student.lm, batch.tokens
+        if self.loss.kind == "policy_gradient":
+            return tokens.spread(lm.token_logprobs(tokens)), None, batch
+        assert batch.teacher_hidden is not None, "score() keeps hidden states for reverse_kl"
+        assert self.teacher_head is not None, "update() is given the teacher's head for reverse_kl"
+        with lm.autocast():
+            scores = chunked_reverse_kl(
+                lm.states(tokens), batch.teacher_hidden, tokens.targets, lm.head, self.teacher_head, lm.chunk
+            )
+        batch = replace(batch, teacher_logprobs=tokens.spread(scores.teacher_logprobs))
+        return tokens.spread(scores.logprobs), tokens.spread(scores.reverse_kl), batch
+
+    def _check_finite(self, losses: Tensor, total: Tensor, batch: Batch) -> None:
+        if total.isfinite():
+            return
+        rows = (~losses.isfinite().all(-1)).nonzero().flatten().tolist()
+        names = ", ".join(batch.names[row] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+        self.student.clear_gradients()
+        raise NonFiniteError(
+            f"the loss is {total.item()} on rollouts {names or 'of this micro-batch'}; no step was taken: "
+            "lower optim.lr, or look at these rollouts"
+        )

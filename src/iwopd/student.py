@@ -1,0 +1,150 @@
+"""The model under training: its weights, AdamW, the learning-rate schedule, and what a checkpoint holds of them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from iwopd.errors import NonFiniteError
+from iwopd.language_model import LanguageModel
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW and its schedule over `total` optimiser steps."""
+
+    lr: float
+    total: int
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    grad_clip: float | None = 1.0
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    final: float = 0.0
+
+
+def learning_rate(step: int, settings: OptimSettings) -> float:
+    """The rate of optimiser step `step` (from 0): linear warm-up, then constant, or falling to ``final · lr``."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    done = min(1.0, (step - settings.warmup) / max(1, settings.total - settings.warmup))
+    match settings.schedule:
+        case "constant":
+            share = 1.0
+        case "linear":
+            share = 1.0 - done
+        case "cosine":
+            share = (1 + math.cos(math.pi * done)) / 2
+    return settings.lr * (settings.final + (1 - settings.final) * share)
+
+
+class Student:
+    """A trainable language model.
+
+    Args:
+        language_model: the model, on its device.
+        settings: of the optimiser.
+        micro_batch_tokens: tokens per forward and backward; halved when memory runs out, and kept in checkpoints.
+        adapters: the peft model around it, where LoRA is used.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        settings: OptimSettings,
+        micro_batch_tokens: int = 32768,
+        adapters: Any | None = None,
+    ):
+        self.lm = language_model
+        self.settings = settings
+        self.micro_batch_tokens = micro_batch_tokens
+        self.adapters = adapters
+        self.updates = 0
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters()),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.lm.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that are trained."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def apply_gradients(self, denominator: float) -> float:
+        """Divide the summed gradients, clip them, and take one optimiser step; returns the norm before clipping.
+
+        Raises:
+            NonFiniteError: the norm is NaN or infinite; the weights stay as they were.
+        """
+        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_div_(grads, max(denominator, 1.0))
+        norm = nn.utils.get_total_norm(grads)
+        if not norm.isfinite():
+            raise NonFiniteError(
+                f"the gradient norm is {norm.item()}; no step was taken: lower optim.lr, or look at train/grad_norm"
+            )
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(list(self.parameters()), self.settings.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.current_lr
+        self.optimizer.step()
+        self.updates += 1
+        self.clear_gradients()
+        return norm.item()
+
+    def clear_gradients(self) -> None:
+        """Free them."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def current_lr(self) -> float:
+        """The learning rate of the next optimiser step."""
+        return learning_rate(self.updates, self.settings)
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`."""
+        (self.adapters or self.model).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
+
+    def load_optimizer(self, folder: Path) -> None:
+        """Take the optimiser's state from a checkpoint; the weights were loaded when the model was built."""
+        state = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+    def export(self, folder: Path, tokenizer: Any) -> None:
+        """A plain HF folder, adapters merged into a copy of the weights they were trained on."""
+        model: Any = self.model
+        if self.adapters is not None:
+            self.adapters.merge_adapter()
+            model = self.adapters.get_base_model()
+        try:
+            state = _without_adapters(model) if self.adapters is not None else None
+            model.save_pretrained(folder, state_dict=state)
+            tokenizer.save_pretrained(folder)
+        finally:
+            if self.adapters is not None:
+                self.adapters.unmerge_adapter()
+
+
+def _without_adapters(model: nn.Module) -> dict[str, Any]:
+    return {name.replace(".base_layer", ""): value for name, value in model.state_dict().items() if "lora_" not in name}

@@ -1,0 +1,1 @@
+"""Teachers: what scores the student's rollouts."""

@@ -1,0 +1,37 @@
+"""What every teacher can do."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from iwopd.batch import Window
+from iwopd.engines.base import Progress, silent
+from iwopd.numerics.logprobs import Head
+from iwopd.types import Rollout, ScoredRollout
+
+
+class Teacher(Protocol):
+    """Scores rollouts; a context manager. Implementations: `hf`, `fake`."""
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """The teacher's log-probs of each rollout's window, in the order given.
+
+        Args:
+            window: from a response's length to the ``[start, stop)`` that can have weight; nothing else is computed.
+            hidden: also keep the last hidden states, for full-vocabulary losses.
+            progress: told (finished, all) rollouts.
+        """
+        ...
+
+    def head(self) -> Head:
+        """From hidden states to logits, for full-vocabulary losses; on the student's device."""
+        ...
+
+    def close(self) -> None:
+        """Free what the teacher holds."""
+        ...
+
+    def __enter__(self) -> "Teacher": ...
+
+    def __exit__(self, *exception: object) -> None: ...

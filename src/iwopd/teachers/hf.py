@@ -1,0 +1,111 @@
+"""A teacher in transformers, in the training process; its weights can wait in host memory between uses."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from iwopd.batch import Tokens, Window, collate_tokens, token_batches
+from iwopd.engines.base import Progress, silent
+from iwopd.errors import NonFiniteError
+from iwopd.language_model import LanguageModel
+from iwopd.numerics import chunked_token_logprobs
+from iwopd.numerics.logprobs import Head
+from iwopd.types import Rollout, ScoredRollout
+
+
+def in_token_batches(
+    rollouts: Sequence[Rollout],
+    windows: Sequence[tuple[int, int]],
+    batch_tokens: int,
+    device: torch.device,
+    function: Callable[[Tokens], Sequence[Tensor]],
+    progress: Progress = silent,
+) -> list[tuple[Tensor, ...]]:
+    """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
+
+    Like lengths stand together, so little is computed for padding.
+    """
+    lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    results: dict[int, tuple[Tensor, ...]] = {}
+    for group in token_batches(lengths, batch_tokens):
+        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
+        columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
+        results.update(zip(group, zip(*columns, strict=True), strict=True))
+        progress(len(results), len(rollouts))
+    return [results[index] for index in range(len(rollouts))]
+
+
+class HfTeacher:
+    """See `Teacher`.
+
+    Args:
+        model: the teacher; frozen.
+        device: where it computes.
+        batch_tokens: tokens scored at one time, padding included.
+        offload: keep the weights in host memory between uses.
+    """
+
+    def __init__(self, model: LanguageModel, device: torch.device, batch_tokens: int = 32768, offload: bool = False):
+        self.model = model
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.offload = offload and device.type != "cpu"
+        self.model.model.eval().requires_grad_(False)
+
+    @contextmanager
+    def _loaded(self) -> Iterator[LanguageModel]:
+        self.model.model.to(self.device)
+        try:
+            yield self.model
+        finally:
+            if self.offload:
+                self.model.model.to("cpu")
+                torch.cuda.empty_cache()  # the room is for the student's update
+
+    @torch.no_grad()
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`.
+
+        Raises:
+            NonFiniteError: a log-prob is NaN or infinite; names the rollout.
+        """
+        windows = [window(len(rollout.response_ids)) for rollout in rollouts]
+        with self._loaded() as model:
+
+            def function(tokens: Tokens) -> list[Tensor]:
+                with model.autocast():
+                    states = model.states(tokens)
+                    logprobs = chunked_token_logprobs(states, tokens.targets, model.head, model.chunk)
+                return [logprobs, states] if hidden else [logprobs]
+
+            results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
+        scored = []
+        for rollout, (start, stop), (logprobs, *states) in zip(rollouts, windows, results, strict=True):
+            if not logprobs.isfinite().all():
+                raise NonFiniteError(
+                    f"the teacher's log-probs of rollout {rollout.name} are NaN or infinite; its weights are damaged "
+                    "or overflow: try teacher.dtype=float32"
+                )
+            scored.append(
+                ScoredRollout(rollout, start, stop, logprobs.tolist(), teacher_hidden=states[0] if states else None)
+            )
+        return scored
+
+    def head(self) -> Head:
+        """The LM head alone on the student's device; the rest may stay offloaded."""
+        self.model.output_embeddings.to(self.device)
+        return self.model.head
+
+    def close(self) -> None:
+        """Nothing to free but memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

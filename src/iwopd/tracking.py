@@ -1,0 +1,147 @@
+"""Where metrics go: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from iwopd.errors import ConfigError, RunFolderError
+
+
+class JsonLines:
+    """An append-only file of one JSON object per line, flushed at each.
+
+    Args:
+        path: the file.
+        size: bytes of it that a checkpoint vouches for; what stands behind them is cut off. None starts anew.
+    """
+
+    def __init__(self, path: Path, size: int | None = None):
+        self.path = path
+        with self._guarded(), path.open("ab") as stream:
+            stream.truncate(min(size or 0, path.stat().st_size))
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows.
+
+        Raises:
+            RunFolderError: the disk is full.
+        """
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with self._guarded(), self.path.open("ab") as stream:
+            stream.write(text.encode())
+
+    def _guarded(self) -> "_Guard":
+        return _Guard(self.path)
+
+
+class _Guard:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise RunFolderError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, then run.resume=true"
+            ) from error
+
+
+class Mirror(Protocol):
+    """A second place for metrics."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step."""
+        ...
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A few rollouts with their weights."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing."""
+        ...
+
+
+class WandbMirror:
+    """Weights & Biases; a resumed run goes on in the same wandb run.
+
+    Raises:
+        ConfigError: wandb is not installed, or refuses to start.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], settings: Mapping[str, Any], name: str):
+        try:
+            import wandb
+        except ModuleNotFoundError:
+            raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'") from None
+        identity = folder / "wandb_id"
+        known = identity.read_text().strip() if identity.exists() else None
+        try:
+            self.run = wandb.init(
+                dir=folder, config=config, name=name, id=known, resume="allow" if known else None, **settings
+            )
+        except Exception as error:  # network, account and quota errors, each of its own type
+            raise ConfigError(
+                f"tracking.mode={settings['mode']}: wandb does not start ({error}); log in, or set it to offline"
+            ) from error
+        identity.write_text(self.run.id)
+        self._table = wandb.Table
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See `Mirror`."""
+        self.run.log(dict(metrics), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Mirror`."""
+        if rows:
+            columns = ["prompt", "response", "answer", "correct"]
+            table = self._table(columns=columns, data=[[row[column] for column in columns] for row in rows])
+            self.run.log({"samples": table}, step=step)
+
+    def close(self) -> None:
+        """See `Mirror`."""
+        self.run.finish()
+
+
+class Tracker:
+    """metrics.jsonl and samples.jsonl of a run folder, and mirrors of them.
+
+    Args:
+        sizes: what a checkpoint recorded with `state`; None starts anew.
+    """
+
+    def __init__(self, folder: Path, sizes: Mapping[str, int] | None = None, mirrors: Sequence[Mirror] = ()):
+        sizes = sizes or {}
+        self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"))
+        self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"))
+        self.mirrors = mirrors
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line: the step, the time (seconds since 1970) and the metrics."""
+        self.metrics.append([{"step": step, "time": round(time.time(), 3), **metrics}])
+        for mirror in self.mirrors:
+            mirror.log(step, metrics)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A few rollouts with per-token weights."""
+        self.rollouts.append([{"step": step, **row} for row in rows])
+        for mirror in self.mirrors:
+            mirror.samples(step, rows)
+
+    @property
+    def state(self) -> dict[str, int]:
+        """For checkpoints: how much of the files belongs to the steps taken so far."""
+        return {"metrics": self.metrics.size, "samples": self.rollouts.size}
+
+    def close(self) -> None:
+        """Close the mirrors."""
+        for mirror in self.mirrors:
+            mirror.close()

@@ -1,0 +1,89 @@
+"""A weighting scheme as the stages see it: a pure function, its window, and whether it needs the whole batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iwopd.batch import Batch, Window, collate
+from iwopd.errors import ConfigError
+from iwopd.numerics import WeightInput, opd_advantage
+from iwopd.types import ScoredRollout
+
+
+def whole_response(length: int, progress: float) -> tuple[int, int]:
+    """The window of schemes that may weigh every token."""
+    return 0, length
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """One scheme with its parameters.
+
+    Attributes:
+        name: for messages and tables.
+        weigh: from a `WeightInput` to detached weights [batch, time].
+        bounds: from a response's length and the training progress to the window ``[start, stop)`` outside which every
+            weight is zero; what lies behind it is neither scored nor trained on.
+        needs_batch: `weigh` must see the whole rollout batch at once, so the student scores it before the update.
+    """
+
+    name: str
+    weigh: Callable[[WeightInput], Tensor]
+    bounds: Callable[[int, float], tuple[int, int]] = whole_response
+    needs_batch: bool = False
+
+    def window(self, progress: float) -> Window:
+        """The window at this point of the training."""
+        return lambda length: self.bounds(length, progress)
+
+    def weights(self, batch: Batch, advantages: Tensor, progress: float) -> Tensor:
+        """[batch, time] weights of one batch, checked and detached.
+
+        Raises:
+            ConfigError: the scheme returned something else than finite weights of that shape.
+        """
+        tokens = batch.tokens
+        given = WeightInput(
+            advantages, tokens.mask, tokens.positions, tokens.lengths, batch.teacher_logprobs, progress, batch.seeds
+        )
+        weights = self.weigh(given)
+        if not isinstance(weights, Tensor) or weights.shape != advantages.shape:
+            found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ConfigError(f"weighting={self.name}: returned {found}; return weights {list(advantages.shape)}")
+        weights = torch.where(tokens.mask, weights.detach().to(advantages), torch.zeros_like(advantages))
+        if not weights.isfinite().all():
+            raise ConfigError(f"weighting={self.name}: returned NaN or infinite weights; mend the scheme")
+        return weights
+
+
+def batch_advantages(batch: Batch, student_logprobs: Tensor | None, source: str) -> Tensor:
+    """A_t of a batch, with the student's log-probs that `scoring.student_logprobs` names.
+
+    Args:
+        student_logprobs: [batch, time], the trainer's; None where they were not made.
+        source: "trainer" or "sampler".
+
+    Raises:
+        ValueError: the log-probs asked for are not there.
+    """
+    chosen = batch.sampler_logprobs if source == "sampler" else student_logprobs
+    if chosen is None:
+        raise ValueError("the advantage needs the trainer's log-probs, and nothing recorded them")
+    return opd_advantage(batch.teacher_logprobs, chosen, batch.tokens.mask)
+
+
+def whole_batch_weights(
+    weighting: Weighting, scored: Sequence[ScoredRollout], seeds: Sequence[int], source: str, progress: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and advantages of every rollout, made from the whole batch at once; a [time] tensor per rollout each."""
+    batch = collate(scored, seeds)
+    advantages = batch_advantages(batch, batch.trainer_logprobs, source)
+    weights = weighting.weights(batch, advantages, progress)
+    counts = batch.tokens.mask.sum(-1).tolist()
+
+    def rows(padded: Tensor) -> list[Tensor]:
+        return [row[:count] for row, count in zip(padded, counts, strict=True)]
+
+    return rows(weights), rows(advantages)
