@@ -94,7 +94,6 @@ def collate_tokens(
         rows.append(torch.full((stop - start,), row))
         columns.append(torch.arange(first, first + stop - start))
         targets.append(torch.tensor(rollout.response_ids[start:stop], dtype=torch.long))
-    left = padding == "left"
     return Tokens(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device) if padding == "left" else None,

@@ -64,7 +64,7 @@ class LoraConfig:
     """Low-rank adapters (peft) instead of full training."""
 
     rank: int = setting(0, "rank of the adapters; 0 trains all weights", low=0)
-    alpha: float = setting(16.0, "scale of the adapters, divided by the rank", above=0)
+    alpha: int = setting(16, "scale of the adapters, divided by the rank", low=1)
     dropout: float = setting(0.0, "dropout in front of the adapters, share", low=0, high=0.999)
     targets: str = setting("all-linear", "peft's target modules: all-linear, or names separated by commas")
 
@@ -102,7 +102,7 @@ class SourceConfig:
     subset: str | None = setting(None, "configuration of a hub dataset")
     split: str = setting("train", "split of a hub dataset or of toy://")
     prompt_column: str = setting("prompt", "column with the problem: a text, or a list of chat messages")
-    answer_column: str | None = setting("answer", "column with the reference answer; null for none")
+    answer_column: str | None = setting(None, "column with the reference answer; null where none is needed")
     id_column: str | None = setting(None, "column with a unique id; null numbers the rows")
     system: str | None = setting(None, "system message put before every problem")
     suffix: str = setting("", "text put after every problem, within the user's turn")
@@ -260,6 +260,7 @@ class BenchmarkConfig(SourceConfig):
     """Problems with answers to be evaluated on."""
 
     split: str = setting("test", "split of a hub dataset or of toy://")
+    answer_column: str | None = setting("answer", "column with the reference answer")
     grader: str = setting("exact", "how an answer is compared", choices=("exact",))
     answer_pattern: str | None = setting(None, "regular expression whose first group is the answer; null: all the text")
 
@@ -334,8 +335,9 @@ def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
 
 def _value_problem(value: Any, about: Any) -> str | None:
     if about["choices"] and value not in about["choices"]:
-        near = get_close_matches(str(value), about["choices"], n=1, cutoff=0.5)
-        choices = ", ".join(about["choices"])
+        listed: tuple[str, ...] = about["choices"]
+        near = get_close_matches(str(value), listed, n=1, cutoff=0.5)
+        choices = ", ".join(listed)
         return f"not a choice; {f'did you mean {near[0]}? ' if near else ''}choose one of {choices}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 from iwopd import toy
 from iwopd.config import SourceConfig
 from iwopd.errors import ConfigError, DataError
+from iwopd.hub import check_on_hub
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt
 
@@ -55,7 +56,7 @@ def read_json_lines(path: Path) -> list[Row]:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    rows.append(_parse_line(path, number, line))
+                    rows.append(_parse_line(path, number, line.rstrip()))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: line {len(rows) + 1}: not UTF-8 ({error.reason}); convert the file") from None
     except OSError as error:
@@ -94,6 +95,9 @@ def _load_with_datasets(source: SourceConfig, key: str) -> list[Row]:
         if file.stat().st_size == 0:
             raise DataError(f"{key}.path={source.path}: no rows; name a file that has some")
 
+    else:
+        check_on_hub(f"{key}.path", source.path, "datasets")
+
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
@@ -110,11 +114,13 @@ def _load_with_datasets(source: SourceConfig, key: str) -> list[Row]:
 
 
 def _check_columns(rows: Sequence[Row], source: SourceConfig, key: str, *, answers: bool) -> None:
-    wanted = {"prompt_column": source.prompt_column, "id_column": source.id_column}
-    if answers:
-        wanted["answer_column"] = source.answer_column
-        if source.answer_column is None:
-            raise ConfigError(f"{key}.answer_column=null: an evaluation needs answers; name their column")
+    if answers and source.answer_column is None:
+        raise ConfigError(f"{key}.answer_column=null: an evaluation needs answers; name their column")
+    wanted = {
+        "prompt_column": source.prompt_column,
+        "id_column": source.id_column,
+        "answer_column": source.answer_column,
+    }
     for field, column in wanted.items():
         if column is not None and column not in rows[0]:
             has = ", ".join(rows[0]) or "no columns"

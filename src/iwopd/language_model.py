@@ -108,7 +108,7 @@ class LanguageModel:
         return output.last_hidden_state[tokens.rows, tokens.columns]
 
     def head(self, states: Tensor) -> Tensor:
-        """[tokens, hidden] to logits [tokens, vocabulary], with the scale and soft cap of architectures that have one."""
+        """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so."""
         config = self.model.config
         logits = self.output_embeddings(states)
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)

@@ -25,12 +25,12 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv = [f"iwopd {verb}", *arguments, f"hydra.job.name={verb}", f"hydra.help.app_name=iwopd {verb}"]
+    sys.argv = [f"iwopd {verb}", *arguments]
     register_schemas()
 
     def task(composed: DictConfig) -> Any:
         try:
-            config = check(composed, verb)
+            config = check(composed, verb, arguments)
             return import_module(module).run(config)  # everything heavy is imported from here on
         except IwopdError as error:
             fail(error)
@@ -41,8 +41,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(ConfigError(explain(error, arguments)))
-    except (ValueError, TypeError, OSError) as error:
-        # What Hydra lets through of odd overrides; errors of our own never get here (task handles or shows them).
+    except Exception as error:  # what Hydra lets through of odd overrides is of any type, assertions included
         if _raised_in_task(error):
             raise
         fail(ConfigError(f"{' '.join(arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
@@ -54,24 +53,25 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def check(composed: DictConfig, verb: str) -> Config:
+def check(composed: DictConfig, verb: str, overrides: Sequence[str] = ()) -> Config:
     """The composed YAML as a checked `Config`, with the run folder settled.
 
     Raises:
         ConfigError: all mistakes, one line each.
     """
-    if verb == "eval" and composed.eval.model is None:
-        raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
-    unknown = list(_unknown_keys(composed))
-    if unknown:
-        raise ConfigError(*(f"{key}: no such key; {_known_keys(key, owner)}" for key, owner in unknown))
     try:
+        OmegaConf.resolve(composed)
+        unknown = list(_unknown_keys(composed))
+        if unknown:
+            raise ConfigError(*(f"{key}: no such key; {_known_keys(key, owner)}" for key, owner in unknown))
+        if verb == "eval" and composed.eval.model is None:
+            raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         key = str(error.full_key or _first_line(str(error)).rpartition(": ")[2])
         raise ConfigError(f"{key}=???: not set; set {key}=VALUE") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, ())) from None
+        raise ConfigError(explain(error, overrides)) from None
     assert isinstance(config, Config)
     settle_run_folder(config, verb)
     return config

@@ -229,7 +229,7 @@ def about() -> dict[str, Any]:
     except FileNotFoundError:  # no git on this machine
         commit, changed = None, False
     return {
-        "command": [arg for arg in sys.argv if not arg.startswith(("hydra.job.name=", "hydra.help.app_name="))],
+        "command": sys.argv,
         "commit": commit,
         "uncommitted_changes": changed,
         "python": platform.python_version(),

@@ -95,7 +95,8 @@ class Student:
             NonFiniteError: the norm is NaN or infinite; the weights stay as they were.
         """
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_div_(grads, max(denominator, 1.0))
+        for grad in grads:
+            grad.div_(max(denominator, 1.0))
         norm = nn.utils.get_total_norm(grads)
         if not norm.isfinite():
             raise NonFiniteError(

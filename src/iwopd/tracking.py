@@ -102,7 +102,7 @@ class WandbMirror:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Mirror`."""
         if rows:
-            columns = ["prompt", "response", "answer", "correct"]
+            columns: list[Any] = ["prompt", "response", "answer", "correct"]
             table = self._table(columns=columns, data=[[row[column] for column in columns] for row in rows])
             self.run.log({"samples": table}, step=step)
 

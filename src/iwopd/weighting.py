@@ -48,11 +48,19 @@ class Weighting:
         given = WeightInput(
             advantages, tokens.mask, tokens.positions, tokens.lengths, batch.teacher_logprobs, progress, batch.seeds
         )
-        weights = self.weigh(given)
+        return self.checked(given)
+
+    def checked(self, given: WeightInput) -> Tensor:
+        """[batch, time] weights: finite, detached, 0 outside the mask.
+
+        Raises:
+            ConfigError: see `weights`.
+        """
+        advantages, weights = given.advantages, self.weigh(given)
         if not isinstance(weights, Tensor) or weights.shape != advantages.shape:
             found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise ConfigError(f"weighting={self.name}: returned {found}; return weights {list(advantages.shape)}")
-        weights = torch.where(tokens.mask, weights.detach().to(advantages), torch.zeros_like(advantages))
+        weights = torch.where(given.mask, weights.detach().to(advantages), torch.zeros_like(advantages))
         if not weights.isfinite().all():
             raise ConfigError(f"weighting={self.name}: returned NaN or infinite weights; mend the scheme")
         return weights

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from iwopd import build
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
+from iwopd.errors import NonFiniteError
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.seeding import derive_seed
 from iwopd.store import RunFolder
@@ -178,7 +179,7 @@ class Trainer:
                     self.save()
                 if state.step >= run.steps:
                     break
-                self.step()
+                self._step_or_explain()
             self._export()
         except ForcedStop:
             raise
@@ -191,6 +192,14 @@ class Trainer:
             )
             sys.exit(stop.status)
         return state.accuracy
+
+    def _step_or_explain(self) -> None:
+        try:
+            self.step()
+        except NonFiniteError as error:
+            kept = self.folder.saved()
+            stays = f"{kept[-1].name} stays" if kept else "no checkpoint was due before"
+            raise NonFiniteError(f"step {self.state.step + 1}: {error}; {stays}") from error
 
     def _due(self, every: int) -> bool:
         step = self.state.step

@@ -5,12 +5,15 @@ Hidden states go through the LM head a chunk of tokens at a time; with gradients
 LoRA-adapted and soft-capped heads work alike.
 """
 
+# torch's own annotations are partial.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from iwopd.numerics._shapes import Float, Int
 

@@ -4,6 +4,9 @@ Sources: arXiv 2606.22600 for iw and its ablations, prefix boost and mask; the w
 are detached and 0 outside the mask. To add a scheme, see CONTRIBUTING.
 """
 
+# torch's own annotations are partial.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +79,8 @@ def in_window(
     positions: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"], fraction: float, side: Side
 ) -> Bool[Tensor, "batch time"]:
     """True where a token lies in the window of its response."""
-    bounds = [window_bounds(int(length), fraction, side) for length in lengths.tolist()]
+    whole: list[int] = lengths.tolist()
+    bounds = [window_bounds(length, fraction, side) for length in whole]
     start, stop = torch.tensor(bounds, device=positions.device).reshape(-1, 2).T[..., None]
     return (positions >= start) & (positions < stop)
 
@@ -102,7 +106,8 @@ def fixed_window_weights(given: WeightInput, fraction: float, side: Side) -> Flo
 def random_window_weights(given: WeightInput, fraction: float) -> Float[Tensor, "batch time"]:
     """1 on a random `fraction` of each response's tokens (a control); the choice follows from the row's seed alone."""
     weights = torch.zeros_like(given.advantages)
-    for row, (length, seed) in enumerate(zip(given.lengths.tolist(), given.seeds, strict=True)):
+    whole: list[int] = given.lengths.tolist()
+    for row, (length, seed) in enumerate(zip(whole, given.seeds, strict=True)):
         generator = torch.Generator().manual_seed(seed)
         kept = torch.zeros(max(length, 1))
         kept[torch.randperm(length, generator=generator)[: window_size(length, fraction)]] = 1.0

@@ -183,6 +183,7 @@ class _Step:
         """Forward and backward of Σ scale · loss, to be divided by the batch's whole denominator afterwards."""
         loss, mask = self.loss, batch.tokens.mask
         logprobs, kl, batch = self._forward(batch)
+        self._check_finite(logprobs.detach(), "student's log-prob", batch)
         old = logprobs.detach() if batch.trainer_logprobs is None else batch.trainer_logprobs
         advantages = batch_advantages(batch, old, loss.student_logprobs)
         if weights is None:
@@ -207,7 +208,7 @@ class _Step:
             clipped = clipped_dual = torch.zeros_like(mask)
         scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, loss.normalize)
         total = (losses * scale).sum()
-        self._check_finite(losses.detach(), total.detach(), batch)
+        self._check_finite(losses.detach(), "loss", batch)
         total.backward()
 
         inside = weights[mask]
@@ -238,13 +239,13 @@ class _Step:
         batch = replace(batch, teacher_logprobs=tokens.spread(scores.teacher_logprobs))
         return tokens.spread(scores.logprobs), tokens.spread(scores.reverse_kl), batch
 
-    def _check_finite(self, losses: Tensor, total: Tensor, batch: Batch) -> None:
-        if total.isfinite():
+    def _check_finite(self, values: Tensor, what: str, batch: Batch) -> None:
+        """Raise NonFiniteError, naming the rollouts, unless all of `values` [batch, time] are finite."""
+        if values.isfinite().all():
             return
-        rows = (~losses.isfinite().all(-1)).nonzero().flatten().tolist()
+        rows = (~values.isfinite().all(-1)).nonzero().flatten().tolist()
         names = ", ".join(batch.names[row] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
         self.student.clear_gradients()
         raise NonFiniteError(
-            f"the loss is {total.item()} on rollouts {names or 'of this micro-batch'}; no step was taken: "
-            "lower optim.lr, or look at these rollouts"
+            f"the {what} is NaN or infinite on {names}; no step was taken: lower optim.lr, or look at these rollouts"
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -57,12 +57,13 @@ class HfTeacher:
 
     @contextmanager
     def _loaded(self) -> Iterator[LanguageModel]:
-        self.model.model.to(self.device)
+        module: Any = self.model.model
+        module.to(self.device)
         try:
             yield self.model
         finally:
             if self.offload:
-                self.model.model.to("cpu")
+                module.to("cpu")
                 torch.cuda.empty_cache()  # the room is for the student's update
 
     @torch.no_grad()

@@ -1,0 +1,120 @@
+"""Tiny random models and plausible records, for tests of everything that computes."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from iwopd.language_model import LanguageModel
+from iwopd.stages import score
+from iwopd.student import OptimSettings, Student
+from iwopd.teachers.hf import HfTeacher
+from iwopd.toy.models import ensure_models
+from iwopd.types import Rollout, ScoredRollout
+from iwopd.weighting import whole_response
+
+VOCABULARY = 50
+
+# The same examples at every run, and no limit on the time of one.
+settings.register_profile("repeatable", derandomize=True, max_examples=40, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+torch.set_num_threads(1)  # the tensors are too small to share
+
+
+def make_model(seed: int = 0, *, vocabulary: int = VOCABULARY, autocast: bool = False) -> LanguageModel:
+    # initializer_range makes distributions as peaked as a trained model's, so that a wrong place is a wrong number.
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LanguageModel(Qwen3ForCausalLM(config), autocast=autocast)
+
+
+def make_student(seed: int = 0, *, micro_batch_tokens: int = 10**6, autocast: bool = False, **optim: Any) -> Student:
+    """A student whose gradients are not clipped, unless `optim` says so."""
+    options = {"lr": 1e-2, "total": 10, "grad_clip": None} | optim
+    return Student(make_model(seed, autocast=autocast), OptimSettings(**options), micro_batch_tokens)
+
+
+def make_ragged_rollouts(
+    n: int, seed: int = 0, *, longest_prompt: int = 7, longest: int = 12, vocabulary: int = VOCABULARY
+) -> list[Rollout]:
+    """Rollouts of all lengths up to `longest`, of random tokens with random sampler log-probs."""
+    drawn = random.Random(seed)
+    rollouts = []
+    for index in range(n):
+        length = drawn.randint(1, longest)
+        rollouts.append(
+            Rollout(
+                prompt_id=f"p{index}",
+                prompt_ids=[drawn.randrange(vocabulary) for _ in range(drawn.randint(1, longest_prompt))],
+                response_ids=[drawn.randrange(vocabulary) for _ in range(length)],
+                sampler_logprobs=[-drawn.expovariate(0.3) for _ in range(length)],
+                finish_reason=drawn.choice(["stop", "length"]),
+                sample=index % 2,
+            )
+        )
+    return rollouts
+
+
+def score_rollouts(
+    rollouts: Sequence[Rollout],
+    teacher: LanguageModel,
+    window: Callable[[int], tuple[int, int]] = lambda length: whole_response(length, 0.0),
+    **options: Any,
+) -> list[ScoredRollout]:
+    """`options` are those of `iwopd.stages.score`."""
+    return score(HfTeacher(teacher, torch.device("cpu")), rollouts, window, **options)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., LanguageModel]:
+    """Makes random Qwen3 models in float32: tiny_model(seed, vocabulary=…, autocast=…)."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_student() -> Callable[..., Student]:
+    """Makes students of such models: tiny_student(seed, micro_batch_tokens=…, autocast=…, lr=…)."""
+    return make_student
+
+
+@pytest.fixture(scope="session")
+def make_rollouts() -> Callable[..., list[Rollout]]:
+    """Makes ragged rollouts: make_rollouts(n, seed, longest_prompt=…, longest=…, vocabulary=…)."""
+    return make_ragged_rollouts
+
+
+@pytest.fixture(scope="session")
+def make_scored() -> Callable[..., list[ScoredRollout]]:
+    """Scores rollouts with a model: make_scored(rollouts, teacher, window, student=…, hidden=…)."""
+    return score_rollouts
+
+
+@pytest.fixture(scope="session")
+def smoke_models() -> dict[str, Path]:
+    """The smallest toy pair, by role; made once, in the user's cache."""
+
+    @contextmanager
+    def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: None
+
+    return ensure_models({role: f"toy://smoke/{role}" for role in ("student", "teacher")}, silent)

@@ -1,0 +1,96 @@
+"""Ways to run the program from tests: in this process, or as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from iwopd.launch import launch
+
+# The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
+SMALL = (
+    "+experiment=smoke",
+    "run.steps=4",
+    "run.save_every=2",
+    "eval.every=2",
+    "eval.benchmarks.smoke.limit=8",
+    "data.batch_size=8",
+    "data.limit=64",
+    "rollout.max_tokens=24",
+    "run.samples=2",
+)
+
+
+def iwopd(verb: str, *overrides: str) -> int:
+    """Run a verb in this process; the exit status."""
+    modules = {"train": "iwopd.commands.train", "eval": "iwopd.commands.evaluate"}
+    before = sys.argv
+    try:
+        launch(verb, modules[verb], overrides)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], verb: str, *overrides: str) -> str:
+    """Run a verb that must refuse its input: status 2 and one line on standard error, which is returned."""
+    capsys.readouterr()
+    assert iwopd(verb, *overrides) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("iwopd: ")
+    return lines[0]
+
+
+def process(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m iwopd ARGUMENTS` as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "iwopd", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The same, in the background; standard output is a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "iwopd", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_line(running: subprocess.Popen[str], start_of_line: str) -> None:
+    """Read a background process's output up to a line."""
+    assert running.stdout is not None
+    seen: list[str] = []
+    for line in running.stdout:
+        seen.append(line)
+        if line.startswith(start_of_line):
+            return
+    raise AssertionError(f"{start_of_line!r} never came: {''.join(seen)} {running.stderr and running.stderr.read()}")
+
+
+def rows(file: Path) -> list[dict]:
+    """The objects of a jsonl file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    """A model's weights, to the bit."""
+    return (folder / "model.safetensors").read_bytes()
+
+
+def without_times(found: Sequence[dict]) -> list[dict]:
+    """Metrics of a run, less what the clock says."""
+    return [{key: value for key, value in row.items() if not key.startswith("time")} for row in found]
