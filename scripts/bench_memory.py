@@ -1,16 +1,17 @@
-"""How much memory does a vocabulary of 151,936 tokens cost, and is the chunk loop of `iwopd.numerics.logprobs` worth it?
+"""What memory does a vocabulary of 151,936 tokens cost, and is the chunk loop of `iwopd.numerics.logprobs` worth it?
 
     python scripts/bench_memory.py                            # some minutes on two CPU cores; Linux
     python scripts/bench_memory.py --hidden 512 --tokens 128  # a wider head, where arithmetic weighs more
     python scripts/bench_memory.py --rows product naive       # some rows only
 
-Each row is measured in processes of its own, above what the process held before the models were made:
+Each row is measured in processes of its own, over several repeats (the first makes the optimiser's state), above what
+the process held before the models were made:
 
-- resident: the peak of resident memory, which the machine must have (the kernel's VmHWM), over three repeats.
+- resident: the peak of resident memory, which the machine must have (the kernel's VmHWM).
 - live: the same where freed blocks go back to the kernel at once (glibc's MALLOC_MMAP_THRESHOLD_), so without what the
   allocator keeps or cannot reuse: what the algorithm holds.
 - weights and state: their share of both: weights of the models; gradients and AdamW's moments.
-- seconds: the median of the three repeats, glibc as it comes.
+- seconds: the median of three repeats, glibc as it comes.
 
 The rows: `product` is iwopd's score + update with a tiny Qwen3, optimiser step included, `naive` the same with whole
 logits and log_softmax. `head_*` are log-probs of the tokens and their gradients alone: iwopd's chunk loop, whole
@@ -51,7 +52,6 @@ from iwopd.weighting import Weighting
 VOCABULARY = 151_936
 SEQUENCES = 2
 LIMIT = 0.2  # of the memory of whole logits
-REPEATS = 3
 WEIGHTING = Weighting("iw", lambda given: iw_weights(given.advantages, given.mask, 0.5))
 
 
@@ -71,10 +71,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1024, help="response tokens of each of the two (%(default)s)")
     parser.add_argument("--hidden", type=int, default=32, help="width of the model (%(default)s)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # measure the one row in this process
+    parser.add_argument("--repeats", type=int, help=argparse.SUPPRESS)  # measure one row in this process
     options = parser.parse_args()
-    if options.here:
-        print(json.dumps(measure(options.rows[0], options.hidden, options.tokens)))
+    if options.repeats:
+        print(json.dumps(measure(options.rows[0], options.hidden, options.tokens, options.repeats)))
         return 0
     logits = mib(4 * VOCABULARY * SEQUENCES * options.tokens)
     rows = {row: in_processes(row, options.hidden, options.tokens, logits) for row in options.rows}
@@ -99,14 +99,15 @@ def in_processes(row: str, hidden: int, tokens: int, logits: float) -> dict[str,
     """`measure` in fresh processes, so that no row inherits another's memory."""
     if row == "head_torch" and not hasattr(functional, "linear_cross_entropy"):
         return {"skipped": f"PyTorch {torch.__version__} has no linear_cross_entropy"}
-    command = [sys.executable, __file__, "--here", "--rows", row, "--hidden", str(hidden), "--tokens", str(tokens)]
+    command = [sys.executable, __file__, "--rows", row, "--hidden", str(hidden), "--tokens", str(tokens)]
 
-    def run(**environment: str) -> dict[str, Any]:
+    def run(repeats: int, **environment: str) -> dict[str, Any]:
         print(f"{row} {environment or ''} …", file=sys.stderr, flush=True)
-        done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, text=True)
+        env = {**os.environ, **environment}
+        done = subprocess.run([*command, "--repeats", str(repeats)], env=env, stdout=subprocess.PIPE, check=True)
         return json.loads(done.stdout)
 
-    found, live = run(), run(MALLOC_MMAP_THRESHOLD_=str(2**20))["peak_mib"]
+    found, live = run(3), run(2, MALLOC_MMAP_THRESHOLD_=str(2**20))["peak_mib"]
     resident = found.pop("peak_mib")
     shares = {"resident_share": round(resident / logits, 3), "live_share": round(live / logits, 3)}
     return {"resident_mib": resident, "live_mib": live, **shares, **found}
@@ -125,7 +126,7 @@ def table(rows: dict[str, dict[str, Any]], logits: float) -> str:
     return "\n".join(lines)
 
 
-def measure(row: str, hidden: int, tokens: int) -> dict[str, Any]:
+def measure(row: str, hidden: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Peak memory and seconds of one row in this process."""
     prepare = ROWS[row]
     prepare(make_rollouts(8, 1000), 1000, hidden).work()  # what is loaded on first use is not the row's
@@ -133,7 +134,7 @@ def measure(row: str, hidden: int, tokens: int) -> dict[str, Any]:
     reset_peak()
     prepared = prepare(make_rollouts(tokens, VOCABULARY), VOCABULARY, hidden)
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         prepared.work()
         seconds.append(time.perf_counter() - start)

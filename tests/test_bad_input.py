@@ -162,7 +162,7 @@ FILES: dict[str, tuple[str, str | bytes, list[str]]] = {
     "malformed": ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', ["a.jsonl: line 2, column 15"]),
     "not an object": ("a.jsonl", '{"prompt": "a"}\n[1]\n', ["a.jsonl: line 2: a list, not an object"]),
     "not UTF-8": ("a.jsonl", b"\xff\xfe", ["a.jsonl: line 1: not UTF-8"]),
-    "other columns": ("a.jsonl", '{"question": "a", "answer": "1"}\n', ["prompt_column=prompt", "it has question, answer"]),
+    "other columns": ("a.jsonl", '{"question": "a", "answer": "1"}\n', ["=prompt", "it has question, answer"]),
     "null prompt": ("a.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', ["row 2, column prompt: null"]),
     "missing later": ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["row 2, column prompt: missing"]),
     "empty prompt": ("a.jsonl", '{"prompt": " "}\n', ["row 1, column prompt: empty"]),

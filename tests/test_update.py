@@ -118,13 +118,18 @@ def trial(tiny_student, records, scored, teacher) -> Callable[..., Trial]:
 
 
 def direct_loss(
-    student: torch.nn.Module, teacher: torch.nn.Module, records: Sequence[ScoredRollout], kind: str, cap: float | None
+    student: torch.nn.Module,
+    teacher: torch.nn.Module,
+    records: Sequence[ScoredRollout],
+    kind: str,
+    importance_cap: float | None = 5.0,
+    normalize: str = "kept",
 ) -> Tensor:
     """IW-OPD's loss, one rollout at a time, with all logits at once; differentiable by the student.
 
     Logits of tokens that the student has not are left out.
     """
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    losses = []
     for record in records:
         rollout, length = record.rollout, len(record.rollout.response_ids)
         ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
@@ -136,22 +141,23 @@ def direct_loss(
         advantages = teacher_logprobs - logprobs.detach()
         [weights] = iw_weights(advantages[None], torch.ones(1, length, dtype=torch.bool), 0.5)
         sampler = torch.tensor(rollout.sampler_logprobs, dtype=torch.float64)
-        correction = 1.0 if cap is None else (logprobs.detach() - sampler).exp().clamp(max=cap)
+        correction = 1.0 if importance_cap is None else (logprobs.detach() - sampler).exp().clamp(max=importance_cap)
         ratio = (logprobs - logprobs.detach()).exp()
         by_token = -advantages * ratio if kind == "policy_gradient" else (ours.exp() * (ours - theirs.detach())).sum(-1)
-        total = total + (weights * correction * by_token).sum()
-        count += length
-    return total / count
+        losses.append(weights * correction * by_token)
+    return torch.cat(losses).mean() if normalize == "kept" else torch.stack([row.mean() for row in losses]).mean()
 
 
-@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize(
+    "options", [{"importance_cap": None}, {"importance_cap": 2.0}, {"normalize": "sequence"}], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_update_computes_the_loss_and_gradient_of_the_formula(kind, cap, trial, records, teacher, tiny_model):
+def test_update_computes_the_loss_and_gradient_of_the_formula(kind, options, trial, records, teacher, tiny_model):
     student = deepcopy(tiny_model(0).model).double()
-    expected = direct_loss(student, deepcopy(teacher.model).double(), records, kind, cap)
+    expected = direct_loss(student, deepcopy(teacher.model).double(), records, kind, **options)
     expected.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
-    found = trial(IW, kind=kind, importance_cap=cap)
+    found = trial(IW, kind=kind, **options)
     assert found.metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert_same_gradient(found.gradient.double(), gradient, 1e-4)
 
@@ -161,7 +167,7 @@ def test_reverse_kl_and_its_weights_are_over_the_vocabulary_both_have(make_score
     given = make_scored(rollouts, teacher, hidden=True)
     found = Trial(tiny_student(0), given, IW, LossSettings(kind="reverse_kl"), teacher_head=teacher.head)
     models = (deepcopy(lm.model).double() for lm in (tiny_model(0), teacher))
-    expected = direct_loss(*models, given, "reverse_kl", 5.0)
+    expected = direct_loss(*models, given, "reverse_kl")
     assert found.metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -362,18 +368,30 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(trial, tiny_studen
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 10**6])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-@pytest.mark.parametrize("weighting", [UNIFORM, IW], ids=["uniform", "iw"])
+@on_schemes
 def test_a_non_finite_teacher_names_the_rollout_and_changes_nothing(
-    weighting, value, micro_batch_tokens, tiny_student, scored
+    weighting, value, micro_batch_tokens, tiny_student, records, scored
 ):
     student = tiny_student(0, micro_batch_tokens=micro_batch_tokens)
     before = weights_of(student)
-    damaged = list(scored)
-    damaged[3] = replace(scored[3], teacher_logprobs=[*scored[3].teacher_logprobs[:-1], value])
+    damaged = list(records if weighting.needs_batch else scored)
+    damaged[3] = replace(damaged[3], teacher_logprobs=[value, *damaged[3].teacher_logprobs[1:]])
     with pytest.raises(NonFiniteError, match=r"p3#1;"):
         update(student, damaged, weighting, LossSettings(), seeds=range(N))
     assert torch.equal(weights_of(student), before)
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_student_names_the_rollout(kind, tiny_student, teacher, records):
+    student, token = tiny_student(0), records[3].rollout.prompt_ids[0]
+    clean = [record for record in records if token not in record.rollout.prompt_ids + record.rollout.response_ids]
+    assert clean
+    with torch.no_grad():
+        student.model.get_input_embeddings().weight[token] = torch.nan
+    given = [replace(record, trainer_logprobs=None) for record in [*clean, records[3]]]
+    with pytest.raises(NonFiniteError, match=r" p3#1;"):
+        update(student, given, IW, LossSettings(kind=kind), seeds=range(len(given)), teacher_head=teacher.head)
 
 
 def test_a_non_finite_gradient_changes_nothing(tiny_student, scored):

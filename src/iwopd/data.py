@@ -1,6 +1,7 @@
 """Problems: rows from a file, the hub or the toy task; rendered to token ids; handed out step by step."""
 
 import json
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def _load_with_datasets(source: SourceConfig, key: str) -> list[Row]:
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told below, in one line
     try:
         if local:
             table = load_dataset(FORMATS[suffix], data_files=str(Path(source.path).expanduser()), split="train")
@@ -161,7 +163,12 @@ def render(rows: Sequence[Row], source: SourceConfig, tokenizer: Any) -> list[Pr
     prompts: list[Prompt] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
-        text = _render_text(row[source.prompt_column], source, tokenizer)
+        try:
+            text = _render_text(row[source.prompt_column], source, tokenizer)
+        except Exception as error:  # templates are code of the model's, and raise what they like
+            raise DataError(
+                f"{source.path}: row {number}: the chat template refuses it: {error}; mend the row"
+            ) from error
         identity = str(row[source.id_column]) if source.id_column else f"{source.split}-{number}"
         if identity in seen:
             raise DataError(f"{source.path}: row {number}, column {source.id_column}: id {identity} stands there twice")

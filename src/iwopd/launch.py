@@ -25,7 +25,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv = [f"iwopd {verb}", *arguments]
+    sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
 
     def task(composed: DictConfig) -> Any:
@@ -34,17 +34,39 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
             return import_module(module).run(config)  # everything heavy is imported from here on
         except IwopdError as error:
             fail(error)
-        except KeyboardInterrupt:
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            sys.exit(getattr(stop, "status", 130))
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(ConfigError(explain(error, arguments)))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:  # what Hydra lets through of odd overrides is of any type, assertions included
         if _raised_in_task(error):
             raise
         fail(ConfigError(f"{' '.join(arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
+
+
+VALUED_FLAGS = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
+
+
+def overrides_last(arguments: Sequence[str]) -> list[str]:
+    """Flags before overrides: Hydra's parser takes overrides on one side of a flag only."""
+    flags, overrides, remaining = list[str](), list[str](), list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if argument in VALUED_FLAGS and remaining:
+            flags.append(remaining.pop(0))
+    return flags + overrides
 
 
 def config_folder() -> Path:

@@ -89,7 +89,7 @@ class Student:
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def apply_gradients(self, denominator: float) -> float:
-        """Divide the summed gradients, clip them, and take one optimiser step; returns the norm before clipping.
+        """Divide the summed gradients, clip them, and take one optimiser step; the norm before clipping.
 
         Raises:
             NonFiniteError: the norm is NaN or infinite; the weights stay as they were.
@@ -108,7 +108,6 @@ class Student:
             group["lr"] = self.current_lr
         self.optimizer.step()
         self.updates += 1
-        self.clear_gradients()
         return norm.item()
 
     def clear_gradients(self) -> None:

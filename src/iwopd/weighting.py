@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iwopd.batch import Batch, Window, collate
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, NonFiniteError
 from iwopd.numerics import WeightInput, opd_advantage
 from iwopd.types import ScoredRollout
 
@@ -75,11 +75,25 @@ def batch_advantages(batch: Batch, student_logprobs: Tensor | None, source: str)
 
     Raises:
         ValueError: the log-probs asked for are not there.
+        NonFiniteError: an advantage is NaN or infinite; names the rollouts.
     """
     chosen = batch.sampler_logprobs if source == "sampler" else student_logprobs
     if chosen is None:
         raise ValueError("the advantage needs the trainer's log-probs, and nothing recorded them")
-    return opd_advantage(batch.teacher_logprobs, chosen, batch.tokens.mask)
+    advantages = opd_advantage(batch.teacher_logprobs, chosen, batch.tokens.mask)
+    check_finite(advantages, "advantage", batch)
+    return advantages
+
+
+def check_finite(values: Tensor, what: str, batch: Batch) -> None:
+    """Raise NonFiniteError, naming the rollouts, unless all of `values` [batch, time] are finite."""
+    if values.isfinite().all():
+        return
+    rows = (~values.isfinite().all(-1)).nonzero().flatten().tolist()
+    names = ", ".join(batch.names[row] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    raise NonFiniteError(
+        f"the {what} is NaN or infinite on {names}; no step was taken: lower optim.lr, or look at these rollouts"
+    )
 
 
 def whole_batch_weights(

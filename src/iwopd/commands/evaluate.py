@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from iwopd import build
-from iwopd.commands.train import evaluation_metrics
+from iwopd.commands.trainer import evaluation_metrics
 from iwopd.config import Config
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line

@@ -22,7 +22,9 @@ def sampling_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
     logits = logits.float()
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        highest = logits.gather(-1, best)
+        # log 1, and still NaN where the logits are: a diverged model must show under greedy decoding too.
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, highest - highest)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]

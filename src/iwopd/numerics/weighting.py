@@ -50,7 +50,7 @@ class WeightInput:
 
 def window_size(length: int, fraction: float) -> int:
     """Tokens a window keeps: ceil(fraction · length), at least 1, at most length."""
-    # The small term undoes binary rounding: 0.7 · 10 is 7.000000000000001 in floating point.
+    # The small term undoes binary rounding: 0.07 · 100 is 7.000000000000001 in floating point.
     return min(length, max(1, math.ceil(fraction * length - 1e-9)))
 
 
@@ -206,7 +206,7 @@ def prefix_ratio_weights(given: WeightInput, alpha: float, gamma: float | None) 
     places = torch.where(given.mask, given.positions, width)
     at_position = scaled.new_full((scaled.shape[0], width + 1), -torch.inf).scatter(-1, places, scaled)
     alive = at_position.isfinite().sum(0).clamp(min=1)
-    log_z = torch.logsumexp(at_position, dim=0) - alive.log()
+    log_z = torch.logsumexp(at_position, dim=0) - alive.to(scaled.dtype).log()
     ratio = (scaled - log_z[places]).exp()
     return _masked(ratio if gamma is None else 1 + gamma * ratio, given.mask, given.advantages)
 

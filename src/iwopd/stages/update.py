@@ -10,14 +10,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.batch import Batch, collate, token_batches
 from iwopd.engines.base import Progress, silent
-from iwopd.errors import NonFiniteError, OutOfMemoryError
+from iwopd.errors import OutOfMemoryError
 from iwopd.numerics import chunked_reverse_kl, loss_scale, policy_token_losses
 from iwopd.numerics.logprobs import Head
 from iwopd.numerics.loss import Normalize, importance_correction
 from iwopd.seeding import derive_seed
 from iwopd.student import Student
 from iwopd.types import ScoredRollout
-from iwopd.weighting import Weighting, batch_advantages, whole_batch_weights
+from iwopd.weighting import Weighting, batch_advantages, check_finite, whole_batch_weights
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,10 @@ def update(
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; names the rollouts, and the step was not taken.
         OutOfMemoryError: one sequence alone does not fit in the GPU's memory.
+        ValueError: several updates without the trainer's log-probs of before the first.
     """
+    if updates > 1 and any(record.trainer_logprobs is None for record in scored):
+        raise ValueError("several updates per batch need the trainer's log-probs; have score() record them")
     weights = None
     if weighting.needs_batch:
         weights, _ = whole_batch_weights(weighting, scored, seeds, loss.student_logprobs, progress)
@@ -70,8 +73,11 @@ def update(
         step = _Step(student, [scored[i] for i in chosen], weighting, loss, [seeds[i] for i in chosen], progress)
         step.weights = [weights[i] for i in chosen] if weights else None
         step.teacher_head = teacher_head
-        part = step.run(advance)
-        norms.append(student.apply_gradients(part.denominator))
+        try:
+            part = step.run(advance)
+            norms.append(student.apply_gradients(part.denominator))
+        finally:
+            student.clear_gradients()  # frees them, whatever happened
         sums.add(part)
     return {**sums.metrics(), "train/grad_norm": max(norms)}
 
@@ -151,13 +157,15 @@ class _Step:
     def _halve(self, error: Exception) -> None:
         student = self.student
         student.clear_gradients()
-        longest = max(self._lengths())
-        if student.micro_batch_tokens <= longest:
+        lengths = self._lengths()
+        longest = max(lengths)
+        largest = max(lengths[group[0]] * len(group) for group in token_batches(lengths, student.micro_batch_tokens))
+        if largest <= longest:
             raise OutOfMemoryError(
                 f"one sequence of {longest} tokens does not fit in the GPU's memory; use "
                 "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
             ) from error
-        student.micro_batch_tokens = max(longest, student.micro_batch_tokens // 2)
+        student.micro_batch_tokens = max(longest, largest // 2)
         log.warning("out of GPU memory: going on with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
         torch.cuda.empty_cache()
 
@@ -183,7 +191,7 @@ class _Step:
         """Forward and backward of Σ scale · loss, to be divided by the batch's whole denominator afterwards."""
         loss, mask = self.loss, batch.tokens.mask
         logprobs, kl, batch = self._forward(batch)
-        self._check_finite(logprobs.detach(), "student's log-prob", batch)
+        check_finite(logprobs.detach(), "student's log-prob", batch)
         old = logprobs.detach() if batch.trainer_logprobs is None else batch.trainer_logprobs
         advantages = batch_advantages(batch, old, loss.student_logprobs)
         if weights is None:
@@ -208,7 +216,7 @@ class _Step:
             clipped = clipped_dual = torch.zeros_like(mask)
         scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, loss.normalize)
         total = (losses * scale).sum()
-        self._check_finite(losses.detach(), "loss", batch)
+        check_finite(losses.detach(), "loss", batch)
         total.backward()
 
         inside = weights[mask]
@@ -238,14 +246,3 @@ class _Step:
             )
         batch = replace(batch, teacher_logprobs=tokens.spread(scores.teacher_logprobs))
         return tokens.spread(scores.logprobs), tokens.spread(scores.reverse_kl), batch
-
-    def _check_finite(self, values: Tensor, what: str, batch: Batch) -> None:
-        """Raise NonFiniteError, naming the rollouts, unless all of `values` [batch, time] are finite."""
-        if values.isfinite().all():
-            return
-        rows = (~values.isfinite().all(-1)).nonzero().flatten().tolist()
-        names = ", ".join(batch.names[row] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
-        self.student.clear_gradients()
-        raise NonFiniteError(
-            f"the {what} is NaN or infinite on {names}; no step was taken: lower optim.lr, or look at these rollouts"
-        )

@@ -1,0 +1,303 @@
+"""The training loop: it reads like the paper's algorithm, with evaluations and checkpoints between steps."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd import build
+from iwopd.config import Config
+from iwopd.display import Display, evaluation_line, step_line
+from iwopd.errors import NonFiniteError
+from iwopd.interrupts import ForcedStop, Interrupts, Stopped
+from iwopd.seeding import derive_seed
+from iwopd.store import RunFolder
+from iwopd.tracking import Tracker
+
+if TYPE_CHECKING:
+    from iwopd.data import PromptStream
+    from iwopd.engines.base import Engine
+    from iwopd.stages.evaluation import Benchmark, Evaluation
+    from iwopd.student import Student
+    from iwopd.teachers.base import Teacher
+    from iwopd.weighting import Weighting
+
+
+@dataclass
+class State:
+    """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
+    from (seed, step, prompt, sample).
+
+    Attributes:
+        step: steps taken.
+        evaluated: the step last evaluated; -1 before the first.
+        accuracy: measured then.
+        first_accuracy: measured before the first step.
+        written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
+        micro_batch_tokens: as it stands after halving; None before it was needed.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    accuracy: float = 0.0
+    first_accuracy: float = 0.0
+    written: dict[str, int] = field(default_factory=dict[str, int])
+    micro_batch_tokens: int | None = None
+
+    @classmethod
+    def load(cls, file: Path) -> "State":
+        """From a checkpoint's trainer.json."""
+        return cls(**json.loads(file.read_text()))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with."""
+
+    student: "Student"
+    teacher: "Teacher"
+    engine: "Engine"
+    weighting: "Weighting"
+    stream: "PromptStream"
+    benchmarks: "list[Benchmark]"
+    tokenizer: Any
+    dropped: int
+
+
+class Trainer:
+    """The loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        folder: RunFolder,
+        tracker: Tracker,
+        display: Display,
+        interrupts: Interrupts,
+        state: State,
+    ):
+        self.config = config
+        self.parts = parts
+        self.folder = folder
+        self.tracker = tracker
+        self.display = display
+        self.interrupts = interrupts
+        self.state = state
+        self.saved = state.step if state.written else -1
+        self.loss = build.loss_settings(config)
+        self.sampling = build.sampling(config.rollout)
+
+    def train(self) -> float:
+        """Steps, evaluations and checkpoints until `run.steps`; the last accuracy."""
+        state, run = self.state, self.config.run
+        try:
+            while True:
+                self.display.steps(state.step, run.steps)
+                if self._due(self.config.eval.every) and state.evaluated < state.step:
+                    self.evaluate()
+                if state.step and self._due(run.save_every) and self.saved < state.step:
+                    self.save()
+                if state.step >= run.steps:
+                    break
+                self._step_or_explain()
+            self._export()
+        except ForcedStop:
+            raise
+        except Stopped as stop:
+            if self.saved < state.step:
+                self.save()
+            self.display.line(
+                f"stopped after step {state.step} of {run.steps}, saved; go on with: "
+                f"iwopd train … run.dir={self.folder.path} run.resume=true"
+            )
+            sys.exit(stop.status)
+        return state.accuracy
+
+    def _step_or_explain(self) -> None:
+        try:
+            self.step()
+        except NonFiniteError as error:
+            kept = self.folder.saved()
+            stays = f"{kept[-1].name} stays" if kept else "no checkpoint was due before"
+            raise NonFiniteError(f"step {self.state.step + 1}: {error}; {stays}") from error
+
+    def _due(self, every: int) -> bool:
+        step = self.state.step
+        return step >= self.config.run.steps or (step % every == 0 if every else step == 0)
+
+    def step(self) -> None:
+        """One step of on-policy distillation (arXiv 2606.22600)."""
+        from iwopd.stages import score, update
+
+        parts, config, step = self.parts, self.config, self.state.step
+        progress = step / max(1, config.run.steps - 1)
+        clock = Clock()
+        prompts = parts.stream.batch(step)
+        with self.display.stage(f"step {step + 1}: rollout") as advance:
+            rollouts = parts.engine.generate(prompts, self.sampling, seed=config.seed, stream=step, progress=advance)
+        clock.lap("rollout")
+        with self.display.stage(f"step {step + 1}: score") as advance:
+            scored = score(
+                parts.teacher,
+                rollouts,
+                parts.weighting.window(progress),
+                student=parts.student if self._needs_student_logprobs else None,
+                hidden=self.loss.kind == "reverse_kl",
+                progress=advance,
+            )
+        clock.lap("score")
+        # From here to the end of the block the weights change: Ctrl-C waits for a whole step.
+        with self.interrupts.deferred(), self.display.stage(f"step {step + 1}: update") as advance:
+            learning_rate = parts.student.current_lr
+            metrics = update(
+                parts.student,
+                scored,
+                parts.weighting,
+                self.loss,
+                seeds=[derive_seed(config.seed, step, item.prompt_id, item.sample) for item in rollouts],
+                progress=progress,
+                updates=config.optim.updates_per_batch,
+                teacher_head=parts.teacher.head() if self.loss.kind == "reverse_kl" else None,
+                advance=advance,
+            )
+            parts.engine.sync_weights(parts.student, step + 1)
+            clock.lap("update")
+            self.state.step += 1
+            lengths = [len(rollout.response_ids) for rollout in rollouts]
+            metrics |= {
+                "train/lr": learning_rate,
+                "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
+                "train/response_length": sum(lengths) / len(lengths),
+                "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+                "tokens/generated": sum(lengths),
+                "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
+                **clock.seconds,
+                **_gpu_memory(parts.student.device),
+            }
+            if step == 0:
+                metrics["data/dropped"] = parts.dropped
+            self.tracker.log(self.state.step, metrics)
+        self.display.line(step_line(self.state.step, config.run.steps, metrics))
+
+    @property
+    def _needs_student_logprobs(self) -> bool:
+        # A forward pass of its own is spent only where the update's cannot serve.
+        whole_batch = self.parts.weighting.needs_batch and self.loss.student_logprobs == "trainer"
+        return whole_batch or self.config.optim.updates_per_batch > 1
+
+    def evaluate(self) -> None:
+        """Measure the student on every benchmark, and write a few of its responses with their weights."""
+        from iwopd.stages import evaluate
+
+        parts, config, step = self.parts, self.config, self.state.step
+        clock, found = Clock(), []
+        for benchmark in parts.benchmarks:
+            with self.display.stage(f"evaluating on {benchmark.name}") as advance:
+                found.append(
+                    evaluate(
+                        parts.engine,
+                        benchmark,
+                        build.eval_sampling(config),
+                        k=config.eval.k,
+                        greedy=config.eval.greedy,
+                        seed=config.seed,
+                        decode=self._decode,
+                        progress=advance,
+                    )
+                )
+        clock.lap("eval")
+        metrics = evaluation_metrics(found)
+        with self.interrupts.deferred():
+            self.tracker.log(step, metrics | clock.seconds)
+            self.tracker.samples(step, self._samples(found))
+            self.state.evaluated, self.state.accuracy = step, metrics["eval/accuracy"]
+            if step == 0:
+                self.state.first_accuracy = self.state.accuracy
+        for evaluation in found:
+            self.display.line(f"after step {step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
+
+    def _decode(self, ids: Any) -> str:
+        return self.parts.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _samples(self, found: "list[Evaluation]") -> list[dict[str, Any]]:
+        """The first responses of an evaluation, token by token with log-probs, advantages and weights."""
+        from iwopd.samples import sample_rows
+
+        parts, config = self.parts, self.config
+        graded = [item for evaluation in found for item in evaluation.graded[:: config.eval.n or config.eval.k]]
+        prompts = {prompt.id: prompt for benchmark in parts.benchmarks for prompt in benchmark.prompts}
+        return sample_rows(
+            graded[: config.run.samples],
+            prompts,
+            parts.teacher,
+            parts.student,
+            parts.weighting,
+            progress=self.state.step / max(1, config.run.steps - 1),
+            tokenizer=parts.tokenizer,
+        )
+
+    def save(self) -> None:
+        """A checkpoint of this step."""
+        state, parts = self.state, self.parts
+
+        def write(folder: Path) -> None:
+            parts.student.save(folder, parts.tokenizer)
+            state.written = self.tracker.state
+            state.micro_batch_tokens = parts.student.micro_batch_tokens
+            (folder / "trainer.json").write_text(json.dumps(asdict(state)))
+
+        with self.interrupts.deferred():
+            self.folder.save_checkpoint(state.step, write, self.config.run.keep)
+            self.saved = state.step
+
+    def _export(self) -> None:
+        final = self.folder.final
+        if not (final / "config.json").exists():  # a finished run that is resumed has it already
+            with self.interrupts.deferred():
+                self.folder.save_final(lambda folder: self.parts.student.export(folder, self.parts.tokenizer))
+        state = self.state
+        self.display.line(
+            f"{self.config.run.name}: accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after "
+            f"{state.step} steps; the student is in {final}"
+        )
+
+
+class Clock:
+    """Seconds per stage, as metrics."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was spent on `stage`."""
+        now = time.perf_counter()
+        self.seconds[f"time/{stage}_s"] = now - self._last
+        self._last = now
+
+
+def evaluation_metrics(found: "list[Evaluation]") -> dict[str, float]:
+    """Keys under eval/: of the one benchmark; of several, each under its name and the mean of all above them."""
+    if len(found) == 1:
+        return {f"eval/{name}": value for name, value in found[0].metrics.items()}
+    metrics = {
+        f"eval/{evaluation.benchmark}/{name}": value
+        for evaluation in found
+        for name, value in evaluation.metrics.items()
+    }
+    for name in ("accuracy", "pass_at_k"):
+        metrics[f"eval/{name}"] = sum(evaluation.metrics[name] for evaluation in found) / len(found)
+    return metrics
+
+
+def _gpu_memory(device: Any) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    peak = torch.cuda.max_memory_allocated(device) / 2**20
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"memory/peak_mib": peak}
