@@ -11,8 +11,10 @@ from transformers.utils import logging as transformers_logging
 
 from iwopd.batch import Tokens
 from iwopd.errors import ModelError
-from iwopd.numerics import chunked_token_logprobs
+from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
+# What architectures do to logits beside the matrix; `LanguageModel.head` does the same.
+HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 # Bytes of float32 logits that may exist at one time: small on a CPU, where cache decides; larger where kernels do.
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
@@ -89,8 +91,12 @@ class LanguageModel:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits may exist at one time."""
-        return max(8, LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"]) // (4 * self.vocabulary))
+        """Tokens whose logits may exist at one time.
+
+        At least the hidden size: such a chunk is no larger than the head's gradient, which every chunk adds to.
+        """
+        budget = LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"])
+        return max(budget // (4 * self.vocabulary), self.output_embeddings.weight.shape[1], 8)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
@@ -118,7 +124,20 @@ class LanguageModel:
     def token_logprobs(self, tokens: Tokens) -> Tensor:
         """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""
         with self.autocast():
-            return chunked_token_logprobs(self.states(tokens), tokens.targets, self.head, self.chunk)
+            return self.logprobs_of(self.states(tokens), tokens.targets)
+
+    def logprobs_of(self, states: Tensor, targets: Tensor) -> Tensor:
+        """[tokens] log-probs from hidden states, by the cheapest way the head allows."""
+        if not self._plain_head:
+            return chunked_token_logprobs(states, targets, self.head, self.chunk)
+        dtype = torch.bfloat16 if self.autocast_enabled else None
+        return linear_token_logprobs(states, self.output_embeddings.weight, targets, self.chunk, dtype)
+
+    @property
+    def _plain_head(self) -> bool:
+        """A matrix and nothing else: no bias, no adapter, no scale, no cap."""
+        plain = type(self.output_embeddings) is nn.Linear and self.output_embeddings.bias is None
+        return plain and not any(getattr(self.model.config, name, None) for name in HEAD_EXTRAS)
 
     @torch.no_grad()
     def _check_head(self) -> None:

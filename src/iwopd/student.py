@@ -74,6 +74,7 @@ class Student:
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            fused=True,  # without it, a step makes temporaries as large as the model
         )
 
     @property

@@ -84,7 +84,8 @@ class HfEngine:
         self.model.model.eval()
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
+            with self.model.autocast():  # around the whole batch: its cast weights are kept from token to token
+                made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
             rollouts.update(zip(chosen, made, strict=True))
             progress(len(rollouts), len(order))
         return [rollouts[index] for index in range(len(order))]
@@ -193,15 +194,14 @@ class _Decoding:
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def _forward(self, ids: Tensor) -> Tensor:
-        with self.model.autocast():
-            output = self.model.model.base_model(
-                input_ids=ids,
-                attention_mask=self.mask if self.padded else None,  # without padding, attention needs no mask
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-            return self.model.head(output.last_hidden_state[:, -1])
+        output = self.model.model.base_model(
+            input_ids=ids,
+            attention_mask=self.mask if self.padded else None,  # without padding, attention needs no mask
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return self.model.head(output.last_hidden_state[:, -1])
 
 
 def _uniforms(seed: int, sampling: Sampling) -> Tensor:

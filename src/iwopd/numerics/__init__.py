@@ -4,7 +4,7 @@ Tensors are ``[batch, time]`` over response tokens, log-probs in nats, masks boo
 """
 
 from iwopd.numerics.advantage import opd_advantage
-from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs
+from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
 from iwopd.numerics.loss import LossResult, loss_scale, policy_loss, policy_token_losses
 from iwopd.numerics.stats import mean_interval, pass_at_k
 from iwopd.numerics.weighting import WeightInput, iw_weights, window_bounds, window_weights
@@ -16,6 +16,7 @@ __all__ = [
     "chunked_reverse_kl",
     "chunked_token_logprobs",
     "iw_weights",
+    "linear_token_logprobs",
     "loss_scale",
     "mean_interval",
     "opd_advantage",

@@ -151,10 +151,11 @@ class _Step:
         while True:
             try:
                 return self._accumulate(advance)
-            except torch.OutOfMemoryError as error:
-                self._halve(error)
+            except torch.OutOfMemoryError:
+                pass  # the failed pass is freed only behind this block
+            self._halve()
 
-    def _halve(self, error: Exception) -> None:
+    def _halve(self) -> None:
         student = self.student
         student.clear_gradients()
         lengths = self._lengths()
@@ -164,7 +165,7 @@ class _Step:
             raise OutOfMemoryError(
                 f"one sequence of {longest} tokens does not fit in the GPU's memory; use "
                 "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
-            ) from error
+            )
         student.micro_batch_tokens = max(longest, largest // 2)
         log.warning("out of GPU memory: going on with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
         torch.cuda.empty_cache()

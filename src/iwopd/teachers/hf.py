@@ -1,5 +1,6 @@
 """A teacher in transformers, in the training process; its weights can wait in host memory between uses."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from iwopd.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.engines.base import Progress, silent
-from iwopd.errors import NonFiniteError
+from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.language_model import LanguageModel
-from iwopd.numerics import chunked_token_logprobs
 from iwopd.numerics.logprobs import Head
 from iwopd.types import Rollout, ScoredRollout
+
+log = logging.getLogger(__name__)
 
 
 def in_token_batches(
@@ -30,9 +32,23 @@ def in_token_batches(
     """
     lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
     results: dict[int, tuple[Tensor, ...]] = {}
-    for group in token_batches(lengths, batch_tokens):
+    waiting = token_batches(lengths, batch_tokens)[::-1]
+    while waiting:
+        group, columns = waiting.pop(), None
         tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
-        columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
+        try:
+            columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise OutOfMemoryError(
+                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, does not fit in the GPU's memory; "
+                    "use teacher.dtype=bfloat16, teacher.offload=true or a smaller rollout.max_tokens"
+                ) from error
+        if columns is None:  # the failed pass is gone only now, behind its except block
+            log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
+            torch.cuda.empty_cache()
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+            continue
         results.update(zip(group, zip(*columns, strict=True), strict=True))
         progress(len(results), len(rollouts))
     return [results[index] for index in range(len(rollouts))]
@@ -81,7 +97,7 @@ class HfTeacher:
             def function(tokens: Tokens) -> list[Tensor]:
                 with model.autocast():
                     states = model.states(tokens)
-                    logprobs = chunked_token_logprobs(states, tokens.targets, model.head, model.chunk)
+                    logprobs = model.logprobs_of(states, tokens.targets)
                 return [logprobs, states] if hidden else [logprobs]
 
             results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
