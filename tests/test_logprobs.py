@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from torch.testing import assert_close
 
-from iwopd.numerics import chunked_reverse_kl, chunked_token_logprobs
+from iwopd.numerics import chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
 
 TOKENS, WIDTH, VOCABULARY = 10, 6, 17
 on_chunks = pytest.mark.parametrize("chunk", [1, 3, TOKENS, 1000])
@@ -62,9 +62,17 @@ def direct_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return log_softmax(hidden.double() @ weight.double().T, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
+def by_checkpoint(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    return chunked_token_logprobs(hidden, targets, lambda states: states @ weight.T, chunk)
+
+
+by_both_ways = pytest.mark.parametrize("way", [by_checkpoint, linear_token_logprobs])
+
+
 @on_chunks
-def test_logprobs_and_gradients_equal_a_full_log_softmax(chunk, case):
-    found = chunked_token_logprobs(case.hidden, case.targets, lambda states: states @ case.weight.T, chunk)
+@by_both_ways
+def test_logprobs_and_gradients_equal_a_full_log_softmax(way, chunk, case):
+    found = way(case.hidden, case.weight, case.targets, chunk)
     expected = direct_logprobs(case.hidden, case.weight, case.targets)
     assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     backward = [
@@ -76,9 +84,10 @@ def test_logprobs_and_gradients_equal_a_full_log_softmax(chunk, case):
 
 
 @on_chunks
-def test_bfloat16_heads_give_float32_logprobs(chunk, case):
+@by_both_ways
+def test_bfloat16_heads_give_float32_logprobs(way, chunk, case):
     hidden, weight = case.hidden.detach().bfloat16().requires_grad_(), case.weight.detach().bfloat16().requires_grad_()
-    found = chunked_token_logprobs(hidden, case.targets, lambda states: states @ weight.T, chunk)
+    found = way(hidden, weight, case.targets, chunk)
     expected = direct_logprobs(hidden, weight, case.targets)
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, rtol=0.02, atol=0.05)
@@ -96,11 +105,34 @@ def test_nothing_is_lost_to_bfloat16_behind_the_logits(case):
     assert_close(found, log_softmax(logits.float(), dim=-1)[torch.arange(TOKENS), case.targets], rtol=1e-6, atol=1e-6)
 
 
-def test_gradient_of_logprobs_by_finite_differences():
+@on_chunks
+def test_float32_weights_in_bfloat16_products_have_float32_gradients(chunk, case):
+    """As under autocast: the products are rounded, what is summed from chunk to chunk is not."""
+    found = linear_token_logprobs(case.hidden, case.weight, case.targets, chunk, torch.bfloat16)
+    expected = direct_logprobs(case.hidden, case.weight, case.targets)
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, rtol=0.02, atol=0.05)
+    ours = gradients(found @ case.factors, case.hidden, case.weight)
+    theirs = gradients(expected @ case.factors.double(), case.hidden, case.weight)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+def test_a_frozen_linear_head_gets_no_gradient(case):
+    weight = case.weight.detach()
+    found = linear_token_logprobs(case.hidden, weight, case.targets, 3)
+    (ours,) = gradients(found.sum(), case.hidden)
+    (theirs,) = gradients(direct_logprobs(case.hidden, weight, case.targets).sum(), case.hidden)
+    assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@by_both_ways
+def test_gradient_of_logprobs_by_finite_differences(way):
     hidden, weight = rand(4, 3, seed=0, dtype=torch.float64), rand(5, 3, seed=1, dtype=torch.float64)
     targets = torch.tensor([0, 4, 2, 2])
     assert torch.autograd.gradcheck(
-        lambda hidden, weight: chunked_token_logprobs(hidden, targets, lambda states: states @ weight.T, 3),
+        lambda hidden, weight: way(hidden, weight, targets, 3),
         (hidden.requires_grad_(), weight.requires_grad_()),
     )
 

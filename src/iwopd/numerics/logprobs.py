@@ -99,7 +99,9 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  likewise
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         hidden, weight, targets, normalizers = ctx.saved_tensors
         states, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)

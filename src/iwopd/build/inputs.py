@@ -1,0 +1,151 @@
+"""Model folders, tokenizers, rows and prompts: what is read and checked before weights load."""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd import toy
+from iwopd.config import Config, EvalConfig
+from iwopd.data import PromptStream, Row, fitting, load_rows, render
+from iwopd.errors import ConfigError, ModelError
+from iwopd.grading import Grader, exact_grader
+from iwopd.hub import check_on_hub
+from iwopd.preflight import check_model_folder, check_tokenizers
+
+if TYPE_CHECKING:
+    from iwopd.stages.evaluation import Benchmark
+
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was read before anything heavy loaded: rows of the data and of the benchmarks."""
+
+    rows: list[Row]
+    benchmarks: dict[str, list[Row]]
+
+
+def check_inputs(config: Config) -> Checked:
+    """Every check of a training run that needs no model: paths, data files, the scheme's module.
+
+    Raises:
+        IwopdError: the first that fails.
+    """
+    check_path("student.path", config.student.path)
+    check_path("teacher.path", config.teacher.path)
+    return Checked(training_rows(config), benchmark_rows(config.eval))
+
+
+def check_path(key: str, path: str) -> None:
+    """Refuse a model path that cannot work, as far as can be told without reading weights.
+
+    Raises:
+        ConfigError, ModelError: says what is wrong with it.
+    """
+    if toy.is_toy(path):
+        from iwopd.toy.models import check_model
+
+        check_model(key, path)
+    elif is_local(path):
+        check_model_folder(key, Path(path).expanduser())
+    else:
+        check_on_hub(key, path)
+
+
+def is_local(path: str) -> bool:
+    """True for a folder on this machine, or what can only be meant as one; else it is a hub name."""
+    return path.startswith(("/", ".", "~")) or Path(path).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+
+
+def model_folders(paths: Mapping[str, str], stage: Stage) -> dict[str, str]:
+    """What transformers can load, by setting: toy models are made first, hub names stay as they are."""
+    folders = {key: str(Path(path).expanduser()) if is_local(path) else path for key, path in paths.items()}
+    toys = {key: path for key, path in paths.items() if toy.is_toy(path)}
+    if toys:
+        from iwopd.toy.models import ensure_models
+
+        folders |= {key: str(folder) for key, folder in ensure_models(toys, stage).items()}
+    return folders
+
+
+def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except Exception as error:  # a missing file shows as one of many types
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{key}={folder}: its tokenizer cannot be loaded: {reason}; save one beside it") from error
+    if loaded.eos_token_id is None:
+        raise ModelError(
+            f"{key}={folder}: its tokenizer has no end-of-sequence token, so responses would never end; "
+            "set eos_token in tokenizer_config.json"
+        )
+    return loaded
+
+
+def student_tokenizer(config: Config, folder: str) -> Any:
+    """The student's tokenizer."""
+    student = config.student
+    return tokenizer("student.path", folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
+
+
+def check_teacher_tokenizer(config: Config, ours: Any, folder: str) -> None:
+    """The teacher's must be the same. See `check_tokenizers`."""
+    teacher = config.teacher
+    theirs = tokenizer("teacher.path", folder, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    check_tokenizers(ours, theirs, config.student.path, teacher.path)
+
+
+def training_rows(config: Config) -> list[Row]:
+    """The rows of `data`, columns checked."""
+    return load_rows(config.data, "data", answers=False)
+
+
+def prompt_stream(config: Config, rows: list[Row], tokenizer: Any) -> tuple[PromptStream, int]:
+    """Batches of rendered prompts, and how many prompts were dropped as too long."""
+    prompts = render(rows, config.data, tokenizer)
+    kept, dropped = fitting(prompts, config.data.max_prompt_tokens, config.data.overlong, "data")
+    return PromptStream(kept, config.data.batch_size, config.seed), dropped
+
+
+def benchmark_rows(config: EvalConfig) -> dict[str, list[Row]]:
+    """The rows of every benchmark, columns checked, and their graders tried.
+
+    Raises:
+        ConfigError: there is no benchmark, or a grader's pattern is wrong.
+    """
+    if not config.benchmarks:
+        raise ConfigError("eval.benchmarks={}: nothing to evaluate on; choose one, e.g. benchmark=[toy]")
+    for name in config.benchmarks:
+        grader(config, name)
+    return {
+        name: load_rows(source, f"eval.benchmarks.{name}", answers=True) for name, source in config.benchmarks.items()
+    }
+
+
+def grader(config: EvalConfig, name: str) -> Grader:
+    """The grader of a benchmark."""
+    pattern = config.benchmarks[name].answer_pattern
+    try:
+        return exact_grader(pattern)
+    except ValueError as error:
+        raise ConfigError(f"eval.benchmarks.{name}.answer_pattern={pattern}: {error}; correct it") from None
+
+
+def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -> list["Benchmark"]:
+    """Rendered problems with their graders."""
+    from iwopd.stages.evaluation import Benchmark
+
+    return [
+        Benchmark(name, render(rows[name], config.benchmarks[name], tokenizer), grader(config, name)) for name in rows
+    ]

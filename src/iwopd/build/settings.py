@@ -1,0 +1,54 @@
+"""Settings of the stages, and mirrors of the metrics."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd.config import Config, RolloutConfig, WandbTracking
+
+if TYPE_CHECKING:
+    from iwopd.engines.base import Sampling
+    from iwopd.stages.update import LossSettings
+    from iwopd.tracking import Mirror
+
+
+def sampling(rollout: RolloutConfig) -> "Sampling":
+    """The distribution rollouts are sampled from."""
+    from iwopd.engines.base import Sampling
+
+    return Sampling(rollout.n, rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k)
+
+
+def eval_sampling(config: Config) -> "Sampling":
+    """The distribution evaluations are sampled from."""
+    from iwopd.engines.base import Sampling
+
+    ev = config.eval
+    return Sampling(ev.n or ev.k, ev.max_tokens or config.rollout.max_tokens, ev.temperature, ev.top_p, ev.top_k)
+
+
+def loss_settings(config: Config) -> "LossSettings":
+    """What the update minimises."""
+    from iwopd.stages.update import LossSettings
+
+    loss = config.loss
+    return LossSettings(
+        kind=loss.kind,
+        normalize=loss.normalize,  # pyright: ignore[reportArgumentType]  its choices are checked by the schema
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        dual_clip=loss.dual_clip,
+        importance_cap=loss.importance_cap,
+        student_logprobs=config.scoring.student_logprobs,
+    )
+
+
+def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list["Mirror"]:
+    """Where metrics go besides metrics.jsonl."""
+    match config.tracking:
+        case WandbTracking(project=project, entity=entity, group=group, mode=mode):
+            from iwopd.tracking import WandbMirror
+
+            settings = {"project": project, "entity": entity, "group": group, "mode": mode}
+            return [WandbMirror(folder, plain, settings, config.run.name or folder.name)]
+        case _:
+            return []
