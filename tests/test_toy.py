@@ -1,7 +1,11 @@
 """The toy task says what it teaches; the tokenizer takes any text; the models are made once."""
 
+import os
 import random
 import re
+import subprocess
+import sys
+from itertools import pairwise
 
 import pytest
 
@@ -20,7 +24,7 @@ def test_clean_traces_walk_the_chain_and_end_in_the_answer(task) -> None:
         edges = {edge[0]: edge for edge in re.findall("...", problem.prompt.split("?")[0])}
         plan, execution = write_response(problem, task, rng, Noise()).split("|")
         assert plan[0] == problem.prompt[-2]
-        assert all(edges[child][1] == parent for child, parent in zip(plan, plan[1:], strict=False))
+        assert all(edges[child][1] == parent for child, parent in pairwise(plan))
         assert edges[plan[-1]][1] == "."
         steps, answer = execution.split("#")
         assert [step.split(":")[0] for step in steps.split(";")] == [edges[node] for node in reversed(plan)]
@@ -98,9 +102,10 @@ def test_a_model_is_made_once_and_a_failed_one_leaves_nothing(
         (folder / "config.json").touch()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(toy_models, "train_model", interrupted)
-        toy_models.make_model(tiny_recipe, lambda done, total: None)
+        with pytest.raises(KeyboardInterrupt):
+            toy_models.make_model(tiny_recipe, lambda done, total: None)
     folder = toy_models.cached_folder(toy_models.RECIPES["tiny/model"], tiny_recipe)
     assert not toy_models.is_made(folder)
     assert [entry.suffix for entry in folder.parent.iterdir()] == [".lock"]
@@ -114,13 +119,10 @@ def test_a_model_is_made_once_and_a_failed_one_leaves_nothing(
 
 def test_two_processes_that_ask_at_once_make_it_once(tmp_path) -> None:
     """Real processes and a real model: both wait on the lock, one trains."""
-    import os
-    import subprocess
-    import sys
-
     code = (
         "import sys; from iwopd.toy import SMOKE, Noise, models; from iwopd.toy.training import ModelRecipe\n"
-        "recipe = ModelRecipe(SMOKE, Noise(), width=32, layers=1, heads=1, steps=5, lr=1e-3, seed=0, key_value_heads=1)\n"
+        "shape = {'width': 32, 'layers': 1, 'heads': 1, 'key_value_heads': 1}\n"
+        "recipe = ModelRecipe(SMOKE, Noise(), steps=5, lr=1e-3, seed=0, **shape)\n"
         "models.RECIPES = {'tiny/model': recipe}\n"
         "models.make_model('toy://tiny/model', lambda done, total: print(done, flush=True))"
     )
