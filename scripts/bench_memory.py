@@ -1,4 +1,4 @@
-"""What memory does a vocabulary of 151,936 tokens cost, and is the chunk loop of `iwopd.numerics.logprobs` worth it?
+"""What memory does a vocabulary of 151,936 tokens cost, and are the chunks of `iwopd.numerics.logprobs` worth it?
 
     python scripts/bench_memory.py                            # some minutes on two CPU cores; Linux
     python scripts/bench_memory.py --hidden 512 --tokens 128  # a wider head, where arithmetic weighs more
@@ -14,8 +14,9 @@ the process held before the models were made:
 - seconds: the median of three repeats, glibc as it comes.
 
 The rows: `product` is iwopd's score + update with a tiny Qwen3, optimiser step included, `naive` the same with whole
-logits and log_softmax. `head_*` are log-probs of the tokens and their gradients alone: iwopd's chunk loop, whole
-logits, and PyTorch's chunked `linear_cross_entropy` where this PyTorch has it.
+logits and log_softmax. `head_*` are log-probs of the tokens and their gradients alone: iwopd's way for plain linear
+heads and its checkpointed loop for any other, whole logits, and PyTorch's chunked `linear_cross_entropy` where this
+PyTorch has it.
 
 Prints a table to stderr and one JSON document to stdout; exit status 1 where the product's resident peak is more than a
 fifth of what whole logits alone would take.
@@ -41,7 +42,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from iwopd.batch import collate_tokens
 from iwopd.language_model import LanguageModel
-from iwopd.numerics import chunked_token_logprobs, iw_weights, opd_advantage, policy_loss
+from iwopd.numerics import chunked_token_logprobs, iw_weights, linear_token_logprobs, opd_advantage, policy_loss
 from iwopd.stages import score, update
 from iwopd.stages.update import LossSettings
 from iwopd.student import OptimSettings, Student
@@ -211,7 +212,11 @@ def head_alone(logprobs: Callable[[LanguageModel, Tensor, Tensor], Tensor]) -> P
     return prepare
 
 
-def chunk_loop(lm: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
+def own_backward(lm: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
+    return linear_token_logprobs(states, lm.output_embeddings.weight, targets, lm.chunk)
+
+
+def checkpointed(lm: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
     return chunked_token_logprobs(states, targets, lm.head, lm.chunk)
 
 
@@ -262,7 +267,8 @@ def mib(count: float) -> float:
 ROWS: dict[str, Prepare] = {
     "product": product,
     "naive": naive,
-    "head_chunked": head_alone(chunk_loop),
+    "head_linear": head_alone(own_backward),
+    "head_checkpoint": head_alone(checkpointed),
     "head_whole": head_alone(whole_logits),
     "head_torch": head_alone(linear_cross_entropy),
 }
