@@ -109,6 +109,24 @@ def test_a_damaged_model_is_refused(
         assert part in line
 
 
+def test_a_model_with_fewer_rows_than_tokens(model: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    small = AutoModelForCausalLM.from_pretrained(model)
+    small.resize_token_embeddings(200)
+    small.save_pretrained(model)
+    line = refused_files(capsys, run_folder, f"teacher.path={model}")
+    assert "200 rows for a tokenizer of 260 tokens" in line
+
+
+def test_a_generation_config_that_could_not_be_saved_is_mended(model: Path, run_folder: Path) -> None:
+    from running import iwopd
+
+    edit_json("generation_config.json", lambda config: config.update(do_sample=False, temperature=0.5))(model)
+    assert iwopd("train", *SMALL, f"run.dir={run_folder}", f"student.path={model}", "run.steps=1", "eval.every=0") == 0
+    assert json.loads((run_folder / "final" / "generation_config.json").read_text())["do_sample"] is True
+
+
 def test_a_path_without_a_model_is_refused(
     tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +185,8 @@ FILES: dict[str, tuple[str, str | bytes, list[str]]] = {
     "missing later": ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["row 2, column prompt: missing"]),
     "empty prompt": ("a.jsonl", '{"prompt": " "}\n', ["row 1, column prompt: empty"]),
     "number prompt": ("a.jsonl", '{"prompt": 3}\n', ["row 1, column prompt: neither a text nor a list of messages"]),
+    "half a character": ("a.jsonl", '{"prompt": "\\ud800"}\n', ["row 1, column prompt: not valid Unicode"]),
+    "endless number": ("a.jsonl", '{"prompt": "a", "n": ' + "1" * 5000 + "}\n", ["a.jsonl: line 1"]),
     "bad messages": ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', ["row 1, column prompt: neither"]),
     "csv without rows": ("a.csv", "prompt,answer\n", ["a.csv"]),
     "broken parquet": ("a.parquet", b"PAR1 not really", ["a.parquet", "cannot be read"]),
@@ -237,6 +257,19 @@ def test_more_tokens_than_the_model_can_attend_to(run_folder: Path, capsys: pyte
 # ---------------------------------------------------------------------------------------------- folders and schemes
 
 
+def test_names_too_long_for_a_file(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "/" + "x" * 300
+    for key in ("student.path", "teacher.path", "data.path"):
+        assert "too long" in refused_files(capsys, run_folder, f"{key}={long}")
+    assert "too long" in refused(capsys, "train", *SMALL, f"run.dir={long}")
+
+
+def test_a_folder_whose_config_is_no_yaml(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder.mkdir()
+    (run_folder / "config.yaml").write_text("a: [")
+    assert "config.yaml cannot be read" in refused(capsys, "train", *SMALL, f"run.dir={run_folder}")
+
+
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
@@ -252,6 +285,8 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capt
         ("", "cannot be imported"),
         ("f = 3", "is not a function"),
         ("def f(given): return 1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(5)", "cannot be imported"),
+        ("def f(given):\n    raise SystemExit(5)", "SystemExit"),
         ("def f(given): return given.mask.sum()", "return weights [2, 3]"),
         ("def f(given): return given.advantages / 0", "NaN or infinite"),
     ],

@@ -115,6 +115,10 @@ WRONG = [
     ("loss=reverse_kl scoring.student_logprobs=sampler", "scoring.student_logprobs=sampler", "use"),
     ("student=hf", "student.path", "not set"),
     ("seed=${nope}", "seed", "not found"),
+    ("run.device=cuda:01", "run.device=cuda:01", "use auto, cpu, cuda"),
+    ("seed=99999999999999999999", "seed=99999999999999999999", "at most"),
+    ("--bogus", "--bogus", "unrecognized"),
+    ("--cfg nonsense", "nonsense", "choose from"),
     ("weighting.gamma=[1", "weighting.gamma=[1", "--help"),
 ]
 

@@ -272,3 +272,28 @@ def test_damaged_weights_are_an_error_that_names_the_rollout(temperature, tiny_m
         broken.model.base_model.norm.weight[0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"p0#0, after 0 steps"):
         generate(broken, PROMPTS[:1], replace(PLAIN, temperature=temperature))
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_text(tiny_model, monkeypatch, caplog):
+    model = tiny_model()
+    prompts = [Prompt(str(index), [1 + index, 2, 3], "") for index in range(6)]
+    expected = HfEngine(model, [0]).generate(prompts, Sampling(max_tokens=5), seed=1, stream=0)
+    whole = HfEngine._generate_batch
+
+    def small_memory(engine, requests, *rest):
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("full")
+        return whole(engine, requests, *rest)
+
+    monkeypatch.setattr(HfEngine, "_generate_batch", small_memory)
+    engine = HfEngine(model, [0])
+    found = engine.generate(prompts, Sampling(max_tokens=5), seed=1, stream=0)
+    assert [rollout.response_ids for rollout in found] == [rollout.response_ids for rollout in expected]
+    assert engine.batch_size == 1
+    assert "rollout.batch_size=3" in caplog.text
+
+
+def test_ids_the_teacher_does_not_know_are_never_sampled(tiny_model):
+    engine = HfEngine(tiny_model(), [0], vocabulary=7)
+    made = engine.generate([Prompt("p", [1, 2], "")], Sampling(n=20, max_tokens=10), seed=1, stream=0)
+    assert max(token for rollout in made for token in rollout.response_ids) < 7

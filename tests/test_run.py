@@ -283,6 +283,42 @@ def test_a_sweep_trains_into_folders_of_their_own(tmp_path: Path) -> None:
     assert weights(tmp_path / "sweep" / "0" / "final") != weights(tmp_path / "sweep" / "1" / "final")
 
 
+def test_a_sweep_leaves_nothing_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert iwopd("train", *SMALL, "-m", "weighting.gamma=-1,-2") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_does_not_write_into_a_training_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    settings = (f"run.dir={finished}", "run.resume=true", f"eval.model={finished / 'final'}")
+    assert "verb (there train, here eval)" in refused(capsys, "eval", *SMALL, *settings)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_samples_of_several_benchmarks_keep_their_own_prompts(tmp_path: Path) -> None:
+    settings = (*SMALL, "run.steps=0", "benchmark=[smoke,toy]", "eval.benchmarks.toy.limit=4")
+    assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0
+    found = rows(tmp_path / "run" / "samples.jsonl")
+    assert [row["benchmark"] for row in found] == ["smoke", "smoke", "toy", "toy"]
+    assert {len(row["prompt"]) for row in found[:2]} != {len(row["prompt"]) for row in found[2:]}
+
+
+def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    (folder / "checkpoints" / "step-000004" / "manifest.json").unlink()
+    settings = (*SMALL, f"run.dir={folder}", "run.resume=true", "run.keep=1", "run.save_every=1")
+    running = start("train", *settings)
+    wait_for_line(running, "step 4")
+    running.kill()
+    running.communicate()
+    assert any(damage(entry) is None for entry in (folder / "checkpoints").glob("step-*"))
+    assert iwopd("train", *settings) == 0
+    assert weights(folder / "final") == weights(finished / "final")
+
+
 def test_wandb_offline_mirrors_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     done = process(

@@ -6,6 +6,7 @@ reports all mistakes at once, each as one line with the key, the value, the reas
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -55,6 +56,7 @@ class RunConfig:
     resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
     save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
     keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
+    deterministic: bool = setting(True, "on a GPU, only kernels that give the same bits at every run")
     device: str = setting("auto", "where the student trains: auto takes a GPU if there is one, or cpu, cuda, cuda:1")
     samples: int = setting(4, "rollouts written to samples.jsonl at each evaluation", low=0)
 
@@ -300,7 +302,7 @@ class WandbTracking(TrackingConfig):
 class Config:
     """The root of every verb's config."""
 
-    seed: int = setting(42, "seed of prompts, sampling and dropout", low=0)
+    seed: int = setting(42, "seed of prompts, sampling and dropout", low=0, high=2**63 - 1)
     run: RunConfig = field(default_factory=RunConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -390,7 +392,7 @@ def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
 
 
 def _is_cuda(device: str) -> bool:
-    return device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit())
+    return re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", device) is not None
 
 
 SCHEMES: dict[type[WeightingConfig], tuple[str, ...]] = {

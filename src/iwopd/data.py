@@ -68,11 +68,10 @@ def read_json_lines(path: Path) -> list[Row]:
 def _parse_line(path: Path, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = (
-            f", column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested too deep"
-        )
-        raise DataError(f"{path}: line {number}{where}; mend the line") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {number}, column {error.colno}: {error.msg}; mend the line") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
+        raise DataError(f"{path}: line {number}: {error}; mend the line") from None
     if not isinstance(row, dict):
         raise DataError(f"{path}: line {number}: a {type(row).__name__}, not an object; write {{…}} on every line")
     return row
@@ -80,14 +79,19 @@ def _parse_line(path: Path, number: int, line: str) -> Row:
 
 def _existing(path: str, key: str) -> Path:
     file = Path(path).expanduser()
-    if not file.is_file():
+    try:
+        exists = file.is_file()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}.path={path}: not a path ({getattr(error, 'strerror', None) or error})") from None
+    if not exists:
         raise ConfigError(f"{key}.path={path}: there is no such file; check the path")
     return file
 
 
 def _load_with_datasets(source: SourceConfig, key: str) -> list[Row]:
     suffix = Path(source.path).suffix
-    local = suffix in FORMATS or source.path.startswith(("/", ".", "~")) or Path(source.path).exists()
+    local = suffix in FORMATS or len(source.path) > 200 or source.path.startswith(("/", ".", "~"))
+    local = local or Path(source.path).exists()
     if local and suffix not in FORMATS:
         _existing(source.path, key)
         raise ConfigError(f"{key}.path={source.path}: not a format known here; use .jsonl, .json, .csv or .parquet")
@@ -141,10 +145,14 @@ def _cell_problem(row: Row, column: str, field: str) -> str | None:
     if field != "prompt_column":
         return "not a text or a number" if isinstance(value, (list, dict)) else None
     if isinstance(value, str):
-        return None if value.strip() else "empty"
-    if isinstance(value, list) and value and all(_is_message(message) for message in value):
-        return None
-    return "neither a text nor a list of messages with role and content"
+        texts = [value]
+    elif isinstance(value, list) and value and all(_is_message(message) for message in value):
+        texts = [message["content"] for message in value]
+    else:
+        return "neither a text nor a list of messages with role and content"
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        return "not valid Unicode: half of a surrogate pair"
+    return None if any(text.strip() for text in texts) else "empty"
 
 
 def _is_message(message: Any) -> bool:

@@ -51,6 +51,7 @@ def load_pretrained(
     except Exception as error:  # transformers and safetensors raise a dozen types here
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"{key}={path}: cannot be loaded as a causal language model: {reason}; check it") from error
+    _mend_generation_config(model, f"{key}={path}")
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -58,6 +59,20 @@ def load_pretrained(
             "they would start at random: save the model again, or name another"
         )
     return model.to(device)
+
+
+def _mend_generation_config(model: PreTrainedModel, said: str) -> None:
+    """Published models may hold settings that transformers reads but refuses to save, hours later."""
+    generation = model.generation_config
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True  # what temperature and top_p without it were meant for
+        try:
+            generation.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{said}: its generation_config.json cannot be saved again: {reason}; mend it") from error
 
 
 class LanguageModel:
@@ -91,12 +106,9 @@ class LanguageModel:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits may exist at one time.
-
-        At least the hidden size: such a chunk is no larger than the head's gradient, which every chunk adds to.
-        """
+        """Tokens whose logits may exist at one time."""
         budget = LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"])
-        return max(budget // (4 * self.vocabulary), self.output_embeddings.weight.shape[1], 8)
+        return max(budget // (4 * self.vocabulary), 8)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
@@ -130,8 +142,11 @@ class LanguageModel:
         """[tokens] log-probs from hidden states, by the cheapest way the head allows."""
         if not self._plain_head:
             return chunked_token_logprobs(states, targets, self.head, self.chunk)
-        dtype = torch.bfloat16 if self.autocast_enabled else None
-        return linear_token_logprobs(states, self.output_embeddings.weight, targets, self.chunk, dtype)
+        dtype, weight = torch.bfloat16 if self.autocast_enabled else None, self.output_embeddings.weight
+        # A chunk of as many tokens as the head is wide is no larger than the head's gradient, to which each chunk adds.
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        chunk = max(self.chunk, weight.shape[1]) if trained else self.chunk
+        return linear_token_logprobs(states, weight, targets, chunk, dtype)
 
     @property
     def _plain_head(self) -> bool:

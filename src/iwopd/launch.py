@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd.config import Config, register_schemas
-from iwopd.errors import ConfigError, IwopdError
+from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
@@ -27,6 +29,11 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
+    # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
+    OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
+    parser = get_args_parser()
+    parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
+    parser.parse_args(sys.argv[1:])
 
     def task(composed: DictConfig) -> Any:
         try:
@@ -36,6 +43,14 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
             fail(error)
         except KeyboardInterrupt as stop:
             sys.exit(getattr(stop, "status", 130))
+        except Exception as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: torch may not be imported here
+                raise
+            fail(
+                OutOfMemoryError(
+                    "the GPU's memory is full; use smaller batches, bfloat16, LoRA or teacher.offload=true"
+                )
+            )
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()

@@ -20,7 +20,11 @@ def check_model_folder(key: str, folder: Path) -> dict[str, Any]:
         ModelError: no folder, no model in it, or a weights file that is missing or cut short.
     """
     said = f"{key}={folder}"
-    if not folder.exists():
+    try:
+        exists = folder.exists()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{said}: not a path ({getattr(error, 'strerror', None) or error}); check it") from None
+    if not exists:
         raise ModelError(f"{said}: does not exist; check the path")
     if not folder.is_dir():
         raise ModelError(f"{said}: is a file; name the folder of a model in HF format")

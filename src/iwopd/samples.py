@@ -1,6 +1,6 @@
 """A few responses, token by token: what the teacher thinks of each token, and what the weighting makes of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from iwopd.seeding import derive_seed
@@ -8,7 +8,6 @@ from iwopd.stages.evaluation import Graded
 from iwopd.stages.score import score
 from iwopd.student import Student
 from iwopd.teachers.base import Teacher
-from iwopd.types import Prompt
 from iwopd.weighting import Weighting, whole_batch_weights
 
 DIGITS = 5  # of the floats in samples.jsonl
@@ -16,7 +15,6 @@ DIGITS = 5  # of the floats in samples.jsonl
 
 def sample_rows(
     graded: Sequence[Graded],
-    prompts: Mapping[str, Prompt],
     teacher: Teacher,
     student: Student,
     weighting: Weighting,
@@ -34,7 +32,7 @@ def sample_rows(
     weights, advantages = whole_batch_weights(weighting, scored, seeds, "trainer", progress)
     rows = []
     for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
-        rollout, prompt = item.rollout, prompts[item.rollout.prompt_id]
+        rollout, prompt = item.rollout, item.prompt
         rows.append(
             {
                 "prompt_id": rollout.prompt_id,

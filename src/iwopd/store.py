@@ -6,6 +6,7 @@ Folders are written under a temporary name, flushed to the disk, listed in a man
 then renamed; a process killed at any moment leaves the last whole checkpoint as it was.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,8 +60,22 @@ class RunFolder:
     def final(self) -> Path:
         return self.path / "final"
 
+    @property
+    def held(self) -> bool:
+        """True while this object keeps others from writing there."""
+        return self._lock.is_locked
+
     def check(self) -> None:
         """Everything that can be refused without writing; called before anything heavy loads."""
+        try:
+            self._check()
+        except RunFolderError:
+            raise
+        except (OSError, ValueError, yaml.YAMLError) as error:  # of the path itself, or of a config.yaml that is none
+            reason = getattr(error, "strerror", None) or "its config.yaml cannot be read"
+            raise RunFolderError(f"run.dir={self.path}: {reason}; choose another folder") from error
+
+    def _check(self) -> None:
         config_file = self.path / "config.yaml"
         if config_file.exists():
             self._check_config(config_file)
@@ -128,10 +143,12 @@ class RunFolder:
         Raises:
             RunFolderError: it could not be written; earlier checkpoints are as they were.
         """
-        self._publish(self.checkpoints / f"step-{step:06d}", write)
-        if keep:
-            for old in self.saved()[:-keep]:
-                _remove(old)
+        target = self.checkpoints / f"step-{step:06d}"
+        self._publish(target, write)
+        # Later ones are damaged, else the run had gone on from there; they must not push whole ones out.
+        earlier = [folder for folder in self.saved() if folder.name <= target.name]
+        for old in earlier[:-keep] if keep else []:
+            _remove(old)
 
     def save_final(self, write: Callable[[Path], None]) -> None:
         """Have `write` fill final/, in place of one that is there."""
@@ -161,7 +178,7 @@ class RunFolder:
             stays = f"the last good checkpoint is {whole[-1].name}" if whole else "there is no checkpoint yet"
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunFolderError(
-                f"{target}: cannot be written ({reason}); {stays}: make room, then run.resume=true"
+                f"{target}: cannot be written ({reason}); {stays}: make room if the disk is full, then run.resume=true"
             ) from error
 
     def saved(self) -> list[Path]:
@@ -258,5 +275,6 @@ def _remove(folder: Path) -> None:
     """Out of sight first: a process killed while deleting must not leave half a checkpoint under its name."""
     trash = folder.with_name(f".draft-old-{folder.name}")
     shutil.rmtree(trash, ignore_errors=True)
-    folder.rename(trash)
+    with contextlib.suppress(OSError):  # one checkpoint too many harms nobody
+        folder.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)

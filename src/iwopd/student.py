@@ -133,7 +133,7 @@ class Student:
         self.updates = state["updates"]
 
     def export(self, folder: Path, tokenizer: Any) -> None:
-        """A plain HF folder, adapters merged into a copy of the weights they were trained on."""
+        """A plain HF folder. Adapters are merged for it and taken out again, to rounding: it is the end of a run."""
         model: Any = self.model
         if self.adapters is not None:
             self.adapters.merge_adapter()

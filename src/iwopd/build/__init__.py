@@ -13,7 +13,7 @@ from iwopd.build.inputs import (
     student_tokenizer,
     tokenizer,
 )
-from iwopd.build.models import check_context, device, engine, language_model, student, teacher
+from iwopd.build.models import check_context, check_vocabulary, device, engine, language_model, student, teacher
 from iwopd.build.settings import eval_sampling, loss_settings, mirrors, sampling
 from iwopd.build.weighting import weighting
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_inputs",
     "check_path",
     "check_teacher_tokenizer",
+    "check_vocabulary",
     "device",
     "engine",
     "eval_sampling",

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import toy
-from iwopd.config import Config, EvalConfig
+from iwopd.config import Config, EvalConfig, WandbTracking
 from iwopd.data import PromptStream, Row, fitting, load_rows, render
 from iwopd.errors import ConfigError, ModelError
 from iwopd.grading import Grader, exact_grader
@@ -30,11 +31,13 @@ class Checked:
 
 
 def check_inputs(config: Config) -> Checked:
-    """Every check of a training run that needs no model: paths, data files, the scheme's module.
+    """Every check of a training run that needs neither torch nor a model: paths, data files, graders.
 
     Raises:
         IwopdError: the first that fails.
     """
+    if isinstance(config.tracking, WandbTracking) and find_spec("wandb") is None:
+        raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'")
     check_path("student.path", config.student.path)
     check_path("teacher.path", config.teacher.path)
     return Checked(training_rows(config), benchmark_rows(config.eval))
@@ -58,7 +61,9 @@ def check_path(key: str, path: str) -> None:
 
 def is_local(path: str) -> bool:
     """True for a folder on this machine, or what can only be meant as one; else it is a hub name."""
-    return path.startswith(("/", ".", "~")) or Path(path).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    if path.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", path):
+        return True
+    return Path(path).exists()
 
 
 def model_folders(paths: Mapping[str, str], stage: Stage) -> dict[str, str]:
@@ -79,7 +84,9 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
         ModelError: there is none, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.set_verbosity_error()  # what is wrong with a tokenizer is told below, in one line
     try:
         loaded = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file shows as one of many types

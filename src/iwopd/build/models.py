@@ -1,10 +1,11 @@
 """Student, teacher and engine, on their devices."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, RolloutConfig
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from iwopd.teachers.base import Teacher
 
 
-def device(name: str) -> "torch.device":
-    """run.device as torch's.
+def device(name: str, deterministic: bool = True) -> "torch.device":
+    """run.device as torch's; on a GPU with kernels that make runs repeatable, where that is asked for.
 
     Raises:
         ConfigError: the GPU it names is not there.
@@ -30,6 +31,10 @@ def device(name: str) -> "torch.device":
         raise ConfigError(
             f"run.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
+    if chosen.type == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     return chosen
 
 
@@ -121,13 +126,13 @@ def teacher(config: Config, folder: str, device: "torch.device") -> "Teacher":
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
 
 
-def engine(rollout: RolloutConfig, lm: "LanguageModel", tokenizer: Any) -> "Engine":
-    """The rollout engine of the `rollout` group."""
+def engine(rollout: RolloutConfig, lm: "LanguageModel", tokenizer: Any, vocabulary: int | None = None) -> "Engine":
+    """The rollout engine of the `rollout` group; it samples ids below `vocabulary`, those the teacher knows too."""
     match rollout:
         case HfRolloutConfig():
             from iwopd.engines.hf import HfEngine
 
-            return HfEngine(lm, stop_ids(lm, tokenizer), rollout.batch_size)
+            return HfEngine(lm, stop_ids(lm, tokenizer), rollout.batch_size, vocabulary)
         case other:
             raise ConfigError(f"rollout={type(other).__name__}: no engine of that kind; choose rollout=hf")
 
@@ -137,6 +142,19 @@ def stop_ids(lm: "LanguageModel", tokenizer: Any) -> list[int]:
     more = getattr(lm.model.generation_config, "eos_token_id", None)
     listed = more if isinstance(more, list) else [more]
     return sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)})
+
+
+def check_vocabulary(lm: "LanguageModel", path: str, tokenizer: Any) -> None:
+    """Every id of the tokenizer must have a row in the model.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    if lm.vocabulary < len(tokenizer):
+        raise ModelError(
+            f"{lm.name}.path={path}: the model has {lm.vocabulary} rows for a tokenizer of {len(tokenizer)} tokens; "
+            "resize its embeddings, or name another"
+        )
 
 
 def check_context(lm: "LanguageModel", key: str, longest_prompt: int, max_tokens: int) -> None:

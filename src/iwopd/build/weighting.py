@@ -66,7 +66,7 @@ def weighting(config: WeightingConfig) -> "Weighting":
                 bounds=lambda length, progress: window_bounds(length, share(progress), "first"),
             )
         case CustomWeighting(path=path, needs_batch=needs_batch):
-            return _tried(Weighting(path, _imported(path), needs_batch=needs_batch))
+            return _tried(Weighting(path, _guarded(path, _imported(path)), needs_batch=needs_batch))
         case other:
             raise ConfigError(f"weighting={type(other).__name__}: no scheme of that kind")
 
@@ -86,15 +86,23 @@ def _tried(weighting: "Weighting") -> "Weighting":
     mask = torch.tensor([[True, True, True], [True, True, False]])
     values = torch.full(mask.shape, -0.5) * mask
     given = WeightInput(values, mask, torch.arange(3).expand(2, 3), mask.sum(-1), values, 0.0, [0, 1])
-    try:
-        weighting.checked(given)
-    except ConfigError:
-        raise
-    except Exception as error:  # the user's function may raise anything
-        raise ConfigError(
-            f"weighting.path={weighting.name}: raised {type(error).__name__} on two short responses ({error}); mend it"
-        ) from error
+    weighting.checked(given)
     return weighting
+
+
+def _guarded(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function; what it raises is one line."""
+    import torch
+
+    def call(given: Any) -> Any:
+        try:
+            return function(given)
+        except torch.OutOfMemoryError:
+            raise
+        except (Exception, SystemExit) as error:  # it may raise anything
+            raise ConfigError(f"weighting.path={path}: raised {type(error).__name__}: {error}; mend it") from error
+
+    return call
 
 
 def _imported(path: str) -> Callable[..., Any]:
@@ -102,7 +110,7 @@ def _imported(path: str) -> Callable[..., Any]:
     sys.path.insert(0, str(Path.cwd()))  # a scheme may stand beside where the run is started
     try:
         function = getattr(import_module(module), name)
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         raise ConfigError(f"weighting.path={path}: cannot be imported ({error}); check module and function") from error
     finally:
         sys.path.pop(0)

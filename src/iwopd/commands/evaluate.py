@@ -9,6 +9,7 @@ from iwopd.commands.trainer import evaluation_metrics
 from iwopd.config import Config
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line
+from iwopd.errors import RunFolderError
 from iwopd.interrupts import Interrupts
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
@@ -21,7 +22,7 @@ def run(config: Config) -> float:
     """
     assert config.run.dir is not None, "launch settles it"
     assert config.eval.model is not None, "launch checks it"
-    folder = RunFolder(config.run.dir, asdict(config), resume=config.run.resume)
+    folder = RunFolder(config.run.dir, {"verb": "eval", **asdict(config)}, resume=config.run.resume)
     folder.check()
     build.check_path("eval.model", config.eval.model)
     rows = build.benchmark_rows(config.eval)
@@ -70,5 +71,8 @@ def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], dis
 
 
 def _write(file: Path, metrics: dict[str, float]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(metrics, indent=2) + "\n")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(metrics, indent=2) + "\n")
+    except OSError as error:
+        raise RunFolderError(f"{file}: cannot be written ({error.strerror}); make room") from error

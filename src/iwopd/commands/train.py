@@ -27,7 +27,7 @@ def run(config: Config) -> float:
         IwopdError: bad input; nothing was written unless training had begun.
     """
     assert config.run.dir is not None, "launch settles it"
-    folder = RunFolder(config.run.dir, asdict(config), resume=config.run.resume)
+    folder = RunFolder(config.run.dir, {"verb": "train", **asdict(config)}, resume=config.run.resume)
     folder.check()
     checked = build.check_inputs(config)
     with Interrupts() as interrupts, Display() as display, ExitStack() as stack:
@@ -51,6 +51,9 @@ def prepare(
     stack: ExitStack,
 ) -> "Trainer":
     """Load and check everything, cheapest first; the run folder is made last."""
+    from iwopd.teachers.hf import HfTeacher
+
+    weighting = build.weighting(config.weighting)
     paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
     student_folder, teacher_folder = build.model_folders(paths, display.stage).values()
     display.line("loading tokenizers and data")
@@ -60,19 +63,26 @@ def prepare(
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     benchmarks = build.benchmarks(config.eval, checked.benchmarks, tokenizer)
-    weighting = build.weighting(config.weighting)
-    device = build.device(config.run.device)
+    device = build.device(config.run.device, config.run.deterministic)
 
     display.line(f"loading student {config.student.path} and teacher {config.teacher.path} on {device}")
+    if config.run.resume and folder.path.exists():
+        stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
     checkpoint = folder.last_checkpoint() if config.run.resume else None
     student = build.student(config, student_folder, device, checkpoint)
     teacher = stack.enter_context(build.teacher(config, teacher_folder, device))
-    engine = stack.enter_context(build.engine(config.rollout, student.lm, tokenizer))
+    build.check_vocabulary(student.lm, config.student.path, tokenizer)
+    shared = student.lm.vocabulary
+    if isinstance(teacher, HfTeacher):
+        build.check_vocabulary(teacher.model, config.teacher.path, tokenizer)
+        shared = min(shared, teacher.model.vocabulary)
+    engine = stack.enter_context(build.engine(config.rollout, student.lm, tokenizer, shared))
     _check_contexts(config, student, teacher, stream, benchmarks)
 
     state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student.micro_batch_tokens = state.micro_batch_tokens or student.micro_batch_tokens
-    stack.enter_context(folder)
+    if not folder.held:
+        stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
     tracker = Tracker(folder.path, state.written, build.mirrors(config, folder.path, asdict(config)))
     stack.callback(tracker.close)
@@ -85,11 +95,12 @@ def prepare(
 def _check_contexts(
     config: Config, student: "Student", teacher: "Teacher", stream: "PromptStream", benchmarks: "list[Benchmark]"
 ) -> None:
+    from iwopd.teachers.hf import HfTeacher
+
     longest = max(len(prompt.ids) for prompt in stream.prompts)
     evaluated = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
     build.check_context(student.lm, "rollout.max_tokens", longest, config.rollout.max_tokens)
     eval_tokens = build.eval_sampling(config).max_tokens
     build.check_context(student.lm, "eval.max_tokens", evaluated, eval_tokens)
-    teacher_model = getattr(teacher, "model", None)
-    if teacher_model is not None:
-        build.check_context(teacher_model, "rollout.max_tokens", longest, config.rollout.max_tokens)
+    if isinstance(teacher, HfTeacher):
+        build.check_context(teacher.model, "rollout.max_tokens", longest, config.rollout.max_tokens)

@@ -108,7 +108,10 @@ class Trainer:
             raise
         except Stopped as stop:
             if self.saved < state.step:
-                self.save()
+                try:
+                    self.save()
+                except Stopped:  # asked again: the save was whole, or the checkpoint before stays
+                    sys.exit(stop.status)
             self.display.line(
                 f"stopped after step {state.step} of {run.steps}, saved; go on with: "
                 f"iwopd train … run.dir={self.folder.path} run.resume=true"
@@ -133,8 +136,7 @@ class Trainer:
         from iwopd.stages import score, update
 
         parts, config, step = self.parts, self.config, self.state.step
-        progress = step / max(1, config.run.steps - 1)
-        clock = Clock()
+        progress, clock = self.progress, Clock()
         prompts = parts.stream.batch(step)
         with self.display.stage(f"step {step + 1}: rollout") as advance:
             rollouts = parts.engine.generate(prompts, self.sampling, seed=config.seed, stream=step, progress=advance)
@@ -227,17 +229,23 @@ class Trainer:
         from iwopd.samples import sample_rows
 
         parts, config = self.parts, self.config
-        graded = [item for evaluation in found for item in evaluation.graded[:: config.eval.n or config.eval.k]]
-        prompts = {prompt.id: prompt for benchmark in parts.benchmarks for prompt in benchmark.prompts}
-        return sample_rows(
-            graded[: config.run.samples],
-            prompts,
-            parts.teacher,
-            parts.student,
-            parts.weighting,
-            progress=self.state.step / max(1, config.run.steps - 1),
-            tokenizer=parts.tokenizer,
-        )
+        rows = []
+        for evaluation in found:
+            made = sample_rows(
+                evaluation.graded[:: config.eval.n or config.eval.k][: config.run.samples],
+                parts.teacher,
+                parts.student,
+                parts.weighting,
+                progress=self.progress,
+                tokenizer=parts.tokenizer,
+            )
+            rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
+        return rows
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done: 0 at the first step, 1 at the last."""
+        return min(1.0, self.state.step / max(1, self.config.run.steps - 1))
 
     def save(self) -> None:
         """A checkpoint of this step."""

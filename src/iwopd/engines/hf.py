@@ -1,5 +1,6 @@
 """Sampling with transformers in the training process: batched, with a KV cache, the same text at any batch size."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout
+
+log = logging.getLogger(__name__)
 
 
 def sampling_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -54,13 +57,17 @@ class HfEngine:
     Args:
         model: the student.
         stop_ids: end-of-sequence token ids.
-        batch_size: sequences sampled at one time.
+        batch_size: sequences sampled at one time; halved when memory runs out.
+        vocabulary: ids at or above it are never sampled; None for all the model has.
     """
 
-    def __init__(self, model: LanguageModel, stop_ids: Sequence[int], batch_size: int = 64):
+    def __init__(
+        self, model: LanguageModel, stop_ids: Sequence[int], batch_size: int = 64, vocabulary: int | None = None
+    ):
         self.model = model
         self.stop_ids = sorted(stop_ids)
         self.batch_size = batch_size
+        self.vocabulary = vocabulary
         self.version = 0
 
     def generate(
@@ -82,10 +89,19 @@ class HfEngine:
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index][0].ids), index))
         rollouts: dict[int, Rollout] = {}
         self.model.model.eval()
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            with self.model.autocast():  # around the whole batch: its cast weights are kept from token to token
-                made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
+        while len(rollouts) < len(order):
+            chosen, made = order[len(rollouts) : len(rollouts) + self.batch_size], None
+            try:
+                with self.model.autocast():  # around the whole batch: its cast weights are kept from token to token
+                    made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+            if made is None:  # the failed batch is freed only behind its except block
+                self.batch_size = len(chosen) // 2
+                log.warning("out of GPU memory while sampling: going on with rollout.batch_size=%d", self.batch_size)
+                torch.cuda.empty_cache()
+                continue
             rollouts.update(zip(chosen, made, strict=True))
             progress(len(rollouts), len(order))
         return [rollouts[index] for index in range(len(order))]
@@ -108,7 +124,7 @@ class HfEngine:
         alive = torch.arange(size, device=device)  # rows of the batch still in the decoder's cache
         logits = decoding.first_logits()
         for time in range(sampling.max_tokens):
-            choices = sampling_logprobs(logits, sampling)
+            choices = sampling_logprobs(logits[:, : self.vocabulary], sampling)
             chosen = draw(choices, uniforms[alive, time])
             tokens[alive, time] = chosen
             logprobs[alive, time] = choices.gather(-1, chosen[:, None]).squeeze(-1)

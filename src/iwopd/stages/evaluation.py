@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from iwopd.engines.base import Engine, Progress, Sampling, silent
 from iwopd.grading import Grader
@@ -21,8 +20,9 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Graded:
-    """One response and whether it is right."""
+    """One response, to which prompt, and whether it is right."""
 
+    prompt: Prompt
     rollout: Rollout
     text: str
     correct: bool
@@ -82,9 +82,11 @@ def evaluate(
 
 def grade(benchmark: Benchmark, rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]) -> list[Graded]:
     """Each rollout with its verdict."""
-    answers: dict[str, Any] = {prompt.id: prompt.answer for prompt in benchmark.prompts}
+    prompts = {prompt.id: prompt for prompt in benchmark.prompts}
     graded = []
     for rollout in rollouts:
         text = decode(rollout.response_ids)
-        graded.append(Graded(rollout, text, benchmark.grader(text, answers[rollout.prompt_id])))
+        prompt = prompts[rollout.prompt_id]
+        assert prompt.answer is not None, "benchmarks have answers: checked when their rows were read"
+        graded.append(Graded(prompt, rollout, text, benchmark.grader(text, prompt.answer)))
     return graded

@@ -76,6 +76,9 @@ def update(
         try:
             part = step.run(advance)
             norms.append(student.apply_gradients(part.denominator))
+        except NonFiniteError as error:
+            first, last = scored[start].rollout.name, scored[start + share - 1].rollout.name
+            raise NonFiniteError(f"{error} (in the update on rollouts {first} to {last})") from error
         finally:
             student.clear_gradients()  # frees them, whatever happened
         sums.add(part)
@@ -159,14 +162,14 @@ class _Step:
         student = self.student
         student.clear_gradients()
         lengths = self._lengths()
-        longest = max(lengths)
-        largest = max(lengths[group[0]] * len(group) for group in token_batches(lengths, student.micro_batch_tokens))
-        if largest <= longest:
+        groups = token_batches(lengths, student.micro_batch_tokens)
+        shared = [lengths[group[0]] * len(group) for group in groups if len(group) > 1]
+        if not shared:
             raise OutOfMemoryError(
-                f"one sequence of {longest} tokens does not fit in the GPU's memory; use "
+                f"one sequence of {max(lengths)} tokens does not fit in the GPU's memory; use "
                 "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
             )
-        student.micro_batch_tokens = max(longest, largest // 2)
+        student.micro_batch_tokens = max(shared) // 2
         log.warning("out of GPU memory: going on with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
         torch.cuda.empty_cache()
 

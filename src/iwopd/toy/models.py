@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -72,10 +73,11 @@ class _Maker:
     def __init__(self, path: str, stage: Stage):
         self.path = path
         self.stage = stage
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "iwopd.toy.models", path],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # one core each, and the same sums on any machine
         )
@@ -86,13 +88,14 @@ class _Maker:
         Raises:
             ModelError: it failed; says why.
         """
-        with self.process as process, self.stage(f"making {self.path}") as advance:
+        with self.errors, self.process as process, self.stage(f"making {self.path}") as advance:
             assert process.stdout is not None
-            assert process.stderr is not None
             for line in process.stdout:
                 done, total = map(int, line.split())
                 advance(done, total)
-            errors = process.stderr.read().strip().splitlines()
+            process.wait()
+            self.errors.seek(0)
+            errors = self.errors.read().strip().splitlines()
         if process.returncode != 0:
             reason = errors[-1] if errors else f"exit status {process.returncode}"
             raise ModelError(f"{self.path}: could not be made: {reason}; see {cache_folder()}")
