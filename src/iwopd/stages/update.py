@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.batch import Batch, collate, token_batches
 from iwopd.engines.base import Progress, silent
-from iwopd.errors import OutOfMemoryError
+from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.numerics import chunked_reverse_kl, loss_scale, policy_token_losses
 from iwopd.numerics.logprobs import Head
 from iwopd.numerics.loss import Normalize, importance_correction
@@ -75,14 +75,20 @@ def update(
         step.teacher_head = teacher_head
         try:
             part = step.run(advance)
-            norms.append(student.apply_gradients(part.denominator))
-        except NonFiniteError as error:
-            first, last = scored[start].rollout.name, scored[start + share - 1].rollout.name
-            raise NonFiniteError(f"{error} (in the update on rollouts {first} to {last})") from error
+            norms.append(_apply(student, part.denominator, step.scored))
         finally:
             student.clear_gradients()  # frees them, whatever happened
         sums.add(part)
     return {**sums.metrics(), "train/grad_norm": max(norms)}
+
+
+def _apply(student: Student, denominator: float, scored: Sequence[ScoredRollout]) -> float:
+    try:
+        return student.apply_gradients(denominator)
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} (update on rollouts {scored[0].rollout.name} to {scored[-1].rollout.name})"
+        ) from error
 
 
 @dataclass
