@@ -24,14 +24,14 @@ Stage = Callable[[str], AbstractContextManager[Advance]]
 
 CLEAN, WEAK, LATE = Noise(), Noise(plan=0.3, execution=0.05), Noise(execution=0.25)
 TEACHER = ModelRecipe(STANDARD, CLEAN, width=64, layers=3, heads=2, steps=900, lr=4e-3, seed=1)
+# Not every seed learns the look-up in so few steps; those named here do, with one thread and so with the same sums.
 STUDENT = replace(TEACHER, noise=WEAK, seed=4)
-# Few seeds learn the look-up in so few steps; this one does, with clean traces and with weak ones.
 SMOKE_TEACHER = ModelRecipe(SMOKE, CLEAN, width=48, layers=2, heads=4, steps=450, lr=6e-3, seed=3)
 RECIPES: Mapping[str, ModelRecipe] = MappingProxyType(
     {
         "standard/teacher": TEACHER,
         "standard/student": STUDENT,
-        "cross_scale/student": replace(STUDENT, width=48),
+        "cross_scale/student": replace(STUDENT, width=48, seed=1, steps=1300),
         "late_errors/student": replace(STUDENT, noise=LATE),
         "smoke/teacher": SMOKE_TEACHER,
         "smoke/student": replace(SMOKE_TEACHER, noise=WEAK),
