@@ -41,19 +41,19 @@ def device(name: str, deterministic: bool = True) -> "torch.device":
 def language_model(
     key: str, section: Any, folder: str, device: "torch.device", *, autocast: bool = False
 ) -> "LanguageModel":
-    """A model from the `student` or `teacher` section."""
+    """The model that the setting `key` names, with dtype and attention of the `student` or `teacher` section."""
     from iwopd.language_model import LanguageModel, load_pretrained
 
     model = load_pretrained(
         folder,
-        key=f"{key}.path",
+        key=key,
         dtype=section.dtype,
         device=device,
         attention=section.attention,
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
     )
-    return LanguageModel(model, autocast=autocast, name=key)
+    return LanguageModel(model, autocast=autocast, name=key.removesuffix(".path"))
 
 
 def student(config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None) -> "Student":
@@ -63,7 +63,7 @@ def student(config: Config, folder: str, device: "torch.device", checkpoint: Pat
     optim = config.optim
     lora = config.student.lora
     weights = folder if checkpoint is None or lora.rank else str(checkpoint / "model")
-    lm = language_model("student", config.student, weights, device, autocast=optim.autocast)
+    lm = language_model("student.path", config.student, weights, device, autocast=optim.autocast)
     adapters = _adapters(config, lm.model, checkpoint) if lora.rank else None
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -120,7 +120,7 @@ def teacher(config: Config, folder: str, device: "torch.device") -> "Teacher":
             from iwopd.teachers.hf import HfTeacher
 
             home = torch.device("cpu") if config.teacher.offload else device
-            lm = language_model("teacher", config.teacher, folder, home)
+            lm = language_model("teacher.path", config.teacher, folder, home)
             return HfTeacher(lm, device, scoring.batch_tokens, config.teacher.offload)
         case other:
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
