@@ -139,6 +139,73 @@ class HfRolloutConfig(RolloutConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class VllmEngineConfig:
+    """A vLLM engine in the training process."""
+
+    sequences: int = setting(256, "sequences computed at one time", low=1)
+    batch_tokens: int = setting(
+        4096, "tokens computed at one time; for a teacher this bounds [tokens × vocabulary] log-probs", low=1
+    )
+    tensor_parallel: int = setting(1, "GPUs a model is split over", low=1)
+    gpu_memory: float = setting(0.4, "share of a GPU's memory the engine may take", above=0, high=1)
+    kv_cache_gib: float | None = setting(
+        None, "GiB for cached keys and values; null for 1 on a CPU, and for what gpu_memory leaves on a GPU", above=0
+    )
+    eager: bool = setting(False, "no CUDA graphs: starts sooner, runs slower; on a CPU always")
+    args: dict[str, Any] = setting({}, "further arguments of vllm.LLM, by their names there")
+
+
+@dataclass(kw_only=True, slots=True)
+class HttpConfig:
+    """How vLLM servers are spoken to."""
+
+    connections: int = setting(64, "requests under way at one time, per server", low=1)
+    timeout_s: float = setting(600.0, "wait for an answer, seconds", above=0)
+    retries: int = setting(4, "further tries of a request that failed, on other servers where there are some", low=0)
+    backoff_s: float = setting(0.5, "wait before the first further try, seconds; doubles with each", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ParityConfig:
+    """Engine and trainer compared after every sync, by the log-probs of the engine's own samples."""
+
+    prompts: int = setting(4, "prompts answered for it; 0 for no comparison", low=0)
+    max_tokens: int = setting(64, "longest of those answers, tokens", low=1)
+    warn: float = setting(0.02, "mean gap, nats per token, above which a warning is given", above=0)
+    fail: float = setting(0.5, "gap of any one token, nats, above which the run stops", above=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class VllmRolloutConfig(RolloutConfig):
+    """Sampling with vLLM, in the training process."""
+
+    dtype: str | None = setting(
+        None, "dtype of the engine's weights; null for what the student computes in", choices=DTYPES
+    )
+    sleep: bool = setting(True, "on a GPU, give the engine's memory to the update while that runs")
+    engine: VllmEngineConfig = field(default_factory=VllmEngineConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class VllmServerRolloutConfig(RolloutConfig):
+    """Sampling with vLLM servers, started by the user."""
+
+    urls: list[str] = setting(MISSING, "addresses of the servers, [http://HOST:PORT, …]")
+    sync: str = setting(
+        "file",
+        "how weights reach the servers: a file both sides see, NCCL, or CUDA IPC",
+        choices=("file", "nccl", "ipc"),
+    )
+    sync_dir: str | None = setting(None, "folder that trainer and servers share; null for this machine's memory")
+    dtype: str | None = setting(
+        None, "dtype weights are sent in; null for what the student computes in", choices=DTYPES
+    )
+    http: HttpConfig = field(default_factory=HttpConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class ScoringConfig:
     """How the teacher's log-probs are made, and which of the student's they are compared with."""
 
@@ -152,6 +219,23 @@ class HfScoringConfig(ScoringConfig):
     """A teacher in transformers, in the training process."""
 
     batch_tokens: int = setting(32768, "tokens scored at one time, padding included", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class VllmScoringConfig(ScoringConfig):
+    """A teacher in vLLM, in the training process. teacher.offload has it sleep between uses."""
+
+    overlap: bool = setting(True, "score rollouts while others are still being written")
+    engine: VllmEngineConfig = field(default_factory=lambda: VllmEngineConfig(batch_tokens=2048))
+
+
+@dataclass(kw_only=True, slots=True)
+class VllmServerScoringConfig(ScoringConfig):
+    """A teacher in vLLM servers, started by the user. teacher.path still names it: its tokenizer is compared."""
+
+    urls: list[str] = setting(MISSING, "addresses of the servers, [http://HOST:PORT, …]")
+    overlap: bool = setting(True, "score rollouts while others are still being written")
+    http: HttpConfig = field(default_factory=HttpConfig)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -328,7 +412,8 @@ def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _field_problems(value, key + ".")
         elif isinstance(value, dict):
             for name, item in value.items():  # pyright: ignore[reportUnknownVariableType]
-                yield from _field_problems(item, f"{key}.{name}.")
+                if isinstance(item, BenchmarkConfig):
+                    yield from _field_problems(item, f"{key}.{name}.")
         elif value is not None and entry.metadata:
             problem = _value_problem(value, entry.metadata)
             if problem:
@@ -377,7 +462,49 @@ def _cross_field_problems(config: Config) -> Iterator[str]:
             "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
+    yield from _engine_problems(config)
     yield from _scheme_problems(config.weighting)
+
+
+def _engine_problems(config: Config) -> Iterator[str]:
+    rollout, scoring = config.rollout, config.scoring
+    if config.loss.kind == "reverse_kl" and not isinstance(scoring, HfScoringConfig):
+        yield (
+            "loss.kind=reverse_kl: compares whole distributions, and vLLM reports the log-probs of single tokens; "
+            "use scoring=hf or loss=policy_gradient"
+        )
+    changed = [
+        f"rollout.{name}={value}"
+        for name, value, neutral in (
+            ("temperature", rollout.temperature, 1.0),
+            ("top_p", rollout.top_p, 1.0),
+            ("top_k", rollout.top_k, 0),
+        )
+        if value != neutral
+    ]
+    if changed and config.loss.importance_cap is None:
+        yield (
+            f"{', '.join(changed)}: samples another distribution than the student's, which only the importance "
+            "correction makes good; set loss.importance_cap=5.0, or sample with temperature 1, top_p 1, top_k 0"
+        )
+    if changed and scoring.student_logprobs == "sampler":
+        yield (
+            f"{', '.join(changed)}: the sampler's log-probs are of the changed distribution, not the student's, so "
+            "A_t would be wrong; use scoring.student_logprobs=trainer"
+        )
+    for key, section in (("rollout", rollout), ("scoring", scoring)):
+        if isinstance(section, (VllmServerRolloutConfig, VllmServerScoringConfig)):
+            yield from _url_problems(f"{key}.urls", section.urls)
+
+
+def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
+    if not urls:
+        yield f"{key}=[]: names no server; give {key}=[http://HOST:PORT]"
+    for url in urls:
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+            yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
+    for url in sorted({url for url in urls if urls.count(url) > 1}):
+        yield f"{key}={url}: is there twice; name each server once"
 
 
 def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
@@ -409,8 +536,8 @@ SCHEMES: dict[type[WeightingConfig], tuple[str, ...]] = {
 # Presets name their schema as /schema/GROUP/NAME, a group of its own, so that a wrong choice of a preset lists presets.
 SCHEMAS: dict[str, dict[str, type]] = {
     "schema": {"root": Config},
-    "schema/rollout": {"hf": HfRolloutConfig},
-    "schema/scoring": {"hf": HfScoringConfig},
+    "schema/rollout": {"hf": HfRolloutConfig, "vllm": VllmRolloutConfig, "vllm_server": VllmServerRolloutConfig},
+    "schema/scoring": {"hf": HfScoringConfig, "vllm": VllmScoringConfig, "vllm_server": VllmServerScoringConfig},
     "schema/weighting": {
         "uniform": UniformWeighting,
         "window": WindowWeighting,

@@ -4,6 +4,7 @@ IwopdError
 ├── ConfigError       a setting: its key, its value, the reason, the fix      (ValueError)
 ├── DataError         a dataset: its file, line and column                    (ValueError)
 ├── ModelError        a model folder, its weights or its tokenizer            (ValueError)
+├── EngineError       an engine or server that does not start, answer or serve the right weights (RuntimeError)
 ├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
 ├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
 └── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
@@ -32,6 +33,10 @@ class DataError(IwopdError, ValueError):
 
 class ModelError(IwopdError, ValueError):
     """A model folder, weights file or tokenizer that cannot be used as asked."""
+
+
+class EngineError(IwopdError, RuntimeError):
+    """A rollout engine or a server that does not start, does not answer, or serves other weights than it should."""
 
 
 class RunFolderError(IwopdError, OSError):

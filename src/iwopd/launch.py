@@ -173,6 +173,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
         kind = kinds.get(wanted[1], wanted[1])
         return f"{shown}: not {kind}; give it one"
+    if "is not a ListConfig" in reason:
+        return f"{shown}: not a list; write {key}=[…]"
     fix = (
         "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
     )

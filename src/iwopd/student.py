@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
@@ -120,6 +121,17 @@ class Student:
         """The learning rate of the next optimiser step."""
         return learning_rate(self.updates, self.settings)
 
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights under their names in HF checkpoints, detached; adapters are merged into copies of theirs.
+
+        Tied weights come once.
+        """
+        if self.adapters is None:
+            weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        else:
+            weights = dict(_merged_weights(self.model))
+        yield from revert_weight_conversion(self.model, weights).items()
+
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`."""
         (self.adapters or self.model).save_pretrained(folder / "model")
@@ -145,6 +157,25 @@ class Student:
         finally:
             if self.adapters is not None:
                 self.adapters.unmerge_adapter()
+
+
+@torch.no_grad()
+def _merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights with peft's adapters added, computed beside the originals: merging in place and out again would
+    leave rounding in them at every step."""
+    for name, parameter in model.named_parameters():
+        module_name, _, last = name.rpartition(".")
+        if "lora_" in name:
+            continue
+        if not module_name.endswith(".base_layer"):
+            yield name, parameter.detach()
+            continue
+        layer: Any = model.get_submodule(module_name.removesuffix(".base_layer"))
+        merged = parameter.detach()
+        if last == "weight":
+            for adapter in layer.active_adapters:
+                merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
+        yield name.replace(".base_layer", ""), merged
 
 
 def _without_adapters(model: nn.Module) -> dict[str, Any]:

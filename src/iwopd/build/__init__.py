@@ -13,12 +13,24 @@ from iwopd.build.inputs import (
     student_tokenizer,
     tokenizer,
 )
-from iwopd.build.models import check_context, check_vocabulary, device, engine, language_model, student, teacher
-from iwopd.build.settings import eval_sampling, loss_settings, mirrors, sampling
+from iwopd.build.models import (
+    check_context,
+    check_vocabulary,
+    device,
+    engine,
+    language_model,
+    model_config,
+    stop_ids,
+    student,
+    teacher,
+)
+from iwopd.build.settings import eval_sampling, loss_settings, mirrors, parity, sampling
+from iwopd.build.vllm import Served, check_vllm, uses_vllm
 from iwopd.build.weighting import weighting
 
 __all__ = [
     "Checked",
+    "Served",
     "Stage",
     "benchmark_rows",
     "benchmarks",
@@ -26,6 +38,7 @@ __all__ = [
     "check_inputs",
     "check_path",
     "check_teacher_tokenizer",
+    "check_vllm",
     "check_vocabulary",
     "device",
     "engine",
@@ -33,12 +46,16 @@ __all__ = [
     "language_model",
     "loss_settings",
     "mirrors",
+    "model_config",
     "model_folders",
+    "parity",
     "prompt_stream",
     "sampling",
+    "stop_ids",
     "student",
     "student_tokenizer",
     "teacher",
     "tokenizer",
+    "uses_vllm",
     "weighting",
 ]

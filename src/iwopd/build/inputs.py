@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import toy
+from iwopd.build.vllm import check_vllm
 from iwopd.config import Config, EvalConfig, WandbTracking
 from iwopd.data import PromptStream, Row, fitting, load_rows, render
 from iwopd.errors import ConfigError, ModelError
@@ -38,6 +39,7 @@ def check_inputs(config: Config) -> Checked:
     """
     if isinstance(config.tracking, WandbTracking) and find_spec("wandb") is None:
         raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'")
+    check_vllm(config)
     check_path("student.path", config.student.path)
     check_path("teacher.path", config.teacher.path)
     return Checked(training_rows(config), benchmark_rows(config.eval))

@@ -4,7 +4,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, RolloutConfig
+from iwopd.build.vllm import Served, vllm_engine, vllm_server_engine, vllm_server_teacher, vllm_teacher
+from iwopd.config import (
+    Config,
+    HfRolloutConfig,
+    HfScoringConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
 from iwopd.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -111,8 +120,12 @@ def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
             raise ConfigError(f"student.lora.targets={lora.targets}: {reason}; name modules of the model") from error
 
 
-def teacher(config: Config, folder: str, device: "torch.device") -> "Teacher":
-    """The teacher of the `scoring` group."""
+def teacher(config: Config, served: Served, device: "torch.device") -> "Teacher":
+    """The teacher of the `scoring` group.
+
+    Raises:
+        IwopdError: its model cannot be loaded, or its engine or servers cannot be used.
+    """
     match config.scoring:
         case HfScoringConfig() as scoring:
             import torch
@@ -120,52 +133,95 @@ def teacher(config: Config, folder: str, device: "torch.device") -> "Teacher":
             from iwopd.teachers.hf import HfTeacher
 
             home = torch.device("cpu") if config.teacher.offload else device
-            lm = language_model("teacher.path", config.teacher, folder, home)
+            lm = language_model("teacher.path", config.teacher, served.folder, home)
             return HfTeacher(lm, device, scoring.batch_tokens, config.teacher.offload)
+        case VllmScoringConfig() as scoring:
+            return vllm_teacher(config, scoring, served)
+        case VllmServerScoringConfig() as scoring:
+            return vllm_server_teacher(scoring, served)
         case other:
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
 
 
-def engine(rollout: RolloutConfig, lm: "LanguageModel", tokenizer: Any, vocabulary: int | None = None) -> "Engine":
-    """The rollout engine of the `rollout` group; it samples ids below `vocabulary`, those the teacher knows too."""
-    match rollout:
-        case HfRolloutConfig():
+def engine(config: Config, served: Served, lm: "LanguageModel | None" = None) -> "Engine":
+    """The rollout engine of the `rollout` group.
+
+    Args:
+        lm: the model itself, for engines that sample from it.
+
+    Raises:
+        IwopdError: an engine or server cannot be used.
+    """
+    match config.rollout:
+        case HfRolloutConfig() as rollout:
             from iwopd.engines.hf import HfEngine
 
-            return HfEngine(lm, stop_ids(lm, tokenizer), rollout.batch_size, vocabulary)
+            assert lm is not None, "hf samples from the model in this process"
+            return HfEngine(lm, served.stop_ids, rollout.batch_size, served.vocabulary)
+        case VllmRolloutConfig() as rollout:
+            return vllm_engine(config, rollout, served)
+        case VllmServerRolloutConfig() as rollout:
+            return vllm_server_engine(config, rollout, served)
         case other:
             raise ConfigError(f"rollout={type(other).__name__}: no engine of that kind; choose rollout=hf")
 
 
-def stop_ids(lm: "LanguageModel", tokenizer: Any) -> list[int]:
+def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, ...]:
     """End-of-sequence ids: the tokenizer's, and those the model's generation config adds."""
-    more = getattr(lm.model.generation_config, "eos_token_id", None)
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(folder, revision=section.revision or "main")
+        more: Any = generation.eos_token_id
+    except OSError:  # a model need not have one; then its own config speaks
+        more = getattr(model_config(key, section, folder), "eos_token_id", None)
     listed = more if isinstance(more, list) else [more]
-    return sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)})
+    return tuple(sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)}))
 
 
-def check_vocabulary(lm: "LanguageModel", path: str, tokenizer: Any) -> None:
+def model_config(key: str, section: Any, folder: str) -> Any:
+    """The text part of a model's config.json: what must be known before it loads, or of one served elsewhere.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
+        )
+        return config.get_text_config()
+    except Exception as error:  # transformers raises a dozen types here
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{key}={folder}: its config.json cannot be read: {reason}; check it") from error
+
+
+def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> None:
     """Every id of the tokenizer must have a row in the model.
 
     Raises:
         ModelError: it has fewer.
     """
-    if lm.vocabulary < len(tokenizer):
+    if vocabulary < len(tokenizer):
         raise ModelError(
-            f"{lm.name}.path={path}: the model has {lm.vocabulary} rows for a tokenizer of {len(tokenizer)} tokens; "
+            f"{name}.path={path}: the model has {vocabulary} rows for a tokenizer of {len(tokenizer)} tokens; "
             "resize its embeddings, or name another"
         )
 
 
-def check_context(lm: "LanguageModel", key: str, longest_prompt: int, max_tokens: int) -> None:
+def check_context(name: str, model_config: Any, key: str, longest_prompt: int, max_tokens: int) -> None:
     """Prompt and response must fit in what the model can attend to.
+
+    Args:
+        name: student or teacher, for messages.
 
     Raises:
         ConfigError: says by how much they do not.
     """
-    context = getattr(lm.model.config, "max_position_embeddings", None)
+    context = getattr(model_config, "max_position_embeddings", None)
     if context is not None and longest_prompt + max_tokens > context:
         raise ConfigError(
-            f"{key}={max_tokens}: with a prompt of {longest_prompt} tokens more than the {context} the {lm.name} can "
+            f"{key}={max_tokens}: with a prompt of {longest_prompt} tokens more than the {context} the {name} can "
             f"attend to; set it to {max(1, context - longest_prompt)} or less"
         )

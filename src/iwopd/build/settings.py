@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iwopd.config import Config, RolloutConfig, WandbTracking
+from iwopd.config import Config, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, WandbTracking
 
 if TYPE_CHECKING:
     from iwopd.engines.base import Sampling
+    from iwopd.stages.parity import Thresholds
     from iwopd.stages.update import LossSettings
     from iwopd.tracking import Mirror
 
@@ -24,6 +25,18 @@ def eval_sampling(config: Config) -> "Sampling":
 
     ev = config.eval
     return Sampling(ev.n or ev.k, ev.max_tokens or config.rollout.max_tokens, ev.temperature, ev.top_p, ev.top_k)
+
+
+def parity(rollout: RolloutConfig) -> "Thresholds | None":
+    """How engine and trainer are compared after a sync; None where they are not."""
+    from iwopd.stages.parity import Thresholds
+
+    match rollout:
+        case VllmRolloutConfig(parity=limits) | VllmServerRolloutConfig(parity=limits) if limits.prompts:
+            tokens = min(limits.max_tokens, rollout.max_tokens)
+            return Thresholds(limits.prompts, tokens, limits.warn, limits.fail)
+        case _:
+            return None
 
 
 def loss_settings(config: Config) -> "LossSettings":

@@ -1,12 +1,13 @@
 """`iwopd eval`: accuracy of one model, with no training."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from iwopd import build
 from iwopd.commands.trainer import evaluation_metrics
-from iwopd.config import Config
+from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line
 from iwopd.errors import RunFolderError
@@ -24,6 +25,7 @@ def run(config: Config) -> float:
     assert config.eval.model is not None, "launch checks it"
     folder = RunFolder(config.run.dir, {"verb": "eval", **asdict(config)}, resume=config.run.resume)
     folder.check()
+    build.check_vllm(config, "eval")
     build.check_path("eval.model", config.eval.model)
     rows = build.benchmark_rows(config.eval)
     with Interrupts(), Display() as display:
@@ -38,15 +40,25 @@ def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], dis
     section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section
     tokenizer = build.tokenizer("eval.model", model_folder, revision=None, trust_remote_code=section.trust_remote_code)
     benchmarks = build.benchmarks(config.eval, rows, tokenizer)
-    display.line(f"loading {config.eval.model}")
-    device = build.device(config.run.device)
-    lm = build.language_model("eval.model", section, model_folder, device, autocast=config.optim.autocast)
     sampling = build.eval_sampling(config)
     longest = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
-    build.check_context(lm, "eval.max_tokens", longest, sampling.max_tokens)
+    model_config = build.model_config("eval.model", section, model_folder)
+    build.check_context("eval.model", model_config, "eval.max_tokens", longest, sampling.max_tokens)
+    display.line(f"loading {config.eval.model}")
+    stops = build.stop_ids("eval.model", section, model_folder, tokenizer)
+    log_file = folder.path / "vllm.log"
+    served = build.Served(model_folder, section, longest + sampling.max_tokens, log_file, stops)
+    lm = None
+    if isinstance(config.rollout, HfRolloutConfig):
+        device = build.device(config.run.device)
+        lm = build.language_model("eval.model", section, model_folder, device, autocast=config.optim.autocast)
 
     found = []
-    with build.engine(config.rollout, lm, tokenizer) as engine:
+    with ExitStack() as stack:
+        if build.uses_vllm(config):
+            stack.enter_context(folder)  # vLLM's log goes there
+        engine = stack.enter_context(build.engine(config, served, lm))
+        engine.load_weights(model_folder)
         for benchmark in benchmarks:
             with display.stage(f"evaluating on {benchmark.name}") as advance:
                 evaluation = evaluate(

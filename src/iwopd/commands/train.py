@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iwopd import build
 from iwopd.commands.trainer import Parts, State, Trainer
@@ -16,8 +16,6 @@ from iwopd.tracking import Tracker
 if TYPE_CHECKING:
     from iwopd.data import PromptStream
     from iwopd.stages.evaluation import Benchmark
-    from iwopd.student import Student
-    from iwopd.teachers.base import Teacher
 
 
 def run(config: Config) -> float:
@@ -50,9 +48,7 @@ def prepare(
     interrupts: Interrupts,
     stack: ExitStack,
 ) -> "Trainer":
-    """Load and check everything, cheapest first; the run folder is made last."""
-    from iwopd.teachers.hf import HfTeacher
-
+    """Load and check everything, cheapest first; the run folder is made as late as can be."""
     weighting = build.weighting(config.weighting)
     paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
     student_folder, teacher_folder = build.model_folders(paths, display.stage).values()
@@ -64,23 +60,30 @@ def prepare(
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     benchmarks = build.benchmarks(config.eval, checked.benchmarks, tokenizer)
     device = build.device(config.run.device, config.run.deterministic)
+    teacher_config = build.model_config("teacher.path", config.teacher, teacher_folder)
+    student_config = build.model_config("student.path", config.student, student_folder)
+    context = _check_contexts(config, student_config, teacher_config, stream, benchmarks)
 
-    display.line(f"loading student {config.student.path} and teacher {config.teacher.path} on {device}")
+    display.line(f"loading student {config.student.path} on {device}")
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
     checkpoint = folder.last_checkpoint() if config.run.resume else None
     student = build.student(config, student_folder, device, checkpoint)
-    teacher = stack.enter_context(build.teacher(config, teacher_folder, device))
-    build.check_vocabulary(student.lm, config.student.path, tokenizer)
-    shared = student.lm.vocabulary
-    if isinstance(teacher, HfTeacher):
-        build.check_vocabulary(teacher.model, config.teacher.path, tokenizer)
-        shared = min(shared, teacher.model.vocabulary)
-    engine = stack.enter_context(build.engine(config.rollout, student.lm, tokenizer, shared))
-    _check_contexts(config, student, teacher, stream, benchmarks)
-
+    build.check_vocabulary("student", student.lm.vocabulary, config.student.path, tokenizer)
+    build.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, tokenizer)
     state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student.micro_batch_tokens = state.micro_batch_tokens or student.micro_batch_tokens
+
+    display.line(f"loading teacher {config.teacher.path}")
+    log_file = folder.path / "vllm.log"
+    scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
+    stops = build.stop_ids("student.path", config.student, student_folder, tokenizer)
+    known = teacher_config.vocab_size if teacher_config.vocab_size < student.lm.vocabulary else None
+    sampled = build.Served(student_folder, config.student, context, log_file, stops, known)
+    if build.uses_vllm(config) and not folder.held:
+        stack.enter_context(folder)  # vLLM's log goes there
+    teacher = stack.enter_context(build.teacher(config, scored, device))
+    engine = stack.enter_context(build.engine(config, sampled, student.lm))
     if not folder.held:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
@@ -93,14 +96,13 @@ def prepare(
 
 
 def _check_contexts(
-    config: Config, student: "Student", teacher: "Teacher", stream: "PromptStream", benchmarks: "list[Benchmark]"
-) -> None:
-    from iwopd.teachers.hf import HfTeacher
-
+    config: Config, student: Any, teacher: Any, stream: "PromptStream", benchmarks: "list[Benchmark]"
+) -> int:
+    """Prompts and responses must fit in both models; the longest of them together, tokens."""
     longest = max(len(prompt.ids) for prompt in stream.prompts)
     evaluated = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
-    build.check_context(student.lm, "rollout.max_tokens", longest, config.rollout.max_tokens)
     eval_tokens = build.eval_sampling(config).max_tokens
-    build.check_context(student.lm, "eval.max_tokens", evaluated, eval_tokens)
-    if isinstance(teacher, HfTeacher):
-        build.check_context(teacher.model, "rollout.max_tokens", longest, config.rollout.max_tokens)
+    for name, model_config in (("student", student), ("teacher", teacher)):
+        build.check_context(name, model_config, "rollout.max_tokens", longest, config.rollout.max_tokens)
+    build.check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
+    return max(longest + config.rollout.max_tokens, evaluated + eval_tokens)

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 from iwopd import build
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
-from iwopd.errors import NonFiniteError
+from iwopd.errors import EngineError, NonFiniteError
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.seeding import derive_seed
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from iwopd.data import PromptStream
     from iwopd.engines.base import Engine
     from iwopd.stages.evaluation import Benchmark, Evaluation
     from iwopd.student import Student
     from iwopd.teachers.base import Teacher
+    from iwopd.types import Prompt
     from iwopd.weighting import Weighting
 
 
@@ -89,11 +92,13 @@ class Trainer:
         self.saved = state.step if state.written else -1
         self.loss = build.loss_settings(config)
         self.sampling = build.sampling(config.rollout)
+        self.parity = build.parity(config.rollout)
 
     def train(self) -> float:
         """Steps, evaluations and checkpoints until `run.steps`; the last accuracy."""
         state, run = self.state, self.config.run
         try:
+            self._first_sync()
             while True:
                 self.display.steps(state.step, run.steps)
                 if self._due(self.config.eval.every) and state.evaluated < state.step:
@@ -117,6 +122,12 @@ class Trainer:
                 f"iwopd train … run.dir={self.folder.path} run.resume=true"
             )
             sys.exit(stop.status)
+        except EngineError as error:  # the student is that of a whole step: nothing of it need be lost
+            if state.step == 0:
+                raise
+            if self.saved < state.step:
+                self.save()
+            raise EngineError(f"{error}; step {state.step} is saved, go on with run.resume=true") from error
         return state.accuracy
 
     def _step_or_explain(self) -> None:
@@ -138,14 +149,23 @@ class Trainer:
         parts, config, step = self.parts, self.config, self.state.step
         progress, clock = self.progress, Clock()
         prompts = parts.stream.batch(step)
+        window = parts.weighting.window(progress)
         with self.display.stage(f"step {step + 1}: rollout") as advance:
-            rollouts = parts.engine.generate(prompts, self.sampling, seed=config.seed, stream=step, progress=advance)
+            rollouts = parts.engine.generate(
+                prompts,
+                self.sampling,
+                seed=config.seed,
+                stream=step,
+                progress=advance,
+                finished=lambda rollout: parts.teacher.expect(rollout, window),
+            )
+            parts.engine.sleep()
         clock.lap("rollout")
         with self.display.stage(f"step {step + 1}: score") as advance:
             scored = score(
                 parts.teacher,
                 rollouts,
-                parts.weighting.window(progress),
+                window,
                 student=parts.student if self._needs_student_logprobs else None,
                 hidden=self.loss.kind == "reverse_kl",
                 progress=advance,
@@ -165,7 +185,6 @@ class Trainer:
                 teacher_head=parts.teacher.head() if self.loss.kind == "reverse_kl" else None,
                 advance=advance,
             )
-            parts.engine.sync_weights(parts.student, step + 1)
             clock.lap("update")
             self.state.step += 1
             lengths = [len(rollout.response_ids) for rollout in rollouts]
@@ -176,13 +195,41 @@ class Trainer:
                 "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
                 "tokens/generated": sum(lengths),
                 "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
-                **clock.seconds,
                 **_gpu_memory(parts.student.device),
             }
             if step == 0:
                 metrics["data/dropped"] = parts.dropped
-            self.tracker.log(self.state.step, metrics)
+            try:
+                metrics |= self.sync(prompts, clock)
+            finally:  # an engine that fails here does not undo the step
+                metrics |= clock.seconds
+                self.tracker.log(self.state.step, metrics)
         self.display.line(step_line(self.state.step, config.run.steps, metrics))
+
+    def sync(self, prompts: "Sequence[Prompt]", clock: "Clock") -> dict[str, float]:
+        """Give the engine the student's weights, and see that it has them; metrics of the comparison.
+
+        Raises:
+            EngineError: it does not take them, or answers as if it had not.
+        """
+        from iwopd.stages import check_parity
+
+        parts, limits = self.parts, self.parity
+        parts.engine.sync_weights(parts.student, self.state.step)
+        clock.lap("sync")
+        if not parts.engine.has_own_weights or limits is None:
+            return {}
+        # Prompts just answered: what the engine may still hold of the old weights, it holds for these.
+        found = check_parity(parts.engine, parts.student, prompts[: limits.prompts], limits, self.config.seed)
+        clock.lap("parity")
+        return found.metrics
+
+    def _first_sync(self) -> None:
+        """The engine was made from the student's files; a resumed student is further, one with adapters is another."""
+        found = self.sync(self.parts.stream.batch(self.state.step), Clock())
+        if found:
+            mean, largest = found["sync/parity_mean_gap"], found["sync/parity_max_gap"]
+            self.display.line(f"engine and trainer agree: mean gap {mean:.2g}, largest {largest:.2g} nats per token")
 
     @property
     def _needs_student_logprobs(self) -> bool:

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from iwopd.types import Prompt, Rollout
 
 Progress = Callable[[int, int], None]
+Finished = Callable[[Rollout], None]
 
 
 def silent(done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def unheard(rollout: Rollout) -> None:
+    """A finished rollout that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +28,17 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
 
+    @property
+    def plain(self) -> bool:
+        """True where the model's own distribution is sampled from."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
+
 
 class Engine(Protocol):
-    """Samples responses; a context manager. Implementations: `hf`, `fake`."""
+    """Samples responses; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
+
+    has_own_weights: bool = False
+    """True where the engine holds a copy of the student's weights, which may then differ from them."""
 
     def generate(
         self,
@@ -35,11 +48,15 @@ class Engine(Protocol):
         seed: int,
         stream: int | str,
         progress: Progress = silent,
+        finished: Finished = unheard,
     ) -> list[Rollout]:
         """`sampling.n` rollouts per prompt, prompt by prompt.
 
         The randomness of each derives from (seed, stream, prompt, sample) alone; stream is the step, or "eval".
-        `progress` is told (finished, all) sequences.
+
+        Args:
+            progress: told (finished, all) sequences.
+            finished: told each rollout as soon as it is whole, in the order they finish.
         """
         ...
 
@@ -47,10 +64,20 @@ class Engine(Protocol):
         """Take over the student's weights after `version` optimisation steps."""
         ...
 
+    def load_weights(self, folder: str) -> None:
+        """Take a model's weights from its files, where the engine was not made from them."""
+
+    def reset_cache(self) -> None:
+        """Forget what was computed for earlier prompts."""
+
+    def sleep(self) -> None:
+        """Hand back what GPU memory can be spared until the next `sync_weights` or `generate`."""
+
     def close(self) -> None:
         """Free what the engine holds."""
-        ...
 
-    def __enter__(self) -> "Engine": ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self.close()

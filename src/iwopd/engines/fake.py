@@ -1,14 +1,14 @@
 """An engine without a model, for tests of the code around engines, ours and users'."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
-from iwopd.engines.base import Progress, Sampling, silent
+from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Answers with token ids that follow from (seed, stream, prompt, sample), each at log-prob −1.
 
     Args:
@@ -30,6 +30,7 @@ class FakeEngine:
         seed: int,
         stream: int | str,
         progress: Progress = silent,
+        finished: Finished = unheard,
     ) -> list[Rollout]:
         """See `Engine.generate`."""
         length = min(self.length, sampling.max_tokens)
@@ -48,6 +49,8 @@ class FakeEngine:
             for prompt in prompts
             for sample in range(sampling.n)
         ]
+        for rollout in made:
+            finished(rollout)
         progress(len(made), len(made))
         return made
 
@@ -58,9 +61,3 @@ class FakeEngine:
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from iwopd.engines.base import Progress, Sampling, silent
+from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
 from iwopd.seeding import derive_seed
@@ -51,7 +51,7 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
 
 
-class HfEngine:
+class HfEngine(Engine):
     """Samples from the very model that is trained, so syncing weights is a matter of the version alone.
 
     Args:
@@ -78,6 +78,7 @@ class HfEngine:
         seed: int,
         stream: int | str,
         progress: Progress = silent,
+        finished: Finished = unheard,
     ) -> list[Rollout]:
         """See `Engine.generate`.
 
@@ -103,6 +104,8 @@ class HfEngine:
                 torch.cuda.empty_cache()
                 continue
             rollouts.update(zip(chosen, made, strict=True))
+            for rollout in made:
+                finished(rollout)
             progress(len(rollouts), len(order))
         return [rollouts[index] for index in range(len(order))]
 
@@ -167,15 +170,6 @@ class HfEngine:
     def sync_weights(self, student: Any, version: int) -> None:
         """Nothing to copy: the engine samples from the student's own weights."""
         self.version = version
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class _Decoding:

@@ -1,7 +1,8 @@
-"""The three stages of a step, in the order they run: generate, score, update; and evaluation beside them."""
+"""The stages of a step after the engine has generated: score, update, parity after the sync; and evaluation."""
 
 from iwopd.stages.evaluation import Evaluation, evaluate
+from iwopd.stages.parity import Parity, Thresholds, check_parity
 from iwopd.stages.score import score
 from iwopd.stages.update import update
 
-__all__ = ["Evaluation", "evaluate", "score", "update"]
+__all__ = ["Evaluation", "Parity", "Thresholds", "check_parity", "evaluate", "score", "update"]

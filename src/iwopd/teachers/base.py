@@ -1,7 +1,7 @@
 """What every teacher can do."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from iwopd.batch import Window
 from iwopd.engines.base import Progress, silent
@@ -10,7 +10,7 @@ from iwopd.types import Rollout, ScoredRollout
 
 
 class Teacher(Protocol):
-    """Scores rollouts; a context manager. Implementations: `hf`, `fake`."""
+    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
@@ -24,14 +24,18 @@ class Teacher(Protocol):
         """
         ...
 
+    def expect(self, rollout: Rollout, window: Window) -> None:
+        """This rollout will be scored: begin with it, where that can be done while others are still being written."""
+
     def head(self) -> Head:
         """From hidden states to logits, for full-vocabulary losses; on the student's device."""
-        ...
+        raise ValueError(f"{type(self).__name__} gives log-probs only: full-vocabulary losses need scoring=hf")
 
     def close(self) -> None:
         """Free what the teacher holds."""
-        ...
 
-    def __enter__(self) -> "Teacher": ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self.close()

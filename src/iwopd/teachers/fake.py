@@ -1,15 +1,14 @@
 """A teacher without a model, for tests of the code around teachers, ours and users'."""
 
 from collections.abc import Sequence
-from typing import Self
 
 from iwopd.batch import Window
 from iwopd.engines.base import Progress, silent
-from iwopd.numerics.logprobs import Head
+from iwopd.teachers.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
 
 
-class FakeTeacher:
+class FakeTeacher(Teacher):
     """Gives every token the same log-prob (nats); has no distribution, so no full-vocabulary losses."""
 
     def __init__(self, logprob: float = -1.0):
@@ -31,16 +30,6 @@ class FakeTeacher:
             for rollout, (start, stop) in zip(rollouts, windows, strict=True)
         ]
 
-    def head(self) -> Head:
-        """There is none."""
-        raise ValueError("a fake teacher has no head")
-
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

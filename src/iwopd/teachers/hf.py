@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from iwopd.engines.base import Progress, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.language_model import LanguageModel
 from iwopd.numerics.logprobs import Head
+from iwopd.teachers.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def in_token_batches(
     return [results[index] for index in range(len(rollouts))]
 
 
-class HfTeacher:
+class HfTeacher(Teacher):
     """See `Teacher`.
 
     Args:
@@ -117,12 +118,3 @@ class HfTeacher:
         """The LM head alone on the student's device; the rest may stay offloaded."""
         self.model.output_embeddings.to(self.device)
         return self.model.head
-
-    def close(self) -> None:
-        """Nothing to free but memory."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

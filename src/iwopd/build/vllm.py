@@ -1,0 +1,180 @@
+"""Engines and teachers in vLLM, from config to objects."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd.config import (
+    Config,
+    HttpConfig,
+    StudentConfig,
+    TeacherConfig,
+    VllmEngineConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
+from iwopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iwopd.engines.vllm import VllmEngine
+    from iwopd.engines.vllm_server import VllmServerEngine
+    from iwopd.teachers.vllm import VllmTeacher
+    from iwopd.teachers.vllm_server import VllmServerTeacher
+    from iwopd.vllm.in_process import Settings
+    from iwopd.vllm.servers import Servers
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine is to serve.
+
+    Attributes:
+        folder: the model, as transformers would load it.
+        section: its config section.
+        context: longest prompt and response together, tokens.
+        log_file: of engines in this process.
+        stop_ids: end-of-sequence token ids.
+        vocabulary: sample only ids below this; None for all.
+    """
+
+    folder: str
+    section: StudentConfig | TeacherConfig
+    context: int
+    log_file: Path
+    stop_ids: tuple[int, ...] = ()
+    vocabulary: int | None = None
+
+
+def uses_vllm(config: Config) -> bool:
+    """True where an engine in this process writes a log."""
+    return isinstance(config.rollout, VllmRolloutConfig) or isinstance(config.scoring, VllmScoringConfig)
+
+
+def check_vllm(config: Config, verb: str = "train") -> None:
+    """Refuse `rollout=vllm` and `scoring=vllm` where vLLM is missing or too old.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    from iwopd.vllm import check_installed
+
+    if isinstance(config.rollout, VllmRolloutConfig):
+        check_installed("rollout=vllm")
+    if isinstance(config.scoring, VllmScoringConfig) and verb == "train":
+        check_installed("scoring=vllm")
+    if isinstance(config.rollout, VllmServerRolloutConfig) and config.rollout.sync != "file":
+        check_installed(f"rollout.sync={config.rollout.sync}")
+
+
+def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> "VllmEngine":
+    """Starts vLLM in this process.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    import torch
+
+    from iwopd.engines.vllm import WORKER, VllmEngine
+    from iwopd.vllm.in_process import InProcess
+    from iwopd.vllm.transfer import to_workers_of
+
+    options: dict[str, Any] = {"worker_extension_cls": WORKER, "logprobs_mode": "processed_logprobs"}
+    apart = rollout.engine.tensor_parallel > 1  # workers are then processes of their own
+    if apart:
+        options["weight_transfer_config"] = {"backend": "ipc"}
+    dtype = engine_dtype(config, rollout.dtype)
+    settings = replace(
+        _settings(rollout.engine, served, dtype),
+        sleep=rollout.sleep,
+        # A prompt in two parts breaks a request's own random generator on a CPU (vLLM 0.32).
+        whole_prompts=not torch.cuda.is_available(),
+    )
+    vllm = InProcess("rollout=vllm", settings, served.log_file, **options)
+    send = to_workers_of(vllm.llm, getattr(torch, dtype)) if apart else None
+    return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
+
+
+def vllm_teacher(config: Config, scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
+    """Starts vLLM in this process.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    from iwopd.teachers.vllm import VllmTeacher
+    from iwopd.vllm.in_process import InProcess
+
+    options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
+    settings = replace(_settings(scoring.engine, served, config.teacher.dtype), sleep=config.teacher.offload)
+    vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
+    return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
+
+
+def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings":
+    from iwopd.vllm.in_process import Settings
+
+    return Settings(
+        folder=served.folder,
+        context=served.context,
+        dtype=dtype,
+        revision=served.section.revision,
+        trust_remote_code=served.section.trust_remote_code,
+        sequences=engine.sequences,
+        batch_tokens=engine.batch_tokens,
+        tensor_parallel=engine.tensor_parallel,
+        gpu_memory=engine.gpu_memory,
+        kv_cache_gib=engine.kv_cache_gib,
+        eager=engine.eager,
+        more=dict(engine.args),
+    )
+
+
+def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> "VllmServerEngine":
+    """Meets the servers.
+
+    Raises:
+        EngineError: one does not answer.
+        ConfigError: one takes fewer tokens than are needed.
+    """
+    import torch
+
+    from iwopd.engines.vllm_server import VllmServerEngine
+    from iwopd.vllm.transfer import SharedFile, through_gpu
+
+    servers = _servers("rollout.urls", rollout.urls, rollout.http, served.context)
+    dtype = getattr(torch, engine_dtype(config, rollout.dtype))
+    kind: Any = rollout.sync
+    publish = (
+        SharedFile(servers, rollout.sync_dir, dtype).publish if kind == "file" else through_gpu(servers, kind, dtype)
+    )
+    return VllmServerEngine(servers, served.stop_ids, publish, served.vocabulary)
+
+
+def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "VllmServerTeacher":
+    """Meets the servers. See `vllm_server_engine`."""
+    from iwopd.teachers.vllm_server import VllmServerTeacher
+
+    servers = _servers("scoring.urls", scoring.urls, scoring.http, served.context)
+    return VllmServerTeacher(servers, scoring.overlap)
+
+
+def _servers(key: str, urls: list[str], http: HttpConfig, context: int) -> "Servers":
+    from iwopd.vllm.servers import HttpSettings, Servers
+
+    settings = HttpSettings(http.connections, http.timeout_s, http.retries, http.backoff_s)
+    servers = Servers(key, urls, settings, os.environ.get("VLLM_API_KEY"))
+    for server in servers.servers:
+        if server.context and server.context < context:
+            servers.close()
+            raise ConfigError(
+                f"{key}={server.url}: takes {server.context} tokens, and prompt and response may have {context}; "
+                f"start it with --max-model-len {context}, or lower rollout.max_tokens or eval.max_tokens"
+            )
+    return servers
+
+
+def engine_dtype(config: Config, chosen: str | None) -> str:
+    """The dtype an engine samples in: by default what the student computes in."""
+    return chosen or ("bfloat16" if config.optim.autocast else config.student.dtype)

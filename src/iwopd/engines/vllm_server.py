@@ -1,0 +1,212 @@
+"""Sampling with vLLM servers; weights reach them through their own endpoints, and versions are checked."""
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.engines.records import Answer, make_rollout
+from iwopd.errors import ConfigError, EngineError
+from iwopd.seeding import derive_seed
+from iwopd.student import Student
+from iwopd.types import Prompt, Rollout
+from iwopd.vllm.servers import BadAnswer, Server, Servers
+
+log = logging.getLogger(__name__)
+
+# Hands one server the weights last published.
+Send = Callable[[Server], None]
+
+
+class VllmServerEngine(Engine):
+    """See `Engine`.
+
+    Args:
+        servers: where to sample.
+        stop_ids: end-of-sequence token ids.
+        publish: puts the student's weights where servers can take them, and returns how one server takes them.
+        vocabulary: only ids below this are sampled; None for all the model has.
+    """
+
+    has_own_weights = True
+
+    def __init__(
+        self,
+        servers: Servers,
+        stop_ids: Sequence[int],
+        publish: Callable[[Student], Send],
+        vocabulary: int | None = None,
+    ):
+        self.servers = servers
+        self.stop_ids = list(stop_ids)
+        self.publish = publish
+        self.vocabulary = vocabulary
+        self.version = 0
+        self._name = uuid.uuid4().hex[:8]  # another run that uses the same servers must not pass for this one
+        self._send: Send | None = None
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        stream: int | str,
+        progress: Progress = silent,
+        finished: Finished = unheard,
+    ) -> list[Rollout]:
+        """See `Engine.generate`.
+
+        Raises:
+            EngineError: no server is left, or one serves other weights than this run's.
+            NonFiniteError: log-probs are NaN or infinite.
+        """
+        self._make_current()
+        requests = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
+        futures = {}
+        for place, (prompt, sample) in enumerate(requests):
+            body = self._body(prompt, sampling, derive_seed(seed, stream, prompt.id, sample))
+            futures[self.servers.submit(body, len(prompt.ids) + sampling.max_tokens, read_answer)] = place
+        rollouts: dict[int, Rollout] = {}
+        try:
+            for future in as_completed(futures):
+                prompt, sample = requests[futures[future]]
+                rollout = make_rollout(prompt, sample, future.result(), sampling, self.version)
+                rollouts[futures[future]] = rollout
+                finished(rollout)
+                progress(len(rollouts), len(requests))
+        finally:
+            for future in futures:
+                future.cancel()
+        self._check_versions()
+        return [rollouts[place] for place in range(len(requests))]
+
+    def _body(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "prompt": prompt.ids,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": seed,
+            "stop_token_ids": self.stop_ids,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+        }
+        if self.vocabulary is not None:
+            body["allowed_token_ids"] = list(range(self.vocabulary))
+        return body
+
+    def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
+        """Where temperature, top-p or top-k change the distribution, servers must report log-probs of the changed one.
+
+        Raises:
+            ConfigError: one reports the model's own.
+        """
+        if sampling.plain:
+            return
+        # Of one token to choose from the log-prob is 0, unless it is the model's own.
+        probe = Sampling(max_tokens=1, temperature=1.0, top_k=1)
+        answer = self.servers.submit(self._body(prompt, probe, 0), 1, read_answer).result()
+        if answer.logprobs[0] < -1e-6:
+            raise ConfigError(
+                f"rollout.temperature={sampling.temperature} top_p={sampling.top_p} top_k={sampling.top_k}: the "
+                "servers report log-probs of the unchanged distribution, so the loss could not be corrected; start "
+                "them with --logprobs-mode processed_logprobs, or sample with 1, 1 and 0"
+            )
+
+    def sync_weights(self, student: Student, version: int) -> None:
+        """Hand the student's weights to every server that is alive.
+
+        Raises:
+            EngineError: none took them.
+        """
+        self.version = version
+        self._send = self.publish(student)
+        self.servers.at_once(self._hand_over, self.servers.alive)
+        if not self.servers.alive:
+            raise EngineError(f"{self.servers.key}: no server took the weights of step {version}; start them again")
+
+    def load_weights(self, folder: str) -> None:
+        """Have every server load the weights of a model folder that it can read.
+
+        Raises:
+            EngineError: one cannot.
+        """
+        self._send = lambda server: self.servers.post(
+            server, "collective_rpc", {"method": "take_weights_from", "args": [str(Path(folder).resolve())]}
+        )
+        self.servers.at_once(self._hand_over, self.servers.alive)
+
+    def _hand_over(self, server: Server) -> None:
+        if self._send is None:
+            return
+        try:
+            self._send(server)
+            self.servers.post(server, "reset_prefix_cache")
+            self.servers.post(server, "update_weight_version", {"new_version": self._stamp})
+        except EngineError:
+            if server.alive:  # it answers, and says no
+                raise
+
+    def _make_current(self) -> None:
+        """Servers that came back, or were started anew, get the weights before they are asked for anything."""
+        self.servers.revive()
+        for server in self.servers.alive:
+            if self._send is not None and self._served(server) != self._stamp and server.alive:
+                log.warning("%s=%s: serves other weights; handing over step %d", *self._where(server), self.version)
+                self._hand_over(server)
+        self._check_versions()
+
+    def _check_versions(self) -> None:
+        for server in self.servers.alive if self._send is not None else []:
+            served = self._served(server)
+            if server.alive and served != self._stamp:
+                raise EngineError(
+                    f"{self.servers.key}={server.url}: serves weights {served!r} instead of {self._stamp!r}; "
+                    "another run may be using it, or it was started anew: give each run servers of its own"
+                )
+
+    def _served(self, server: Server) -> str | None:
+        try:
+            return self.servers.get(server, "weight_info").get("weight_version")
+        except EngineError:
+            if server.alive:
+                raise
+            return None
+
+    @property
+    def _stamp(self) -> str:
+        return f"{self._name}-{self.version}"
+
+    def _where(self, server: Server) -> tuple[str, str]:
+        return self.servers.key, server.url
+
+    def reset_cache(self) -> None:
+        """See `Engine.reset_cache`."""
+        for server in self.servers.alive:
+            self.servers.post(server, "reset_prefix_cache")
+
+    def close(self) -> None:
+        """Drop what is under way; the servers go on."""
+        self.servers.close()
+
+
+def read_answer(choice: dict[str, Any]) -> Answer:
+    """An answer's token ids and their log-probs.
+
+    Raises:
+        BadAnswer: they do not count the same, or it was cut off by the server.
+    """
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if not isinstance(ids, list) or not isinstance(logprobs, list):
+        raise BadAnswer("an answer without token ids or log-probs; vLLM 0.32 or newer gives both")
+    if len(ids) != len(logprobs) or not ids or None in logprobs:
+        raise BadAnswer(f"{len(logprobs)} log-probs for {len(ids)} tokens")
+    if choice.get("finish_reason") not in ("stop", "length"):
+        raise BadAnswer(f"an answer that ended with {choice.get('finish_reason')!r}")
+    return Answer(ids, [float(value) for value in logprobs], choice["finish_reason"])

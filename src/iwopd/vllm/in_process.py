@@ -1,0 +1,252 @@
+"""A vLLM engine inside this process: started quietly, stepped by us, and closed without a trace."""
+
+import contextlib
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from iwopd.errors import EngineError
+
+# Read by vLLM when it is imported or started. What the user has set stays.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: weights are handed over as they are
+    "VLLM_CONFIGURE_LOGGING": "0",  # its log goes to a file, see `_Log`
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_open: "set[InProcess]" = set()
+_closed: "list[InProcess]" = []
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine starts; see `iwopd.config.VllmEngineConfig`.
+
+    Attributes:
+        folder: the model, as transformers would load it.
+        context: longest prompt and response together, tokens.
+        whole_prompts: never compute a prompt in two parts.
+    """
+
+    folder: str
+    context: int
+    dtype: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    sequences: int = 256
+    batch_tokens: int = 8192
+    tensor_parallel: int = 1
+    gpu_memory: float = 0.4
+    kv_cache_gib: float | None = None
+    eager: bool = False
+    sleep: bool = False
+    whole_prompts: bool = False
+    more: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class InProcess:
+    """One engine.
+
+    Args:
+        name: of the setting it comes from, for messages.
+        log_file: where vLLM's log and what its libraries print goes.
+        options: further arguments of `vllm.LLM` that the caller needs to be as they are.
+
+    Raises:
+        EngineError: the engine does not start; says why, and where its log is.
+    """
+
+    def __init__(self, name: str, settings: Settings, log_file: Path, **options: Any):
+        self.name = name
+        self.asleep = False
+        self.settings = settings
+        self.log = _Log(log_file)
+        self.on_cpu = not torch.cuda.is_available()
+        try:
+            with _as_found(), self.log, _standard_error_to(log_file):
+                self.llm = self._start(options)
+        except Exception as error:  # vLLM raises whatever its parts raise
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise EngineError(
+                f"{name}: vLLM does not start with {settings.folder}: {reason}; its log is {log_file}, "
+                f"and {name.partition('=')[0]}=hf needs no vLLM"
+            ) from error
+        self.engine: Any = self.llm.llm_engine
+        _open.add(self)
+
+    def _start(self, options: dict[str, Any]) -> Any:
+        given = self.settings
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if self.on_cpu:
+            import torch._dynamo.config as dynamo
+
+            dynamo.disable = True  # else the first request with log-probs waits for a C++ compiler
+        from vllm import LLM
+
+        kv_cache = given.kv_cache_gib or (1.0 if self.on_cpu else None)
+        arguments: dict[str, Any] = {
+            "model": given.folder,
+            "tokenizer_revision": given.revision,
+            "revision": given.revision,
+            "trust_remote_code": given.trust_remote_code,
+            "dtype": given.dtype,
+            "max_model_len": given.context,
+            "max_num_seqs": given.sequences,
+            "max_num_batched_tokens": max(given.batch_tokens, given.sequences),
+            "tensor_parallel_size": given.tensor_parallel,
+            "enforce_eager": given.eager or self.on_cpu,
+            "enable_sleep_mode": given.sleep and not self.on_cpu,
+            "kv_cache_memory_bytes": None if kv_cache is None else int(kv_cache * 2**30),
+            "generation_config": "vllm",  # sampling is what the config says, never what a model folder suggests
+            "disable_log_stats": True,
+            "seed": 0,  # requests bring their own seeds
+        }
+        if not self.on_cpu:
+            arguments["gpu_memory_utilization"] = given.gpu_memory
+        if given.whole_prompts:
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], given.context)
+        return LLM(**(arguments | options | given.more))
+
+    def run(self, prompts: Sequence[list[int]], params: Sequence[Any], finished: Callable[[int, Any], None]) -> None:
+        """Compute all requests; `finished` is told each one's place and output as soon as it is there.
+
+        Args:
+            prompts: token ids.
+            params: a `vllm.SamplingParams` for each.
+        """
+        with self.log:
+            names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
+            # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
+            places = {name.partition("-")[0]: place for place, name in enumerate(names)}
+            try:
+                while places:
+                    for output in self.engine.step():
+                        if output.finished:
+                            finished(places.pop(output.request_id), output)
+            finally:  # interrupted: nothing of it may run on with the next requests
+                self.engine.abort_request([names[place] for place in places.values()], internal=True)
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of the worker extension on every worker."""
+        with self.log:
+            self.llm.collective_rpc(method, args=arguments)
+
+    def reset_cache(self) -> None:
+        """Forget cached prefixes.
+
+        Raises:
+            EngineError: vLLM refuses, so what it serves may be of older weights.
+        """
+        with self.log:
+            if not self.llm.reset_prefix_cache():
+                raise EngineError(f"{self.name}: vLLM did not reset its prefix cache; its log is {self.log.file}")
+
+    def sleep(self) -> None:
+        """Hand the GPU's memory back: weights wait in host memory, cached keys and values are dropped."""
+        if self.settings.sleep and not self.on_cpu and not self.asleep:
+            with self.log:
+                self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> None:
+        """Take the memory again."""
+        if self.asleep:
+            with self.log:
+                self.llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        """Shut the engine down.
+
+        vLLM's shutdown tears down what all engines of a process share, so while others run it waits for the last.
+        """
+        if self not in _open:
+            return
+        _open.discard(self)
+        _closed.append(self)
+        if not _open:
+            while _closed:
+                _closed.pop()._shut_down()
+
+    def _shut_down(self) -> None:
+        with self.log, _standard_error_to(self.log.file), contextlib.suppress(Exception):
+            self.engine.engine_core.shutdown()
+        del self.engine, self.llm
+
+
+class _Log:
+    """While open, vLLM's log lines go to a file and nowhere else."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._logger = logging.getLogger("vllm")
+        self._stack: list[tuple[logging.Handler, bool, int]] = []
+
+    def __enter__(self) -> None:
+        handler = logging.FileHandler(self.file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._stack.append((handler, self._logger.propagate, self._logger.level))
+        self._logger.addHandler(handler)
+        self._logger.propagate = False
+        self._logger.setLevel(logging.INFO)
+
+    def __exit__(self, *exception: object) -> None:
+        handler, propagate, level = self._stack.pop()
+        self._logger.removeHandler(handler)
+        self._logger.propagate = propagate
+        self._logger.setLevel(level)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _standard_error_to(file: Path) -> Iterator[None]:
+    """What libraries print while an engine starts, C++ and child processes included, goes to its log."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with file.open("ab") as stream:
+        os.dup2(stream.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _as_found() -> Iterator[None]:
+    """Starting vLLM draws random numbers, makes `torch.set_num_threads` a no-op, and sets environment variables that
+    child processes would inherit; all is put back."""
+    set_threads, threads, environment = torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
+    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(tensor)
+        for index, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, index)
+        for name in os.environ.keys() - environment.keys():
+            if not name.startswith("VLLM_"):
+                del os.environ[name]
+        os.environ.update(environment)
