@@ -63,7 +63,7 @@ def process(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
     )
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     """The same, in the background; standard output is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "iwopd", *arguments],
@@ -71,6 +71,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=ONE_THREAD,
+        start_new_session=start_new_session,
     )
 
 

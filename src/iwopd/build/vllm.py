@@ -141,15 +141,13 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     import torch
 
     from iwopd.engines.vllm_server import VllmServerEngine
-    from iwopd.vllm.transfer import SharedFile, through_gpu
+    from iwopd.vllm.transfer import OverGpus, SharedFile
 
     servers = _servers("rollout.urls", rollout.urls, rollout.http, served.context)
     dtype = getattr(torch, engine_dtype(config, rollout.dtype))
     kind: Any = rollout.sync
-    publish = (
-        SharedFile(servers, rollout.sync_dir, dtype).publish if kind == "file" else through_gpu(servers, kind, dtype)
-    )
-    return VllmServerEngine(servers, served.stop_ids, publish, served.vocabulary)
+    route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else OverGpus(servers, kind, dtype)
+    return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary)
 
 
 def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "VllmServerTeacher":

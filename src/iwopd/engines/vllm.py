@@ -6,9 +6,9 @@ from typing import Any
 from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.engines.records import Answer, make_rollout
 from iwopd.seeding import derive_seed
-from iwopd.student import Student
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.in_process import InProcess
+from iwopd.vllm.transfer import Weighted
 
 # The worker extension that takes weights over, by name: workers may be processes of their own.
 WORKER = "iwopd.vllm.worker.StudentWeights"
@@ -31,7 +31,7 @@ class VllmEngine(Engine):
         vllm: InProcess,
         stop_ids: Sequence[int],
         vocabulary: int | None = None,
-        send: Callable[[Student], None] | None = None,
+        send: Callable[[Weighted], None] | None = None,
     ):
         self.vllm = vllm
         self.stop_ids = list(stop_ids)
@@ -91,7 +91,7 @@ class VllmEngine(Engine):
             allowed_token_ids=None if self.vocabulary is None else list(range(self.vocabulary)),
         )
 
-    def sync_weights(self, student: Student, version: int) -> None:
+    def sync_weights(self, student: Weighted, version: int) -> None:
         """Hand the student's weights over, and forget what was cached under the old ones."""
         self.vllm.wake()
         if self.send is None:

@@ -11,9 +11,9 @@ from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unh
 from iwopd.engines.records import Answer, make_rollout
 from iwopd.errors import ConfigError, EngineError
 from iwopd.seeding import derive_seed
-from iwopd.student import Student
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.servers import BadAnswer, Server, Servers
+from iwopd.vllm.transfer import Route, Weighted
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class VllmServerEngine(Engine):
     Args:
         servers: where to sample.
         stop_ids: end-of-sequence token ids.
-        publish: puts the student's weights where servers can take them, and returns how one server takes them.
+        route: how weights reach the servers.
         vocabulary: only ids below this are sampled; None for all the model has.
     """
 
@@ -37,12 +37,12 @@ class VllmServerEngine(Engine):
         self,
         servers: Servers,
         stop_ids: Sequence[int],
-        publish: Callable[[Student], Send],
+        route: Route,
         vocabulary: int | None = None,
     ):
         self.servers = servers
         self.stop_ids = list(stop_ids)
-        self.publish = publish
+        self.route = route
         self.vocabulary = vocabulary
         self.version = 0
         self._name = uuid.uuid4().hex[:8]  # another run that uses the same servers must not pass for this one
@@ -119,14 +119,14 @@ class VllmServerEngine(Engine):
                 "them with --logprobs-mode processed_logprobs, or sample with 1, 1 and 0"
             )
 
-    def sync_weights(self, student: Student, version: int) -> None:
+    def sync_weights(self, student: Weighted, version: int) -> None:
         """Hand the student's weights to every server that is alive.
 
         Raises:
             EngineError: none took them.
         """
         self.version = version
-        self._send = self.publish(student)
+        self._send = self.route.publish(student)
         self.servers.at_once(self._hand_over, self.servers.alive)
         if not self.servers.alive:
             raise EngineError(f"{self.servers.key}: no server took the weights of step {version}; start them again")
@@ -194,6 +194,7 @@ class VllmServerEngine(Engine):
     def close(self) -> None:
         """Drop what is under way; the servers go on."""
         self.servers.close()
+        self.route.close()
 
 
 def read_answer(choice: dict[str, Any]) -> Answer:

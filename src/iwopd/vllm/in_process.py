@@ -127,7 +127,7 @@ class InProcess:
             prompts: token ids.
             params: a `vllm.SamplingParams` for each.
         """
-        with self.log:
+        with self.log, _random_state():
             names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
             # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
             places = {name.partition("-")[0]: place for place, name in enumerate(names)}
@@ -216,37 +216,42 @@ def _standard_error_to(file: Path) -> Iterator[None]:
     """What libraries print while an engine starts, C++ and child processes included, goes to its log."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with file.open("ab") as stream:
+    with file.open("a") as stream:
         os.dup2(stream.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        try:
+            with contextlib.redirect_stderr(stream):  # in a notebook, say, sys.stderr is not the process's own
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextlib.contextmanager
 def _as_found() -> Iterator[None]:
-    """Starting vLLM draws random numbers, makes `torch.set_num_threads` a no-op, and sets environment variables that
-    child processes would inherit; all is put back."""
+    """Starting vLLM makes `torch.set_num_threads` a no-op and sets environment variables that child processes would
+    inherit; all is put back, and the state of the random generators too."""
     set_threads, threads, environment = torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
-    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        with warnings.catch_warnings():
+        with _random_state(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_num_threads = set_threads
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        random.setstate(python)
-        numpy.random.set_state(array)
-        torch.set_rng_state(tensor)
-        for index, state in enumerate(devices):
-            torch.cuda.set_rng_state(state, index)
         for name in os.environ.keys() - environment.keys():
             if not name.startswith("VLLM_"):
                 del os.environ[name]
         os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def _random_state() -> Iterator[None]:
+    """vLLM seeds and draws from the process's own generators; they are left as they were."""
+    python, array = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)

@@ -1,6 +1,6 @@
 """Ways for the student's weights to reach vLLM workers in other processes.
 
-`SharedFile` is run for real in the tests. `through_gpu` and `to_workers_of` follow vLLM's weight-transfer API (CUDA IPC
+`SharedFile` is run for real in the tests. `OverGpus` and `to_workers_of` follow vLLM's weight-transfer API (CUDA IPC
 where trainer and worker share a GPU, NCCL where they do not); they need GPUs and have not been run yet.
 """
 
@@ -29,6 +29,18 @@ class Weighted(Protocol):
         ...
 
 
+class Route(Protocol):
+    """How weights reach servers."""
+
+    def publish(self, student: Weighted) -> Callable[[Server], None]:
+        """Make the weights ready; returns what has one server take them."""
+        ...
+
+    def close(self) -> None:
+        """Take away what was made ready."""
+        ...
+
+
 class SharedFile:
     """Weights go into one file, by default in this machine's memory, that every server reads.
 
@@ -48,7 +60,11 @@ class SharedFile:
         self.file = Path(self._room.name) / "student.safetensors"
 
     def publish(self, student: Weighted) -> Callable[[Server], None]:
-        """Write the file; returns what has one server read it."""
+        """See `Route`.
+
+        Raises:
+            EngineError: there is no room for the file.
+        """
         draft = self.file.with_suffix(".draft")
         try:
             save_file({name: tensor.to(self.dtype).contiguous() for name, tensor in student.named_weights()}, draft)
@@ -57,6 +73,10 @@ class SharedFile:
         draft.replace(self.file)
         arguments = {"method": "take_weights_from", "args": [str(self.file)]}
         return lambda server: self.servers.post(server, "collective_rpc", arguments)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._room.cleanup()
 
 
 class _InProcessClient:
@@ -84,24 +104,33 @@ def to_workers_of(llm: Any, dtype: torch.dtype) -> Callable[[Weighted], None]:
     return sender.send
 
 
-def through_gpu(
-    servers: Servers, kind: Literal["nccl", "ipc"], dtype: torch.dtype
-) -> Callable[[Weighted], Callable[[Server], None]]:
+class OverGpus:
     """By NCCL or CUDA IPC to servers started with ``--weight-transfer-config '{"backend": "nccl"}'`` (or "ipc")."""
-    senders: dict[str, _Sender] = {}
 
-    def publish(student: Weighted) -> Callable[[Server], None]:
+    def __init__(self, servers: Servers, kind: Literal["nccl", "ipc"], dtype: torch.dtype):
+        self.servers = servers
+        self.kind: Literal["nccl", "ipc"] = kind
+        self.dtype = dtype
+        self._senders: dict[str, _Sender] = {}
+
+    def publish(self, student: Weighted) -> Callable[[Server], None]:
+        """See `Route`: weights stay where they are until a server takes them."""
+
         def hand_over(server: Server) -> None:
             from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
 
-            if server.url not in senders:
-                size = servers.get(server, "get_world_size")["world_size"]
-                senders[server.url] = _Sender(kind, HTTPVLLMWeightSyncClient(server.url), size, dtype)
-            senders[server.url].send(student)
+            if server.url not in self._senders:
+                size = self.servers.get(server, "get_world_size")["world_size"]
+                self._senders[server.url] = _Sender(self.kind, HTTPVLLMWeightSyncClient(server.url), size, self.dtype)
+            self._senders[server.url].send(student)
+            self.servers.post(server, "collective_rpc", {"method": "retie"})
 
         return hand_over
 
-    return publish
+    def close(self) -> None:
+        """Close the connections."""
+        for sender in self._senders.values():
+            sender.close()
 
 
 class _Sender:
@@ -120,6 +149,10 @@ class _Sender:
         if self._engine is None:
             self._engine = self._open()
         self._engine.send_weights()
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
 
     def _open(self) -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
