@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from iwopd.batch import collate, collate_tokens, token_batches
+from iwopd.batch import PADDING, WORTHWHILE, collate, collate_tokens, token_batches
 from iwopd.numerics import window_bounds
 from iwopd.types import ScoredRollout
 
@@ -168,3 +168,18 @@ def test_groups_hold_every_index_once_within_the_limit_longest_first(lengths, li
 
 def test_groups_are_filled_as_far_as_the_limit_allows():
     assert token_batches([5, 9, 5, 2, 2], limit=10) == [[1], [0, 2], [3, 4]]
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60), limit=st.integers(1, 2000))
+def test_token_batches_hold_every_sequence_once_within_the_limit_and_with_little_padding(
+    lengths: list[int], limit: int
+) -> None:
+    groups = token_batches(lengths, limit)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        longest, shortest = lengths[group[0]], lengths[group[-1]]
+        assert longest == max(lengths[index] for index in group)
+        assert len(group) == 1 or longest * len(group) <= limit
+        # Much padding only where a group is too small to be worth a pass of its own.
+        full = [index for index in group if lengths[index] >= (1 - PADDING) * longest]
+        assert shortest >= (1 - PADDING) * longest or longest * len(full) < WORTHWHILE * limit

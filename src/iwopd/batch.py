@@ -156,12 +156,22 @@ def _check_counts(record: ScoredRollout) -> None:
 def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Indices grouped by length, longest first, so that a group's padded size stays within `limit` tokens.
 
-    A sequence longer than the limit makes a group of its own.
+    A sequence longer than the limit makes a group of its own. A group that is worth a pass of its own takes no sequence
+    that would be padded by more than `PADDING` of the longest.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= limit:
+        if groups and _fits(lengths[groups[-1][0]], lengths[index], len(groups[-1]), limit):
             groups[-1].append(index)
         else:
             groups.append([index])
     return groups
+
+
+PADDING = 0.1
+WORTHWHILE = 1 / 4  # of the limit
+
+
+def _fits(longest: int, length: int, count: int, limit: int) -> bool:
+    wasteful = length < (1 - PADDING) * longest and longest * count >= WORTHWHILE * limit
+    return longest * (count + 1) <= limit and not wasteful

@@ -218,7 +218,9 @@ class ScoringConfig:
 class HfScoringConfig(ScoringConfig):
     """A teacher in transformers, in the training process."""
 
-    batch_tokens: int = setting(32768, "tokens scored at one time, padding included", low=1)
+    batch_tokens: int | None = setting(
+        None, "tokens scored at one time, padding included; null for 32768 on a GPU, 2048 on a CPU", low=1
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iwopd.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.engines.base import Progress, silent
@@ -17,6 +18,9 @@ from iwopd.teachers.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
 
 log = logging.getLogger(__name__)
+
+# Large enough to fill a GPU; small enough to stay in a CPU's cache.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def in_token_batches(
@@ -61,14 +65,16 @@ class HfTeacher(Teacher):
     Args:
         model: the teacher; frozen.
         device: where it computes.
-        batch_tokens: tokens scored at one time, padding included.
+        batch_tokens: tokens scored at one time, padding included; None for what suits the device.
         offload: keep the weights in host memory between uses.
     """
 
-    def __init__(self, model: LanguageModel, device: torch.device, batch_tokens: int = 32768, offload: bool = False):
+    def __init__(
+        self, model: LanguageModel, device: torch.device, batch_tokens: int | None = None, offload: bool = False
+    ):
         self.model = model
         self.device = device
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         self.offload = offload and device.type != "cpu"
         self.model.model.eval().requires_grad_(False)
 
@@ -93,7 +99,7 @@ class HfTeacher(Teacher):
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
-        with self._loaded() as model:
+        with self._loaded() as model, _onednn(model.model, self.device):
 
             def function(tokens: Tokens) -> list[Tensor]:
                 with model.autocast():
@@ -118,3 +124,24 @@ class HfTeacher(Teacher):
         """The LM head alone on the student's device; the rest may stay offloaded."""
         self.model.output_embeddings.to(self.device)
         return self.model.head
+
+
+@contextmanager
+def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
+    oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
+    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
+    if multiply is None or device.type != "cpu":
+        layers = []
+
+    def forward(layer: nn.Linear, states: Tensor) -> Tensor:
+        return multiply(states, layer.weight, layer.bias, "none", [], "")
+
+    for layer in layers:
+        layer.forward = partial(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
