@@ -130,15 +130,12 @@ class HfTeacher(Teacher):
 def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
     oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
-    multiply: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    layers: list[Any] = [
-        layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32
-    ]
-    if multiply is None or device.type != "cpu":
-        layers = []
+    layers: list[Any] = []
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        layers = [each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32]
 
     def forward(layer: nn.Linear, states: Tensor) -> Tensor:
-        return multiply(states, layer.weight, layer.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
 
     for layer in layers:
         layer.forward = partial(forward, layer)
