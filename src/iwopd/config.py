@@ -170,7 +170,7 @@ class ParityConfig:
     """Engine and trainer compared after every sync, by the log-probs of the engine's own samples."""
 
     prompts: int = setting(4, "prompts answered for it; 0 for no comparison", low=0)
-    max_tokens: int = setting(64, "longest of those answers, tokens", low=1)
+    max_tokens: int = setting(16, "longest of those answers, tokens", low=1)
     warn: float = setting(0.02, "mean gap, nats per token, above which a warning is given", above=0)
     fail: float = setting(0.5, "gap of any one token, nats, above which the run stops", above=0)
 

@@ -21,7 +21,7 @@ class Thresholds:
     """See `iwopd.config.ParityConfig`; `warn` and `fail` in nats."""
 
     prompts: int = 4
-    max_tokens: int = 64
+    max_tokens: int = 16
     warn: float = 0.02
     fail: float = 0.5
 
