@@ -129,6 +129,14 @@ class RolloutConfig:
     top_p: float = setting(1.0, "nucleus: the most likely tokens that reach this probability", above=0, high=1)
     top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
     n: int = setting(1, "responses per prompt", low=1)
+    horizon: float | None = setting(
+        None,
+        "longest response while training: tokens, or below 1 a share of the mean whole response; null for max_tokens",
+        above=0,
+    )
+    horizon_end: float | None = setting(
+        None, "horizon at the last step, in the unit of horizon; it grows with the cube of the progress", above=0
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -377,7 +385,21 @@ def _cross_field_problems(config: Config) -> Iterator[str]:
             "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
+    yield from _horizon_problems(config.rollout)
     yield from _scheme_problems(config.weighting)
+
+
+def _horizon_problems(rollout: RolloutConfig) -> Iterator[str]:
+    horizon, end = rollout.horizon, rollout.horizon_end
+    if horizon is not None and horizon > 1 and horizon % 1:
+        yield (
+            f"rollout.horizon={horizon}: neither a share below 1 nor a whole number of tokens; "
+            f"use {math.ceil(horizon)} tokens, or a share such as 0.3"
+        )
+    if end is not None and horizon is None:
+        yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
+    elif end is not None and horizon is not None and end < horizon:
+        yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
 def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
