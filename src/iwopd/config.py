@@ -135,8 +135,9 @@ class RolloutConfig:
         above=0,
     )
     horizon_end: float | None = setting(
-        None, "horizon at the last step, in the unit of horizon; it grows with the cube of the progress", above=0
+        None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
     )
+    horizon_power: float = setting(4.0, "it grows with this power of the progress: above 1 late", above=0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -292,6 +293,18 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DiagnoseConfig:
+    """What `iwopd diagnose` measures; its prompts are those of a benchmark, which has answers and a grader."""
+
+    run: str | None = setting(None, "training run whose kept students are diagnosed; null for student.path alone")
+    benchmark: str | None = setting(None, "which of eval.benchmarks gives the prompts; null for the first")
+    prompts: int = setting(128, "prompts answered, rollout.n times each", low=1)
+    continuations: int = setting(128, "of these, how many are continued from their answers' prefixes; 0 for none", low=0)
+    top_k: int = setting(10, "most likely tokens whose overlap is measured", low=1)
+    examples: int = setting(4, "example trajectories of the prefix log-ratio", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl; this one: nowhere."""
 
@@ -322,6 +335,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
 
     def __post_init__(self) -> None:
         problems = [*_field_problems(self), *_cross_field_problems(self)]

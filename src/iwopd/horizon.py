@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from iwopd.config import RolloutConfig
 from iwopd.types import Rollout
 
-GROWTH = 3  # power of the progress: most of the training is spent near the short end, where tokens are cheap
 MEMORY = 0.5  # of the running mean of lengths: what an evaluation leaves of those before it
 
 
 def horizon_tokens(rollout: RolloutConfig, progress: float, whole_length: float | None) -> int:
     """The longest response of a training step, tokens: at least 1, at most `rollout.max_tokens`.
 
-    horizon + (horizon_end − horizon) · progress³, rounded up; below 1, `rollout.horizon` makes both shares of
+    horizon + (horizon_end − horizon) · progress^horizon_power, rounded up; below 1, `rollout.horizon` makes both shares of
     `whole_length`.
 
     Args:
@@ -26,7 +25,7 @@ def horizon_tokens(rollout: RolloutConfig, progress: float, whole_length: float 
     if rollout.horizon is None:
         return rollout.max_tokens
     end = rollout.horizon if rollout.horizon_end is None else rollout.horizon_end
-    tokens = rollout.horizon + (end - rollout.horizon) * progress**GROWTH
+    tokens = rollout.horizon + (end - rollout.horizon) * progress**rollout.horizon_power
     if rollout.horizon < 1:
         if whole_length is None:
             raise ValueError("a horizon that is a share of the length needs the lengths of an evaluation first")

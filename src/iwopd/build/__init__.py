@@ -13,9 +13,19 @@ from iwopd.build.inputs import (
     student_tokenizer,
     tokenizer,
 )
-from iwopd.build.models import check_context, check_vocabulary, device, engine, language_model, student, teacher
+from iwopd.build.models import (
+    check_context,
+    check_vocabulary,
+    device,
+    engine,
+    language_model,
+    student,
+    student_model,
+    teacher,
+    teacher_engine,
+)
 from iwopd.build.settings import eval_sampling, loss_settings, mirrors, sampling
-from iwopd.build.weighting import weighting
+from iwopd.build.weighting import schemes, weighting
 
 __all__ = [
     "Checked",
@@ -36,9 +46,12 @@ __all__ = [
     "model_folders",
     "prompt_stream",
     "sampling",
+    "schemes",
     "student",
+    "student_model",
     "student_tokenizer",
     "teacher",
+    "teacher_engine",
     "tokenizer",
     "weighting",
 ]

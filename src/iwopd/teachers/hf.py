@@ -72,7 +72,8 @@ class HfTeacher:
         self.model.model.eval().requires_grad_(False)
 
     @contextmanager
-    def _loaded(self) -> Iterator[LanguageModel]:
+    def loaded(self) -> Iterator[LanguageModel]:
+        """The model on its device, while the block lasts."""
         module: Any = self.model.model
         module.to(self.device)
         try:
@@ -92,7 +93,7 @@ class HfTeacher:
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
-        with self._loaded() as model:
+        with self.loaded() as model:
 
             def function(tokens: Tokens) -> list[Tensor]:
                 with model.autocast():
