@@ -63,7 +63,9 @@ def test_sums_in_bins_add_up_to_the_whole(mask, values):
     assert shares(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("length", "share", "size"), [(10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (9, 1.0, 9), (5, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("length", "share", "size"), [(10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (9, 1.0, 9), (5, 0.0, 0)]
+)
 def test_prefixes_are_rounded_down(length, share, size):
     assert prefix_size(length, share) == size
 

@@ -299,7 +299,9 @@ class DiagnoseConfig:
     run: str | None = setting(None, "training run whose kept students are diagnosed; null for student.path alone")
     benchmark: str | None = setting(None, "which of eval.benchmarks gives the prompts; null for the first")
     prompts: int = setting(128, "prompts answered, rollout.n times each", low=1)
-    continuations: int = setting(128, "of these, how many are continued from their answers' prefixes; 0 for none", low=0)
+    continuations: int = setting(
+        128, "of these, how many are continued from their answers' prefixes; 0 for none", low=0
+    )
     top_k: int = setting(10, "most likely tokens whose overlap is measured", low=1)
     examples: int = setting(4, "example trajectories of the prefix log-ratio", low=0)
 

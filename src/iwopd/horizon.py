@@ -12,8 +12,8 @@ MEMORY = 0.5  # of the running mean of lengths: what an evaluation leaves of tho
 def horizon_tokens(rollout: RolloutConfig, progress: float, whole_length: float | None) -> int:
     """The longest response of a training step, tokens: at least 1, at most `rollout.max_tokens`.
 
-    horizon + (horizon_end − horizon) · progress^horizon_power, rounded up; below 1, `rollout.horizon` makes both shares of
-    `whole_length`.
+    horizon + (horizon_end − horizon) · progress^horizon_power, rounded up. A `rollout.horizon` below 1 makes both ends
+    shares of `whole_length`.
 
     Args:
         progress: share of the training done, 0 at the first step, 1 at the last.

@@ -1,4 +1,4 @@
-"""The frame of a report: one self-contained HTML page, readable dark and light, that asks for nothing over a network."""
+"""The frame of a report: one self-contained HTML page, readable dark and light, that needs no network."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 p, figcaption, .soft { max-width: 46rem; }
 .soft, figcaption { color: var(--soft); }
-.advice { background: var(--tint); border-left: 4px solid #3b8ed0; padding: .6rem 1rem; margin: 1rem 0; }
+.advice { background: var(--tint); border-left: 4px solid #3b8ed0; padding: .6rem 1rem .6rem 2rem; margin: 1rem 0; }
 .advice li { margin: .4rem 0; }
 figure { margin: 1rem 0; }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
@@ -51,9 +51,8 @@ def figure(name: str, svg: str, alt: str, caption: str) -> str:
         svg: a document as matplotlib writes it, its ink drawn in `currentColor`.
         alt: what the drawing shows, for who cannot see it.
     """
-    return (
-        f'<figure id="{escape(name)}">\n{_inlined(name, svg, alt)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
-    )
+    drawing = _inlined(name, svg, alt)
+    return f'<figure id="{escape(name)}">\n{drawing}\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
 
 
 def _inlined(name: str, svg: str, alt: str) -> str:

@@ -139,7 +139,8 @@ def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, lis
     for name in config.benchmarks:
         grader(config, name)
     return {
-        name: load_rows(source, f"eval.benchmarks.{name}", answers=answers) for name, source in config.benchmarks.items()
+        name: load_rows(source, f"eval.benchmarks.{name}", answers=answers)
+        for name, source in config.benchmarks.items()
     }
 
 

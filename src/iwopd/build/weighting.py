@@ -72,7 +72,7 @@ def weighting(config: WeightingConfig) -> "Weighting":
 
 
 def schemes(chosen: WeightingConfig) -> dict[str, "Weighting"]:
-    """The schemes worth comparing on the same rollouts, by preset name, with a user's own where it is the one chosen."""
+    """Schemes to compare on the same rollouts, by preset name, with a user's own where it is the one chosen."""
     listed: dict[str, WeightingConfig] = {
         "uniform": UniformWeighting(scheme="uniform"),
         **{f"{side}30": WindowWeighting(scheme="window", side=side) for side in ("first", "middle", "last", "random")},

@@ -19,8 +19,6 @@ from iwopd.store import RunFolder, damage
 if TYPE_CHECKING:
     from iwopd.diagnosis.records import Continuation, Diagnosis
     from iwopd.engines.base import Engine
-    from iwopd.language_model import LanguageModel
-    from iwopd.stages.evaluation import Benchmark
     from iwopd.teachers.base import Teacher
     from iwopd.types import Rollout
 

@@ -16,6 +16,17 @@ from iwopd.diagnosis.records import BINS, POINTS, Curve, Diagnosis, Values
 # Of middle brightness, so that they are seen on white and on black.
 COLOURS = ("#3b8ed0", "#e07b39", "#3fa66b", "#b86bc9", "#c9a227", "#d0526b", "#5fb3b3", "#8f8f8f")
 INK = "#1d2430"  # text and axes; `currentColor` in the page
+STYLE: Any = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "svg.fonttype": "path",  # outlines: the same on a machine without the font
+    "svg.hashsalt": "iwopd",  # the same names at every run
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
 TENTHS = [10 * tenth + 5 for tenth in range(BINS)]
 PREFIXES = [10 * point for point in range(POINTS)]
 QUANTITIES = {
@@ -39,12 +50,7 @@ class Figure:
 def draw(found: Sequence[Diagnosis], folder: Path) -> list[Figure]:
     """Every figure there are numbers for, also written as `folder`/NAME.png and .svg."""
     folder.mkdir(exist_ok=True)
-    settings = {
-        **{key: INK for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
-        **{"svg.fonttype": "path", "svg.hashsalt": "iwopd", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False},
-        **{"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True},
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(STYLE):
         figures = [_saved(folder, *drawing(found)) for drawing in DRAWINGS if drawing is not continuation]
         if any(item.continuation for item in found):
             figures.insert(0, _saved(folder, *continuation(found)))
@@ -79,7 +85,9 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
             axes.plot(PREFIXES, curve.accuracy, style, color=colour, label=label, marker="o", markersize=3)
             if single:
                 axes.fill_between(PREFIXES, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-    axes.set(xlabel="prefix of the student's response that is given, %", ylabel="share of right answers", ylim=(0, 1.03))
+    axes.set(
+        xlabel="prefix of the student's response that is given, %", ylabel="share of right answers", ylim=(0, 1.03)
+    )
     axes.legend(ncols=1 + (len(measured) > 2))
     said = "; ".join(
         f"{item.name}: teacher {_ends(item.continuation.teacher)}, student {_ends(item.continuation.student)}"
@@ -105,7 +113,9 @@ def relative(found: Sequence[Diagnosis]) -> Drawn:
     drawn = _panels(found, lambda item: (TENTHS, item.relative), "place in the response, %")
     last = found[-1]
     said = ", ".join(f"{value:.2f}" for value in last.relative["abs_advantage"] if value is not None)
-    alt = f"Four panels by tenth of the response: |A|, reverse KL, entropies, top-k overlap. |A| of {last.name}: {said}."
+    alt = (
+        f"Four panels by tenth of the response: |A|, reverse KL, entropies, top-k overlap. |A| of {last.name}: {said}."
+    )
     return drawn, "relative", alt, "By relative position: means over all tokens that lie in a tenth of their response."
 
 
@@ -168,7 +178,9 @@ def log_ratio(found: Sequence[Diagnosis]) -> Drawn:
         values = example["log_ratio"]
         right.plot(range(1, len(values) + 1), values, color=COLOURS[index % len(COLOURS)], linewidth=1.2)
     right.set(xlabel="position, tokens", ylabel="nats", title=f"examples, {last.name}")
-    alt = f"The mean prefix log-ratio of {last.name} goes from 0 to {last.log_ratio.mean[-1]:.1f} nats along a response."
+    alt = (
+        f"The mean prefix log-ratio of {last.name} goes from 0 to {last.log_ratio.mean[-1]:.1f} nats along a response."
+    )
     caption = (
         "Prefix log-ratio: how much less likely the teacher finds the student's prefix than the student does. Bands "
         "hold 50 % and 80 % of the rollouts. A steep fall is a token the teacher would not have written."
@@ -193,8 +205,8 @@ def weighting(found: Sequence[Diagnosis]) -> Drawn:
     early = {name: sum(item.weight[:3]) for name, item in last.weighting.items()}
     said = ", ".join(f"{name} {share:.0%}" for name, share in early.items())
     caption = (
-        f"What each scheme spends on each tenth of a response, first tenth dark, last one bright ({last.name}; annealed "
-        "schemes as at their first step)."
+        f"What each scheme spends on each tenth of a response, first tenth dark, last one bright ({last.name}; "
+        "annealed schemes as at their first step)."
     )
     return drawn, "weighting", f"Bars per weighting scheme. Weight spent on the first 30 %: {said}.", caption
 
@@ -204,7 +216,8 @@ def noise(found: Sequence[Diagnosis]) -> Drawn:
     drawn, axes = pyplot.subplots(figsize=(7, 2.6))
     last = found[-1]
     axes.plot(TENTHS, _gaps(last.relative["abs_advantage"]), color=COLOURS[0], label="|A|")
-    axes.plot(TENTHS, _gaps(last.relative["sampler_gap"]), color=COLOURS[1], label="|trainer − sampler|")
+    gaps = [value or None for value in last.relative["sampler_gap"]]  # 0 has no place on a logarithmic axis
+    axes.plot(TENTHS, _gaps(gaps), color=COLOURS[1], label="|trainer − sampler|")
     axes.set(xlabel="place in the response, %", ylabel="nats per token", yscale="log")
     axes.legend()
     alt = (

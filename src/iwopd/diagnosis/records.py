@@ -62,8 +62,9 @@ class Diagnosis:
         rollouts, tokens: how many were scored.
         length: mean length of a response, tokens.
         truncated: share of responses cut by rollout.max_tokens.
-        mean: each quantity over all tokens. Quantities are nats per token, the overlap a share: abs_advantage, reverse_kl,
-            entropy, teacher_entropy, overlap, sampler_gap (|trainer − sampler| log-prob).
+        top_k: size of the sets whose overlap was measured.
+        mean: each quantity over all tokens: abs_advantage, reverse_kl, entropy, teacher_entropy and sampler_gap
+            (|trainer − sampler| log-prob) in nats per token, overlap as a share.
         relative: each quantity by tenth of the response.
         absolute: each quantity by position, `width` tokens to a bin.
         counts: tokens in each bin of `absolute`.
