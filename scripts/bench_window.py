@@ -5,8 +5,8 @@
 
 Two pairs: the toy's, on its own rollouts (64 prompts, as in a training step), and two random Qwen3 of 25 M parameters
 on rollouts of 64 + 512 tokens. Each arm does what a training step does behind the rollout: the teacher scores, the
-student is updated, AdamW's step included. Arms take turns within each repeat, so that a busy machine slows all of them; the
-first repeat, which makes the optimiser's state, does not count. Ratios are of medians.
+student is updated, AdamW's step included. Arms take turns within each repeat, so that a busy machine slows all of
+them; the first repeat, which makes the optimiser's state, does not count. Ratios are of medians.
 
 Prints a table to stderr and one JSON document to stdout; exit status 1 where first30 takes more than 0.45 of uniform.
 """
