@@ -63,7 +63,8 @@ def horizon(found: Diagnosis) -> str:
             "The teacher answers these prompts no better than the student: there is little to distil here at any "
             "length; choose harder prompts or another teacher."
         )
-    point = next(point for point in range(BINS + 1) if max(head_start[point:]) <= LITTLE * head_start[0])
+    little = (point for point in range(BINS) if max(head_start[point:]) <= LITTLE * head_start[0])
+    point = next(little, BINS)
     tokens = max(1, math.ceil(point / BINS * found.length))
     if point >= 8:
         return (

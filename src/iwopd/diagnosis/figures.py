@@ -58,12 +58,17 @@ def draw(found: Sequence[Diagnosis], folder: Path) -> list[Figure]:
 
 
 def _saved(folder: Path, drawn: Any, name: str, alt: str, caption: str) -> Figure:
-    for suffix, options in (("png", {"dpi": 160}), ("svg", {})):
-        drawn.savefig(folder / f"{name}.{suffix}", facecolor="white", **options)
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")  # it is laid out now; again for each file would take most of the time
     text = io.StringIO()
     drawn.savefig(text, format="svg", transparent=True)
+    drawn.savefig(folder / f"{name}.png", facecolor="white", dpi=160)
     pyplot.close(drawn)
-    return Figure(name, text.getvalue().replace(INK, "currentColor"), alt, caption)
+    svg = text.getvalue()
+    head, rest = svg.split(' version="1.1">', 1)
+    paper = ' version="1.1">\n <rect width="100%" height="100%" fill="#ffffff"/>'
+    (folder / f"{name}.svg").write_text(head + paper + rest)
+    return Figure(name, svg.replace(INK, "currentColor"), alt, caption)
 
 
 Drawn = tuple[Any, str, str, str]  # figure, name, alt, caption
