@@ -1,4 +1,4 @@
-"""rollout.horizon: what is generated for training ends where training does; evaluations and resume know nothing of it."""
+"""rollout.horizon: training rollouts end where training does; evaluations and resume know nothing of it."""
 
 import shutil
 from dataclasses import replace
