@@ -42,7 +42,7 @@ from iwopd.types import Rollout
 from iwopd.weighting import Weighting
 
 LIMIT = 0.45  # of uniform's seconds, for first30
-PROMPT, RESPONSE, SEQUENCES = 64, 512, 4
+PROMPT, RESPONSE, SEQUENCES = 64, 512, 2
 ARMS: dict[str, Weighting] = {
     "uniform": build.weighting(UniformWeighting(scheme="uniform")),
     **{

@@ -27,6 +27,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+DASHED = "The teacher's entropy is dashed."
 TENTHS = [10 * tenth + 5 for tenth in range(BINS)]
 PREFIXES = [10 * point for point in range(POINTS)]
 QUANTITIES = {
@@ -121,7 +122,7 @@ def relative(found: Sequence[Diagnosis]) -> Drawn:
     alt = (
         f"Four panels by tenth of the response: |A|, reverse KL, entropies, top-k overlap. |A| of {last.name}: {said}."
     )
-    return drawn, "relative", alt, "By relative position: means over all tokens that lie in a tenth of their response."
+    return drawn, "relative", alt, f"By relative position: means over all tokens that lie in a tenth of their response. {DASHED}"
 
 
 def absolute(found: Sequence[Diagnosis]) -> Drawn:
@@ -134,7 +135,7 @@ def absolute(found: Sequence[Diagnosis]) -> Drawn:
     drawn = _panels(found, lines, "position, tokens")
     longest = len(found[-1].counts) * found[-1].width
     alt = f"The same four panels by absolute position, up to {longest} tokens."
-    caption = "By absolute position. Far out only the longest responses are left, so the ends are noisy."
+    caption = f"By absolute position. {DASHED} Far out only the longest responses are left, so the ends are noisy."
     return drawn, "absolute", alt, caption
 
 
