@@ -16,8 +16,10 @@ from iwopd import build
 from iwopd.config import UniformWeighting
 from iwopd.diagnosis.advice import advise
 from iwopd.diagnosis.continuation import continuation_curve
+from iwopd.diagnosis.figures import draw
 from iwopd.diagnosis.measure import by_position, log_ratio, measure, spending
 from iwopd.diagnosis.records import Continuation, Curve, Diagnosis, LogRatio
+from iwopd.diagnosis.report import report
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
 from iwopd.page import figure, page
@@ -305,6 +307,24 @@ def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
     assert "prefers-color-scheme: dark" in text
     assert text.count("currentColor") > 50, "axes and text take the page's ink"
     assert "@import" not in text
+
+
+def test_a_teacher_without_distributions_is_drawn_too(tiny_model, rollouts, tmp_path):
+    """No entropies, no overlap, no continuations: the report shows what there is."""
+    measured = measure(tiny_model(0), FakeTeacher(-2.0), rollouts, full=False, top_k=4, batch_tokens=60)
+    found = replace(
+        diagnosis(),
+        **by_position(measured),
+        full_vocabulary=False,
+        log_ratio=log_ratio(measured, None, examples=0),
+        weighting=spending(measured, build.schemes(UniformWeighting(scheme="uniform"))),
+    )
+    figures = draw([found], tmp_path / "figures")
+    assert [item.name for item in figures] == ["relative", "absolute", "log_ratio", "weighting", "noise"]
+    about = {"student": "ours", "teacher": "theirs", "run": None, "prompts": 9}
+    text = report(about, [found], advise(found), [], figures)
+    assert "of the sampled tokens (the teacher gives no more)" in text
+    assert "entropy" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
 
 
 def test_words_in_a_page_are_not_markup():

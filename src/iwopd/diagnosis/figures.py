@@ -27,7 +27,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-DASHED = "The teacher's entropy is dashed."
 TENTHS = [10 * tenth + 5 for tenth in range(BINS)]
 PREFIXES = [10 * point for point in range(POINTS)]
 QUANTITIES = {
@@ -122,7 +121,8 @@ def relative(found: Sequence[Diagnosis]) -> Drawn:
     alt = (
         f"Four panels by tenth of the response: |A|, reverse KL, entropies, top-k overlap. |A| of {last.name}: {said}."
     )
-    return drawn, "relative", alt, f"By relative position: means over all tokens that lie in a tenth of their response. {DASHED}"
+    caption = f"By relative position: means over all tokens that lie in a tenth of their response. {_dashed(found)}"
+    return drawn, "relative", alt, caption
 
 
 def absolute(found: Sequence[Diagnosis]) -> Drawn:
@@ -135,7 +135,9 @@ def absolute(found: Sequence[Diagnosis]) -> Drawn:
     drawn = _panels(found, lines, "position, tokens")
     longest = len(found[-1].counts) * found[-1].width
     alt = f"The same four panels by absolute position, up to {longest} tokens."
-    caption = f"By absolute position. {DASHED} Far out only the longest responses are left, so the ends are noisy."
+    caption = (
+        f"By absolute position. {_dashed(found)} Far out only the longest responses are left, so the ends are noisy."
+    )
     return drawn, "absolute", alt, caption
 
 
@@ -160,6 +162,10 @@ def _panels(
     if len(found) > 1:
         grid.flat[0].legend()
     return drawn
+
+
+def _dashed(found: Sequence[Diagnosis]) -> str:
+    return "The teacher's entropy is dashed." if "teacher_entropy" in found[0].relative else ""
 
 
 def _gaps(values: Values) -> list[float]:
