@@ -118,9 +118,8 @@ def relative(found: Sequence[Diagnosis]) -> Drawn:
     drawn = _panels(found, lambda item: (TENTHS, item.relative), "place in the response, %")
     last = found[-1]
     said = ", ".join(f"{value:.2f}" for value in last.relative["abs_advantage"] if value is not None)
-    alt = (
-        f"Four panels by tenth of the response: |A|, reverse KL, entropies, top-k overlap. |A| of {last.name}: {said}."
-    )
+    shown = ", ".join(label for name, label in QUANTITIES.items() if name in last.relative)
+    alt = f"Panels by tenth of the response: {shown}. |A| of {last.name}: {said}."
     caption = f"By relative position: means over all tokens that lie in a tenth of their response. {_dashed(found)}"
     return drawn, "relative", alt, caption
 
@@ -134,7 +133,7 @@ def absolute(found: Sequence[Diagnosis]) -> Drawn:
 
     drawn = _panels(found, lines, "position, tokens")
     longest = len(found[-1].counts) * found[-1].width
-    alt = f"The same four panels by absolute position, up to {longest} tokens."
+    alt = f"The same panels by absolute position, up to {longest} tokens."
     caption = (
         f"By absolute position. {_dashed(found)} Far out only the longest responses are left, so the ends are noisy."
     )
