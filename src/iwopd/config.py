@@ -137,7 +137,7 @@ class RolloutConfig:
     horizon_end: float | None = setting(
         None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
     )
-    horizon_power: float = setting(4.0, "it grows with this power of the progress: above 1 late", above=0)
+    horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
 
 
 @dataclass(kw_only=True, slots=True)
