@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.config import HfRolloutConfig
 from iwopd.engines.base import Sampling
 from iwopd.engines.hf import HfEngine
 from iwopd.horizon import horizon_tokens, whole_length
+from iwopd.stages import update
+from iwopd.stages.update import LossSettings
 from iwopd.types import Prompt, Rollout
+from iwopd.weighting import Weighting
 
 GROWING = (*SMALL, "weighting=growing_horizon", "eval.greedy=false")
 
@@ -65,6 +69,25 @@ def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
     for long, short in zip(whole, cut, strict=True):
         assert short.response_ids == long.response_ids[:5]
         assert short.finish_reason == (long.finish_reason if len(long.response_ids) <= 5 else "length")
+
+
+def test_uniform_on_cut_rollouts_is_a_window_on_whole_ones(make_rollouts, make_scored, tiny_model, tiny_student):
+    """What `first30_horizon` trains on: the gradient of the same tokens of rollouts that were not cut."""
+    whole = make_rollouts(6, seed=4)
+    cut = [
+        replace(item, response_ids=item.response_ids[:5], sampler_logprobs=item.sampler_logprobs[:5]) for item in whole
+    ]
+    uniform = Weighting("uniform", lambda given: given.mask.float())
+    window = Weighting("first five", lambda given: (given.mask & (given.positions < 5)).float())
+    gradients = []
+    for rollouts, weighting in ((cut, uniform), (whole, window)):
+        student = tiny_student(0)
+        student.optimizer.step = lambda student=student: gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+        )
+        update(student, make_scored(rollouts, tiny_model(1)), weighting, LossSettings(), seeds=range(6))
+    assert gradients[1].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 
 
 # ---------------------------------------------------------------------------------------------- whole runs
