@@ -102,8 +102,8 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
     caption = (
         "Continuation accuracy: teacher and student go on from the student's own prefixes. Where the teacher's curve "
         "has come down to the student's, it can no longer save the response, and what it says of later tokens teaches "
-        "little. Bands are 95 % intervals over prompts."
-    )
+        f"little. {'Bands are 95 % intervals over prompts.' if len(measured) == 1 else ''}"
+    ).rstrip()
     return drawn, "continuation", f"Accuracy from prefixes of 0 to 100 %. {said}.", caption
 
 
