@@ -4,7 +4,7 @@
     python scripts/bench_vs_trl.py [--steps 12] [--rounds 5]
 
 Same models, prompts, batch of 64, lengths, temperature, γ = 0.5, AdamW with the same rate and clipping. TRL samples
-with transformers, iwopd with `rollout=vllm` and, for comparison, with `rollout=hf`. Each side is a process of its own, and
+with transformers, iwopd with `rollout=vllm` and, for comparison, `rollout=hf`. Each side is a process of its own, and
 they take turns. Seconds per step are the median over the steps after the first two, then over the rounds; memory is the
 process's peak of resident memory, all libraries included. iwopd's seconds hold its comparison of engine and trainer.
 """

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from running import process, refused
 
+from iwopd.cli import VERBS
 from iwopd.config import Config, register_schemas
 from iwopd.errors import ConfigError
 from iwopd.launch import config_folder
@@ -56,6 +57,7 @@ def test_the_weightings_are_those_of_the_design() -> None:
     assert names == {
         *("uniform", "first30", "last30", "middle30", "random30", "iw", "iw_reversed", "iw_signed", "iw_surrogate"),
         *("prefix_ratio", "prefix_boost", "prefix_mask", "custom"),
+        *("first30_horizon", "growing_horizon"),
     }
 
 
@@ -160,7 +162,7 @@ def test_an_unknown_verb_gets_its_near_match() -> None:
     done = process("trian")
     assert (done.returncode, done.stderr) == (
         2,
-        "iwopd: trian: no such verb; did you mean train? use one of train, eval\n",
+        f"iwopd: trian: no such verb; did you mean train? use one of {', '.join(VERBS)}\n",
     )
 
 

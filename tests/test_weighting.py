@@ -36,7 +36,10 @@ def preset(name: str) -> Weighting:
     return build.weighting(SCHEMAS["schema/weighting"][kind](**values))
 
 
-BUILT_IN = sorted(file.stem for file in PRESETS.glob("*.yaml") if file.stem != "custom")
+# A horizon's preset weighs uniformly; what it cuts, it cuts from the rollout.
+BUILT_IN = sorted(
+    file.stem for file in PRESETS.glob("*.yaml") if file.stem != "custom" and not file.stem.endswith("_horizon")
+)
 
 
 def matrix(rows: list[list[float]]) -> Tensor:

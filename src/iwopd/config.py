@@ -129,6 +129,15 @@ class RolloutConfig:
     top_p: float = setting(1.0, "nucleus: the most likely tokens that reach this probability", above=0, high=1)
     top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
     n: int = setting(1, "responses per prompt", low=1)
+    horizon: float | None = setting(
+        None,
+        "longest response while training: tokens, or below 1 a share of the mean whole response; null for max_tokens",
+        above=0,
+    )
+    horizon_end: float | None = setting(
+        None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
+    )
+    horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -370,6 +379,20 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DiagnoseConfig:
+    """What `iwopd diagnose` measures; its prompts are those of a benchmark, which has answers and a grader."""
+
+    run: str | None = setting(None, "training run whose kept students are diagnosed; null for student.path alone")
+    benchmark: str | None = setting(None, "which of eval.benchmarks gives the prompts; null for the first")
+    prompts: int = setting(128, "prompts answered, rollout.n times each", low=1)
+    continuations: int = setting(
+        128, "of these, how many are continued from their answers' prefixes; 0 for none", low=0
+    )
+    top_k: int = setting(10, "most likely tokens whose overlap is measured", low=1)
+    examples: int = setting(4, "example trajectories of the prefix log-ratio", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl; this one: nowhere."""
 
@@ -400,6 +423,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
 
     def __post_init__(self) -> None:
         problems = [*_field_problems(self), *_cross_field_problems(self)]
@@ -465,6 +489,7 @@ def _cross_field_problems(config: Config) -> Iterator[str]:
             "does not report; use scoring.student_logprobs=trainer"
         )
     yield from _engine_problems(config)
+    yield from _horizon_problems(config.rollout)
     yield from _scheme_problems(config.weighting)
 
 
@@ -507,6 +532,19 @@ def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
             yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
     for url in sorted({url for url in urls if urls.count(url) > 1}):
         yield f"{key}={url}: is there twice; name each server once"
+
+
+def _horizon_problems(rollout: RolloutConfig) -> Iterator[str]:
+    horizon, end = rollout.horizon, rollout.horizon_end
+    if horizon is not None and horizon > 1 and horizon % 1:
+        yield (
+            f"rollout.horizon={horizon}: neither a share below 1 nor a whole number of tokens; "
+            f"use {math.ceil(horizon)} tokens, or a share such as 0.3"
+        )
+    if end is not None and horizon is None:
+        yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
+    elif end is not None and horizon is not None and end < horizon:
+        yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
 def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:

@@ -22,11 +22,13 @@ from iwopd.build.models import (
     model_config,
     stop_ids,
     student,
+    student_model,
     teacher,
+    teacher_engine,
 )
 from iwopd.build.settings import eval_sampling, loss_settings, mirrors, parity, sampling
 from iwopd.build.vllm import Served, check_vllm, uses_vllm
-from iwopd.build.weighting import weighting
+from iwopd.build.weighting import schemes, weighting
 
 __all__ = [
     "Checked",
@@ -51,10 +53,13 @@ __all__ = [
     "parity",
     "prompt_stream",
     "sampling",
+    "schemes",
     "stop_ids",
     "student",
+    "student_model",
     "student_tokenizer",
     "teacher",
+    "teacher_engine",
     "tokenizer",
     "uses_vllm",
     "weighting",

@@ -127,8 +127,11 @@ def prompt_stream(config: Config, rows: list[Row], tokenizer: Any) -> tuple[Prom
     return PromptStream(kept, config.data.batch_size, config.seed), dropped
 
 
-def benchmark_rows(config: EvalConfig) -> dict[str, list[Row]]:
+def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, list[Row]]:
     """The rows of every benchmark, columns checked, and their graders tried.
+
+    Args:
+        answers: every row must have one.
 
     Raises:
         ConfigError: there is no benchmark, or a grader's pattern is wrong.
@@ -138,7 +141,8 @@ def benchmark_rows(config: EvalConfig) -> dict[str, list[Row]]:
     for name in config.benchmarks:
         grader(config, name)
     return {
-        name: load_rows(source, f"eval.benchmarks.{name}", answers=True) for name, source in config.benchmarks.items()
+        name: load_rows(source, f"eval.benchmarks.{name}", answers=answers)
+        for name, source in config.benchmarks.items()
     }
 
 

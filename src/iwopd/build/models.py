@@ -9,6 +9,7 @@ from iwopd.config import (
     Config,
     HfRolloutConfig,
     HfScoringConfig,
+    RolloutConfig,
     VllmRolloutConfig,
     VllmScoringConfig,
     VllmServerRolloutConfig,
@@ -69,11 +70,8 @@ def student(config: Config, folder: str, device: "torch.device", checkpoint: Pat
     """The student, at a checkpoint's weights and optimiser state where there is one."""
     from iwopd.student import OptimSettings, Student
 
-    optim = config.optim
-    lora = config.student.lora
-    weights = folder if checkpoint is None or lora.rank else str(checkpoint / "model")
-    lm = language_model("student.path", config.student, weights, device, autocast=optim.autocast)
-    adapters = _adapters(config, lm.model, checkpoint) if lora.rank else None
+    optim, lora = config.optim, config.student.lora
+    lm, adapters = student_model(config, folder, device, checkpoint)
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:
@@ -93,6 +91,16 @@ def student(config: Config, folder: str, device: "torch.device", checkpoint: Pat
     if checkpoint is not None:
         made.load_optimizer(checkpoint)
     return made
+
+
+def student_model(
+    config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None
+) -> tuple["LanguageModel", Any | None]:
+    """The student's model at a checkpoint's weights where there is one, and its adapters where LoRA is used."""
+    lora = bool(config.student.lora.rank)
+    weights = folder if checkpoint is None or lora else str(checkpoint / "model")
+    lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
+    return lm, _adapters(config, lm.model, checkpoint) if lora else None
 
 
 def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
@@ -164,6 +172,14 @@ def engine(config: Config, served: Served, lm: "LanguageModel | None" = None) ->
             return vllm_server_engine(config, rollout, served)
         case other:
             raise ConfigError(f"rollout={type(other).__name__}: no engine of that kind; choose rollout=hf")
+
+
+def teacher_engine(rollout: RolloutConfig, served: Served, lm: "LanguageModel") -> "Engine":
+    """Samples from a teacher in transformers, whatever engine the student has."""
+    from iwopd.engines.hf import HfEngine
+
+    size = rollout.batch_size if isinstance(rollout, HfRolloutConfig) else HfRolloutConfig().batch_size
+    return HfEngine(lm, served.stop_ids, size, served.vocabulary)
 
 
 def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, ...]:

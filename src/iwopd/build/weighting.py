@@ -71,6 +71,21 @@ def weighting(config: WeightingConfig) -> "Weighting":
             raise ConfigError(f"weighting={type(other).__name__}: no scheme of that kind")
 
 
+def schemes(chosen: WeightingConfig) -> dict[str, "Weighting"]:
+    """Schemes to compare on the same rollouts, by preset name, with a user's own where it is the one chosen."""
+    listed: dict[str, WeightingConfig] = {
+        "uniform": UniformWeighting(scheme="uniform"),
+        **{f"{side}30": WindowWeighting(scheme="window", side=side) for side in ("first", "middle", "last", "random")},
+        **{name: IwWeighting(scheme=name) for name in ("iw", "iw_signed", "iw_reversed")},
+        "iw_surrogate": IwSurrogateWeighting(scheme="iw_surrogate"),
+        "prefix_ratio": PrefixRatioWeighting(scheme="prefix_ratio"),
+        "prefix_boost": PrefixBoostWeighting(scheme="prefix_boost"),
+    }
+    if isinstance(chosen, CustomWeighting):
+        listed[chosen.path] = chosen
+    return {name: weighting(config) for name, config in listed.items()}
+
+
 def _annealed(config: AnnealedPrefixWeighting) -> Callable[[float], float]:
     from iwopd.numerics.weighting import annealed_fraction
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from iwopd import build
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
+from iwopd.horizon import horizon_tokens, whole_length
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.seeding import derive_seed
 from iwopd.store import RunFolder
@@ -40,6 +41,7 @@ class State:
         first_accuracy: measured before the first step.
         written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
         micro_batch_tokens: as it stands after halving; None before it was needed.
+        whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
     """
 
     step: int = 0
@@ -48,6 +50,7 @@ class State:
     first_accuracy: float = 0.0
     written: dict[str, int] = field(default_factory=dict[str, int])
     micro_batch_tokens: int | None = None
+    whole_length: float | None = None
 
     @classmethod
     def load(cls, file: Path) -> "State":
@@ -149,11 +152,12 @@ class Trainer:
         parts, config, step = self.parts, self.config, self.state.step
         progress, clock = self.progress, Clock()
         prompts = parts.stream.batch(step)
+        horizon = horizon_tokens(config.rollout, progress, self.state.whole_length)
         window = parts.weighting.window(progress)
         with self.display.stage(f"step {step + 1}: rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
-                self.sampling,
+                replace(self.sampling, max_tokens=horizon),
                 seed=config.seed,
                 stream=step,
                 progress=advance,
@@ -193,6 +197,7 @@ class Trainer:
                 "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
                 "train/response_length": sum(lengths) / len(lengths),
                 "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+                "train/horizon": horizon,
                 "tokens/generated": sum(lengths),
                 "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
                 **_gpu_memory(parts.student.device),
@@ -263,6 +268,8 @@ class Trainer:
             self.tracker.log(step, metrics | clock.seconds)
             self.tracker.samples(step, self._samples(found))
             self.state.evaluated, self.state.accuracy = step, metrics["eval/accuracy"]
+            graded = [item.rollout for evaluation in found for item in evaluation.graded]
+            self.state.whole_length = whole_length(self.state.whole_length, graded)
             if step == 0:
                 self.state.first_accuracy = self.state.accuracy
         for evaluation in found:

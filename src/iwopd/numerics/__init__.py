@@ -4,6 +4,7 @@ Tensors are ``[batch, time]`` over response tokens, log-probs in nats, masks boo
 """
 
 from iwopd.numerics.advantage import opd_advantage
+from iwopd.numerics.comparison import Comparison, chunked_comparison
 from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
 from iwopd.numerics.loss import LossResult, loss_scale, policy_loss, policy_token_losses
 from iwopd.numerics.stats import mean_interval, pass_at_k
@@ -11,8 +12,10 @@ from iwopd.numerics.weighting import WeightInput, iw_weights, window_bounds, win
 
 __all__ = [
     "ChunkedScores",
+    "Comparison",
     "LossResult",
     "WeightInput",
+    "chunked_comparison",
     "chunked_reverse_kl",
     "chunked_token_logprobs",
     "iw_weights",

@@ -79,7 +79,8 @@ class HfTeacher(Teacher):
         self.model.model.eval().requires_grad_(False)
 
     @contextmanager
-    def _loaded(self) -> Iterator[LanguageModel]:
+    def loaded(self) -> Iterator[LanguageModel]:
+        """The model on its device, while the block lasts."""
         module: Any = self.model.model
         module.to(self.device)
         try:
@@ -99,7 +100,7 @@ class HfTeacher(Teacher):
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
-        with self._loaded() as model, _onednn(model.model, self.device):
+        with self.loaded() as model, _onednn(model.model, self.device):
 
             def function(tokens: Tokens) -> list[Tensor]:
                 with model.autocast():
