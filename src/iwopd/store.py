@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PACKAGES = ("iwopd", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "vllm", "peft", "wandb")
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
-FREE_KEYS = re.compile(r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model")
+FREE_KEYS = re.compile(r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|ablate\..*")
 
 
 class RunFolder:
@@ -110,7 +110,7 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         self.check()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise RunFolderError(f"run.dir={self.path}: another process is writing to it; wait, or stop it") from None
@@ -121,9 +121,13 @@ class RunFolder:
         for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if not (self.path / "config.yaml").exists():
-            self._write("about.json", json.dumps(about(), indent=2) + "\n")
-            self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            self.record()
         return self
+
+    def record(self) -> None:
+        """Write about.json and config.yaml anew."""
+        self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
