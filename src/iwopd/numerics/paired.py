@@ -85,7 +85,7 @@ def t_quantile(share: float, freedom: int) -> float:
 
 
 def t_cdf(t: float, freedom: int) -> float:
-    """Student's t distribution function for whole degrees of freedom: the finite sums of Abramowitz & Stegun 26.7.3-4."""
+    """Student's t distribution function, for whole degrees of freedom: the sums of Abramowitz & Stegun 26.7.3-4."""
     theta = math.atan(t / math.sqrt(freedom))
     cosine, sine = math.cos(theta), math.sin(theta)
     term, total = (cosine, 0.0) if freedom % 2 else (1.0, 0.0)

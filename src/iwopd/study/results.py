@@ -1,4 +1,4 @@
-"""From the curves of a study's runs to its results: figures per arm, paired differences, and what can be said of them."""
+"""From the curves of a study's runs to its results: figures per arm, paired differences, verdicts."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def study_results(
     compared = [arm.name for arm in arms if arm.name != section.baseline]
     return {
         "name": config.run.name,
-        "command": sys.argv,
+        "command": [*sys.argv[0].split(), *sys.argv[1:]],
         "match": axis,
         "early_step": max(steps, default=0),
         "steps": max((item.curve.steps for item in finished.values()), default=0),
