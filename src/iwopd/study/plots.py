@@ -75,7 +75,7 @@ def differences(results: Mapping[str, Any], folder: Path) -> Drawn:
         axes.set_yticks(range(len(compared)), [item["name"] for item in compared])
         axes.set_ylim(len(compared) - 0.5, -0.5)
         axes.margins(x=0.1)
-        axes.locator_params(axis="x", nbins=3)
+        axes.locator_params(axis="x", nbins=2)
         axes.tick_params(axis="y", length=0)
     said = "; ".join(
         f"{item['name']} " + ", ".join(f"{names[figure]} {signed(item[figure]['difference'])}" for figure in COMPARED)
