@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from iwopd.cli import VERBS
 from iwopd.launch import launch
 
 # The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
@@ -30,10 +31,9 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def iwopd(verb: str, *overrides: str) -> int:
     """Run a verb in this process; the exit status."""
-    modules = {"train": "iwopd.commands.train", "eval": "iwopd.commands.evaluate"}
     before = sys.argv
     try:
-        launch(verb, modules[verb], overrides)
+        launch(verb, VERBS[verb][0], overrides)
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:

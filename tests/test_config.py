@@ -160,7 +160,7 @@ def test_an_unknown_verb_gets_its_near_match() -> None:
     done = process("trian")
     assert (done.returncode, done.stderr) == (
         2,
-        "iwopd: trian: no such verb; did you mean train? use one of train, eval\n",
+        "iwopd: trian: no such verb; did you mean train? use one of train, ablate, eval\n",
     )
 
 

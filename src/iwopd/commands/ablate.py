@@ -10,7 +10,7 @@ from typing import Any
 from iwopd import build
 from iwopd.config import Config
 from iwopd.display import Display
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, IwopdError
 from iwopd.interrupts import Interrupts, Stopped
 from iwopd.store import RunFolder
 from iwopd.study import cluster
@@ -64,12 +64,19 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
     folder.check()
     for one in budgeted(config, runs):
         RunFolder(one.folder, {"verb": "train", **asdict(one.config)}, resume=True).check()
-    first_runs = {one.arm: one for one in reversed(runs)}
+    seen: list[Any] = []
     for arm in arms:
+        one = next(one.config for one in runs if one.arm == arm.name)
+        inputs = (one.student, one.teacher, one.data, one.eval, one.tracking)
+        if inputs in seen:
+            continue
+        seen.append(inputs)
         try:
-            build.check_inputs(first_runs[arm.name].config)
-        except ConfigError as error:
-            raise ConfigError(*(f"ablate.arms={arm.name}: {problem}" for problem in error.problems)) from None
+            build.check_inputs(one)
+        except IwopdError as error:
+            if not any(str(error).startswith(override.lstrip("+").partition("=")[0]) for override in arm.overrides):
+                raise  # all arms have it in common
+            raise ConfigError(*(f"ablate.arms={arm.name}: {line}" for line in str(error).splitlines())) from None
 
 
 def prepare(runs: Sequence[Run]) -> None:

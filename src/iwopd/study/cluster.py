@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from iwopd.errors import ConfigError
 from iwopd.study.workers import Outcome, train
@@ -32,15 +33,14 @@ def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> 
     """
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "a verb runs within Hydra"
-    sweep = f"hydra.sweep.dir='{tempfile.mkdtemp()}'"  # what the launcher itself writes; runs have their own folders
-    master = OmegaConf.create({"hydra": HydraConfig.get()})
-    with open_dict(master):
-        master.hydra.sweep.dir = sweep.partition("=")[2].strip("'")
+    # What the launcher itself writes; runs have folders of their own. Said here, because the default is the name of a
+    # temporary folder that only this process can make up.
+    sweep = f"hydra.sweep.dir='{tempfile.mkdtemp()}'"
     try:
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks),
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
             task_function=partial(job, flags=list(flags)),
-            config=master,
+            config=HydraConfig.instance().cfg,  # pyright: ignore[reportArgumentType]  set while a verb runs
         )
         returned = launcher.launch([[*overrides, sweep] for overrides, _ in jobs], initial_job_idx=0)
     except Exception as error:  # each launcher has errors of its own
