@@ -39,7 +39,8 @@ def run(config: Config, line: CommandLine) -> None:
         folder.record()
         try:
             prepare(runs)
-            with Board(runs, config.ablate.early, config.ablate.match) as board:
+            axis: Any = config.ablate.match  # its choices are checked by the schema
+            with Board(runs, config.ablate.early, axis) as board:
                 carry_out(config, runs, board, line.flags)
         except Stopped as stop:
             print(f"stopped; unfinished runs go on from their checkpoints with: iwopd ablate … run.dir={folder.path}")

@@ -69,8 +69,7 @@ def bootstrap_interval(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, n, (resamples, n), generator=generator)
     means = values[drawn].mean(1)
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    return float(torch.quantile(means, tail)), float(torch.quantile(means, 1 - tail))
 
 
 def t_quantile(share: float, freedom: int) -> float:

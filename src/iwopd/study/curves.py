@@ -48,7 +48,8 @@ class Curve:
 def read_curve(folder: Path) -> Curve:
     """A run's curve, also of one that is still going; what is not whole yet is left out."""
     points: list[Point] = []
-    cost = dict.fromkeys(("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds"), 0.0)
+    counted = ("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds")
+    cost: dict[str, float] = dict.fromkeys(counted, 0.0)
     steps = 0
     for row in _rows(folder / "metrics.jsonl"):
         if "eval/accuracy" in row:
