@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test lint typecheck smoke figures clean
+.PHONY: help setup demo test lint typecheck smoke ablate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,8 +44,8 @@ typecheck: setup  ## pyright, strict on numerics, config, types and errors
 smoke: setup  ## the whole program once, at the smallest size
 	$(BIN)/iwopd train +experiment=smoke
 
-figures: setup  ## the README's table and picture (about half an hour)
-	$(BIN)/python scripts/toy_study.py
+ablate: setup  ## the study: four weightings, five seeds, with statistics and a report (about a quarter of an hour)
+	$(BIN)/iwopd ablate run.dir=runs/ablate-toy eval.greedy=false run.samples=0
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 VERBS = {
     "train": ("iwopd.commands.train", "distil a teacher into a student, on policy"),
+    "ablate": ("iwopd.commands.ablate", "weightings compared over seeds, with statistics and a report"),
     "diagnose": ("iwopd.commands.diagnose", "where in a response do student and teacher disagree? before any training"),
     "eval": ("iwopd.commands.evaluate", "mean@k and pass@k of a model (eval.model=PATH)"),
 }
@@ -19,6 +20,7 @@ examples:
   iwopd train                                   the toy pair, on a CPU, in minutes
   iwopd train weighting=first30 optim.lr=3e-6   any group or field of the config
   iwopd train run.dir=runs/a run.resume=true    go on from the last checkpoint
+  iwopd ablate weighting=last30                 that weighting against uniform, over five seeds
   iwopd diagnose diagnose.run=runs/a            position bias of a pair, and how training changed it
   iwopd eval eval.model=runs/a/final            measure a trained model
 

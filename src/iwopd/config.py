@@ -53,6 +53,9 @@ class RunConfig:
     dir: str | None = setting(None, "folder of the run; default runs/<run.name>")
     name: str | None = setting(None, "name of the run; default the verb and the time it started")
     steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
+    tokens: int | None = setting(
+        None, "end once this many response tokens were generated, however many steps that takes; null: run.steps", low=1
+    )
     resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
     save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
     keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
@@ -408,6 +411,20 @@ class WandbTracking(TrackingConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class AblateConfig:
+    """What `iwopd ablate` compares."""
+
+    arms: list[Any] | None = setting(
+        None, "weightings, or {name: …, KEY: VALUE} of any settings; null: uniform, first30, last30, iw"
+    )
+    seeds: Any = setting(5, "seeds of every arm: a list, or their number, counted from 1")
+    baseline: str = setting("uniform", "the arm that the others are compared with")
+    match: str = setting("steps", "what all arms have equal: steps, or tokens generated", choices=("steps", "tokens"))
+    early: int = setting(10, "step of the early figure: the last evaluation up to it counts", low=1)
+    workers: int | None = setting(None, "runs at one time; null for one per CPU core, or one on a GPU", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """The root of every verb's config."""
 
@@ -424,6 +441,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
 
     def __post_init__(self) -> None:
         problems = [*_field_problems(self), *_cross_field_problems(self)]

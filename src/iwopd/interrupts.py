@@ -1,11 +1,30 @@
 """Ctrl-C and SIGTERM: never in the middle of a change to the weights."""
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+FOLLOW = "IWOPD_FOLLOW"  # environment: id of the process that this one must not outlive
+
+
+def follow_parent() -> None:
+    """If this process is one of a study's, stop as by SIGTERM once the study's process is gone, however it ended."""
+    parent = os.environ.pop(FOLLOW, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopped(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,6 +21,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd.config import Config, register_schemas
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from iwopd.study.arms import CommandLine
 
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
@@ -38,7 +41,8 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     def task(composed: DictConfig) -> Any:
         try:
             config = check(composed, verb, arguments)
-            return import_module(module).run(config)  # everything heavy is imported from here on
+            run = import_module(module).run  # everything heavy is imported from here on
+            return run(config, command_line(arguments)) if verb == "ablate" else run(config)
         except IwopdError as error:
             fail(error)
         except KeyboardInterrupt as stop:
@@ -72,6 +76,12 @@ VALUED_FLAGS = {
 
 def overrides_last(arguments: Sequence[str]) -> list[str]:
     """Flags before overrides: Hydra's parser takes overrides on one side of a flag only."""
+    flags, overrides = split_flags(arguments)
+    return flags + overrides
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides."""
     flags, overrides, remaining = list[str](), list[str](), list(arguments)
     while remaining:
         argument = remaining.pop(0)
@@ -81,7 +91,24 @@ def overrides_last(arguments: Sequence[str]) -> list[str]:
         flags.append(argument)
         if argument in VALUED_FLAGS and remaining:
             flags.append(remaining.pop(0))
-    return flags + overrides
+    return flags, overrides
+
+
+def command_line(arguments: Sequence[str]) -> "CommandLine":
+    """For a verb that starts training runs: the command line, and how it composes the config of each."""
+    from iwopd.study.arms import CommandLine
+
+    hydra_config = HydraConfig.get()
+    if str(hydra_config.mode).endswith("MULTIRUN"):
+        raise ConfigError("--multirun: a study is a sweep already; list weightings with ablate.arms, without -m")
+
+    def compose(overrides: Sequence[str]) -> Config:
+        try:
+            return check(hydra.compose(hydra_config.job.config_name, list(overrides)), "train", overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error, overrides)) from None
+
+    return CommandLine(split_flags(arguments)[0], list(hydra_config.overrides.task), compose)
 
 
 def config_folder() -> Path:

@@ -43,9 +43,13 @@ PACKAGES = (
 )
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
 FREE_KEYS = re.compile(
-    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model"
+    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|ablate\..*"
     r"|(rollout|scoring)\.(urls|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )
+
+
+# What a training, an evaluation, a diagnosis or a study leaves as soon as there is something to keep.
+BEGUN = ("metrics.jsonl", "eval", "final", "diagnose.json", "runs")
 
 
 class RunFolder:
@@ -82,7 +86,7 @@ class RunFolder:
     @property
     def _begun(self) -> bool:
         """False for what a run leaves that failed before its first evaluation; that folder is free again."""
-        return any((self.path / name).exists() for name in ("metrics.jsonl", "eval", "final")) or bool(self.saved())
+        return any((self.path / name).exists() for name in BEGUN) or bool(self.saved())
 
     def check(self) -> None:
         """Everything that can be refused without writing; called before anything heavy loads."""
@@ -133,7 +137,7 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         self.check()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise RunFolderError(f"run.dir={self.path}: another process is writing to it; wait, or stop it") from None
@@ -144,9 +148,13 @@ class RunFolder:
         for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if not self._begun:
-            self._write("about.json", json.dumps(about(), indent=2) + "\n")
-            self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            self.record()
         return self
+
+    def record(self) -> None:
+        """Write about.json and config.yaml anew."""
+        self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()

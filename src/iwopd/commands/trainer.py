@@ -39,6 +39,7 @@ class State:
         evaluated: the step last evaluated; -1 before the first.
         accuracy: measured then.
         first_accuracy: measured before the first step.
+        tokens: response tokens generated.
         written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
         micro_batch_tokens: as it stands after halving; None before it was needed.
         whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
@@ -48,6 +49,7 @@ class State:
     evaluated: int = -1
     accuracy: float = 0.0
     first_accuracy: float = 0.0
+    tokens: int = 0
     written: dict[str, int] = field(default_factory=dict[str, int])
     micro_batch_tokens: int | None = None
     whole_length: float | None = None
@@ -108,7 +110,7 @@ class Trainer:
                     self.evaluate()
                 if state.step and self._due(run.save_every) and self.saved < state.step:
                     self.save()
-                if state.step >= run.steps:
+                if self.finished:
                     break
                 self._step_or_explain()
             self._export()
@@ -143,7 +145,13 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         step = self.state.step
-        return step >= self.config.run.steps or (step % every == 0 if every else step == 0)
+        return self.finished or (step % every == 0 if every else step == 0)
+
+    @property
+    def finished(self) -> bool:
+        """True when run.steps were taken or, where run.tokens is given, that many tokens generated."""
+        run = self.config.run
+        return self.state.step >= run.steps if run.tokens is None else self.state.tokens >= run.tokens
 
     def step(self) -> None:
         """One step of on-policy distillation (arXiv 2606.22600)."""
@@ -192,6 +200,7 @@ class Trainer:
             clock.lap("update")
             self.state.step += 1
             lengths = [len(rollout.response_ids) for rollout in rollouts]
+            self.state.tokens += sum(lengths)
             metrics |= {
                 "train/lr": learning_rate,
                 "train/epoch": (step + 1) / parts.stream.steps_per_epoch,

@@ -1,0 +1,151 @@
+"""`iwopd ablate`: the same training with several weightings and seeds, and which differences are more than noise."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+from iwopd import build
+from iwopd.config import Config
+from iwopd.display import Display
+from iwopd.errors import ConfigError, IwopdError
+from iwopd.interrupts import Interrupts, Stopped
+from iwopd.store import RunFolder
+from iwopd.study import cluster
+from iwopd.study.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds, with_budget
+from iwopd.study.board import Board
+from iwopd.study.curves import read_curve
+from iwopd.study.workers import Outcome, Workers
+
+
+def run(config: Config, line: CommandLine) -> None:
+    """Compare the arms; leaves study.json, study.md, report.html, figures/ and runs/ in the study's folder.
+
+    Exit status 1 if a run failed; 130 after Ctrl-C, with all processes gone and their checkpoints saved.
+
+    Raises:
+        IwopdError: bad input in any arm; nothing was written.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("ablate: matplotlib draws its figures and is not installed; pip install 'iwopd[report]'")
+    arms, seeds = study_arms(config, line.overrides), study_seeds(config, line.overrides)
+    runs = study_runs(config, arms, seeds, line)
+    folder = study_folder(config)
+    check(config, arms, runs, folder)
+
+    with Interrupts(), folder:
+        folder.record()
+        try:
+            prepare(runs)
+            axis: Any = config.ablate.match  # its choices are checked by the schema
+            with Board(runs, config.ablate.early, axis) as board:
+                carry_out(config, runs, board, line.flags)
+        except Stopped as stop:
+            print(f"stopped; unfinished runs go on from their checkpoints with: iwopd ablate … run.dir={folder.path}")
+            sys.exit(stop.status)
+        write(config, arms, runs, board, folder)
+    if board.failed:
+        print(f"{len(board.failed)} of {len(runs)} runs failed; run the same again to try them anew", file=sys.stderr)
+        sys.exit(1)
+
+
+def study_folder(config: Config) -> RunFolder:
+    """The folder of a study; one that holds the same study goes on, with more arms or seeds if there are any."""
+    plain: dict[str, Any] = {"verb": "ablate", **asdict(config)}
+    for decided_by_arms in ("weighting", "seed"):
+        del plain[decided_by_arms]
+    assert config.run.dir is not None, "launch settles it"
+    return RunFolder(config.run.dir, plain, resume=True)
+
+
+def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunFolder) -> None:
+    """Everything that can be refused without torch: the study's folder, each run's, and what each arm reads."""
+    folder.check()
+    for one in budgeted(config, runs):
+        RunFolder(one.folder, {"verb": "train", **asdict(one.config)}, resume=True).check()
+    seen: list[Any] = []
+    for arm in arms:
+        one = next(one.config for one in runs if one.arm == arm.name)
+        inputs = (one.student, one.teacher, one.data, one.eval, one.tracking)
+        if inputs in seen:
+            continue
+        seen.append(inputs)
+        try:
+            build.check_inputs(one)
+        except IwopdError as error:
+            if not any(str(error).startswith(override.lstrip("+").partition("=")[0]) for override in arm.overrides):
+                raise  # all arms have it in common
+            raise ConfigError(*(f"ablate.arms={arm.name}: {line}" for line in str(error).splitlines())) from None
+
+
+def prepare(runs: Sequence[Run]) -> None:
+    """Have the toy models made, once and in sight, before the runs ask for them."""
+    wanted = {}
+    for one in runs:
+        for key, path in (("student.path", one.config.student.path), ("teacher.path", one.config.teacher.path)):
+            wanted[f"{key}={path}"] = path
+    with Display() as display:
+        build.model_folders(wanted, display.stage)
+
+
+def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence[str]) -> None:
+    """Every run that is not done; those with a budget to follow after the baseline that sets it."""
+    baseline = [one for one in runs if one.arm == config.ablate.baseline]
+    others = [one for one in runs if one.arm != config.ablate.baseline]
+    if config.ablate.match == "steps":
+        return carry_out_batch(config, runs, board, flags)
+    carry_out_batch(config, baseline, board, flags)
+    known = budgeted(config, [*baseline, *others])
+    for one in others:
+        if not any(one.name == other.name for other in known):
+            board.ended(one, Outcome(1, f"not begun, for {config.ablate.baseline} of this seed gave no token budget"))
+    return carry_out_batch(config, known, board, flags)
+
+
+def budgeted(config: Config, runs: Sequence[Run]) -> list[Run]:
+    """The runs as they are carried out: with ablate.match=tokens, all but the baseline get its tokens as their budget,
+    and those whose baseline is not done are left out."""
+    if config.ablate.match == "steps":
+        return list(runs)
+    budgets = {
+        one.seed: int(read_curve(one.folder).cost["tokens_generated"])
+        for one in runs
+        if one.arm == config.ablate.baseline and one.done
+    }
+    known = [one for one in runs if one.arm == config.ablate.baseline or one.seed in budgets]
+    return [one if one.arm == config.ablate.baseline else with_budget(one, budgets[one.seed]) for one in known]
+
+
+def carry_out_batch(config: Config, runs: Sequence[Run], board: Board, flags: Sequence[str]) -> None:
+    """The runs that are not done: through the Hydra launcher that was chosen, or in processes of this machine."""
+    waiting = [one for one in runs if not one.done and one.name not in board.failed]
+    if not waiting:
+        return
+    on_cpu = config.run.device == "cpu" or build.device(config.run.device).type == "cpu"
+    if on_cpu:  # several small processes do not share cores well; a user's own setting stands
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if cluster.launcher_chosen():
+        outcomes = cluster.launch([(one.overrides, one.folder) for one in waiting], flags)
+        for one, outcome in zip(waiting, outcomes, strict=True):
+            board.ended(one, outcome)
+        return
+    count = config.ablate.workers or (cores() if on_cpu else 1)
+    jobs = [((*flags, *one.overrides), one.folder) for one in waiting]
+    Workers(min(count, len(jobs))).run(jobs, lambda index, outcome: board.ended(waiting[index], outcome))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: Board, folder: RunFolder) -> None:
+    """study.json, study.md, report.html and figures/, from what the runs left."""
+    from iwopd.study.report import write_report
+    from iwopd.study.results import study_results
+
+    results = study_results(config, arms, runs, board.failed)
+    for text in write_report(results, folder.path):
+        board.line(text)
