@@ -315,3 +315,13 @@ def test_every_prompt_comes_once_an_epoch_and_each_epoch_in_another_order() -> N
     assert [len(set(epoch)) for epoch in epochs] == [8, 8]
     assert epochs[0] != epochs[1]
     assert [prompt.id for prompt in stream.batch(3)] == [prompt.id for prompt in PromptStream(prompts, 4, 1).batch(3)]
+
+
+def test_a_folder_of_a_run_that_failed_while_it_started_is_free_again(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*SMALL, "run.steps=0", f"run.dir={run_folder}")
+    line = refused(capsys, "train", *settings, "rollout=vllm", "+rollout.engine.args.nonsense=1")
+    assert "rollout=vllm: vLLM does not start" in line
+    assert (run_folder / "vllm.log").exists()
+    assert iwopd("train", *settings) == 0

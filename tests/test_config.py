@@ -20,7 +20,9 @@ PRESETS = sorted(
     (file.parent.name, file.stem) for file in config_folder().glob("*/*.yaml") if file.parent.name != "experiment"
 )
 EXPERIMENTS = sorted(file.stem for file in (config_folder() / "experiment").glob("*.yaml"))
-REQUIRED = {  # what a preset leaves to the user
+REQUIRED = {
+    ("rollout", "vllm_server"): ["rollout.urls=[http://localhost:8000]"],
+    ("scoring", "vllm_server"): ["scoring.urls=[http://localhost:8000]"],  # what a preset leaves to the user
     ("student", "hf"): ["student.path=x"],
     ("teacher", "hf"): ["teacher.path=x"],
     ("data", "file"): ["data.path=x"],

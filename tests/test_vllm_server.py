@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from iwopd.engines.base import Sampling
 from iwopd.engines.vllm_server import VllmServerEngine
-from iwopd.errors import EngineError
+from iwopd.errors import ConfigError, EngineError
 from iwopd.language_model import LanguageModel
 from iwopd.stages import Thresholds, check_parity
 from iwopd.teachers.hf import HfTeacher
@@ -289,6 +289,14 @@ def test_each_rollout_is_scored_once_with_overlap_and_without() -> None:
             assert fake.completions == 3
     assert found[True] == found[False]
     assert [record.teacher_logprobs for record in found[True]] == [[-3.0, -4.0], [-4.0, -4.0], [-5.0, -4.0]]
+
+
+def test_a_server_that_reports_the_models_own_logprobs_is_refused_where_they_are_not_sampled_from() -> None:
+    with FakeServer() as fake, make_engine(fake.url) as engine:  # its log-probs are -1, of one token to choose from too
+        engine.check_logprobs(Sampling(), PROMPTS[0])
+        assert fake.completions == 0
+        with pytest.raises(ConfigError, match="--logprobs-mode processed_logprobs"):
+            engine.check_logprobs(Sampling(top_p=0.9), PROMPTS[0])
 
 
 def test_an_api_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,10 @@ class RunFolder:
         return self._lock.is_locked
 
     @property
-    def _begun(self) -> bool:
-        """False for what a run leaves that failed before its first evaluation; that folder is free again."""
-        return any((self.path / name).exists() for name in BEGUN) or bool(self.saved())
+    def _unused(self) -> bool:
+        """True for what a run leaves that failed while it started: its folder is free again."""
+        left = any((self.path / name).exists() for name in BEGUN) or bool(self.saved())
+        return (self.path / "about.json").exists() and not left
 
     def check(self) -> None:
         """Everything that can be refused without writing; called before anything heavy loads."""
@@ -100,7 +101,7 @@ class RunFolder:
 
     def _check(self) -> None:
         config_file = self.path / "config.yaml"
-        if config_file.exists() and self._begun:
+        if config_file.exists() and not self._unused:
             self._check_config(config_file)
         elif (
             not config_file.exists()
@@ -147,7 +148,7 @@ class RunFolder:
             ) from error
         for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        if not self._begun:
+        if self._unused or not (self.path / "config.yaml").exists():
             self.record()
         return self
 

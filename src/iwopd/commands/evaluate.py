@@ -57,6 +57,7 @@ def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], dis
     with ExitStack() as stack:
         if build.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
+            display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
         engine = stack.enter_context(build.engine(config, served, lm))
         engine.load_weights(model_folder)
         for benchmark in benchmarks:

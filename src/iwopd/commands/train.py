@@ -80,10 +80,13 @@ def prepare(
     stops = build.stop_ids("student.path", config.student, student_folder, tokenizer)
     known = teacher_config.vocab_size if teacher_config.vocab_size < student.lm.vocabulary else None
     sampled = build.Served(student_folder, config.student, context, log_file, stops, known)
-    if build.uses_vllm(config) and not folder.held:
-        stack.enter_context(folder)  # vLLM's log goes there
+    if build.uses_vllm(config):
+        if not folder.held:
+            stack.enter_context(folder)  # vLLM's log goes there
+        display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
     teacher = stack.enter_context(build.teacher(config, scored, device))
     engine = stack.enter_context(build.engine(config, sampled, student.lm))
+    engine.check_logprobs(build.sampling(config.rollout), stream.prompts[0])
     if not folder.held:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")

@@ -64,6 +64,13 @@ class Engine(Protocol):
         """Take over the student's weights after `version` optimisation steps."""
         ...
 
+    def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
+        """Refuse what would report log-probs of another distribution than it samples from.
+
+        Raises:
+            ConfigError: says how to start it instead.
+        """
+
     def load_weights(self, folder: str) -> None:
         """Take a model's weights from its files, where the engine was not made from them."""
 

@@ -102,17 +102,14 @@ class VllmServerEngine(Engine):
         return body
 
     def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
-        """Where temperature, top-p or top-k change the distribution, servers must report log-probs of the changed one.
-
-        Raises:
-            ConfigError: one reports the model's own.
-        """
+        """See `Engine.check_logprobs`. By default vLLM reports the model's own, whatever the sampling."""
         if sampling.plain:
             return
         # Of one token to choose from the log-prob is 0, unless it is the model's own.
         probe = Sampling(max_tokens=1, temperature=1.0, top_k=1)
-        answer = self.servers.submit(self._body(prompt, probe, 0), 1, read_answer).result()
-        if answer.logprobs[0] < -1e-6:
+        # One probe for each: they go to the server with the least to do.
+        probes = [self.servers.submit(self._body(prompt, probe, 0), 1, read_answer) for _ in self.servers.alive]
+        if any(answer.result().logprobs[0] < -1e-6 for answer in probes):
             raise ConfigError(
                 f"rollout.temperature={sampling.temperature} top_p={sampling.top_p} top_k={sampling.top_k}: the "
                 "servers report log-probs of the unchanged distribution, so the loss could not be corrected; start "
