@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import SMALL, refused
+from running import SMALL, iwopd, refused
 from safetensors.torch import load_file, save_file
 
 from iwopd.data import PromptStream
