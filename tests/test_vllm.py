@@ -423,6 +423,15 @@ def test_a_run_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     assert "vllm" in (tmp_path / "run" / "vllm.log").read_text()
 
 
+def test_an_error_leaves_no_process(tmp_path: Path) -> None:
+    settings = (*VLLM_SMALL, "optim.lr=1e30", "optim.warmup_steps=0", "rollout.parity.prompts=0")
+    running = start("train", *settings, f"run.dir={tmp_path / 'run'}", start_new_session=True)
+    _, errors = running.communicate(timeout=200)
+    assert running.returncode == 2, errors
+    assert [line for line in errors.splitlines() if not line.startswith("iwopd: ")] == []
+    assert children(running.pid) == []
+
+
 def test_ctrl_c_saves_leaves_no_process_and_the_run_goes_on(tmp_path: Path, finished: Path) -> None:
     folder = tmp_path / "stopped"
     running = start("train", *VLLM_SMALL, f"run.dir={folder}", start_new_session=True)
