@@ -30,9 +30,8 @@ def run_iwopd(steps: int, overrides: list[str]) -> list[float]:
 
     with tempfile.TemporaryDirectory() as room:
         settings = ["eval.every=0", "eval.greedy=false", "eval.benchmarks.toy.limit=2", "run.samples=0"]
-        small_cache = ["rollout.engine.kv_cache_gib=0.1"] if "rollout=vllm" in overrides else []
         folder = [f"run.dir={room}/run", f"run.steps={steps}", "run.save_every=0"]
-        launch("train", "iwopd.commands.train", [*overrides, *settings, *small_cache, *folder])
+        launch("train", "iwopd.commands.train", [*overrides, *settings, *folder])
         rows = [json.loads(line) for line in (Path(room) / "run" / "metrics.jsonl").read_text().splitlines()]
     return [
         sum(seconds for name, seconds in row.items() if name.startswith("time/")) for row in rows if "train/loss" in row

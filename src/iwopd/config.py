@@ -161,7 +161,9 @@ class VllmEngineConfig:
     tensor_parallel: int = setting(1, "GPUs a model is split over", low=1)
     gpu_memory: float = setting(0.4, "share of a GPU's memory the engine may take", above=0, high=1)
     kv_cache_gib: float | None = setting(
-        None, "GiB for cached keys and values; null for 1 on a CPU, and for what gpu_memory leaves on a GPU", above=0
+        None,
+        "GiB for cached keys and values; null: on a CPU what is needed, up to 1; on a GPU what gpu_memory leaves",
+        above=0,
     )
     eager: bool = setting(False, "no CUDA graphs: starts sooner, runs slower; on a CPU always")
     args: dict[str, Any] = setting({}, "further arguments of vllm.LLM, by their names there")

@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
 _open: "set[InProcess]" = set()
 _closed: "list[InProcess]" = []
 
@@ -95,7 +96,9 @@ class InProcess:
             dynamo.disable = True  # else the first request with log-probs waits for a C++ compiler
         from vllm import LLM
 
-        kv_cache = given.kv_cache_gib or (1.0 if self.on_cpu else None)
+        kv_cache = None if given.kv_cache_gib is None else int(given.kv_cache_gib * GIB)
+        if kv_cache is None and self.on_cpu:
+            kv_cache = cache_bytes(given)
         arguments: dict[str, Any] = {
             "model": given.folder,
             "tokenizer_revision": given.revision,
@@ -108,9 +111,10 @@ class InProcess:
             "tensor_parallel_size": given.tensor_parallel,
             "enforce_eager": given.eager or self.on_cpu,
             "enable_sleep_mode": given.sleep and not self.on_cpu,
-            "kv_cache_memory_bytes": None if kv_cache is None else int(kv_cache * 2**30),
+            "kv_cache_memory_bytes": kv_cache,
             "generation_config": "vllm",  # sampling is what the config says, never what a model folder suggests
             "disable_log_stats": True,
+            "skip_tokenizer_init": True,  # prompts and responses are token ids
             "seed": 0,  # requests bring their own seeds
         }
         if not self.on_cpu:
@@ -185,6 +189,22 @@ class InProcess:
         with self.log, _standard_error_to(self.log.file), contextlib.suppress(Exception):
             self.engine.engine_core.shutdown()
         del self.engine, self.llm
+
+
+def cache_bytes(settings: Settings) -> int:
+    """Room for the keys and values of all sequences at their longest, at most 1 GiB, but always for two. vLLM fills
+    what it is given with zeros, so on a CPU more than that would only cost memory."""
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(
+        settings.folder, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
+    )
+    config = found.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * size * getattr(torch, settings.dtype).itemsize
+    sequence = token * BLOCK * (settings.context // BLOCK + 1)
+    return max(2 * sequence, min(sequence * settings.sequences, GIB))
 
 
 class _Log:
