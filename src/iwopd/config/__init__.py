@@ -1,0 +1,147 @@
+"""The config's schema: every field with its meaning, unit and range. Importing it loads neither torch nor transformers.
+
+YAML under conf/ fills these dataclasses; `Config.__post_init__` (run by `OmegaConf.to_object`) checks every value and
+reports all mistakes at once, each as one line with the key, the value, the reason and the fix.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from iwopd.config import checks
+from iwopd.config.engines import (
+    HfRolloutConfig,
+    HfScoringConfig,
+    HttpConfig,
+    ParityConfig,
+    RolloutConfig,
+    ScoringConfig,
+    VllmEngineConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
+from iwopd.config.models import (
+    DataConfig,
+    LoraConfig,
+    RunConfig,
+    SourceConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from iwopd.config.setting import setting
+from iwopd.config.training import (
+    AnnealedPrefixWeighting,
+    CustomWeighting,
+    IwSurrogateWeighting,
+    IwWeighting,
+    LossConfig,
+    OptimConfig,
+    PrefixBoostWeighting,
+    PrefixRatioWeighting,
+    UniformWeighting,
+    WeightingConfig,
+    WindowWeighting,
+)
+from iwopd.config.verbs import (
+    AblateConfig,
+    BenchmarkConfig,
+    DiagnoseConfig,
+    EvalConfig,
+    TrackingConfig,
+    WandbTracking,
+)
+from iwopd.errors import ConfigError
+
+__all__ = [
+    "AblateConfig",
+    "AnnealedPrefixWeighting",
+    "BenchmarkConfig",
+    "Config",
+    "CustomWeighting",
+    "DataConfig",
+    "DiagnoseConfig",
+    "EvalConfig",
+    "HfRolloutConfig",
+    "HfScoringConfig",
+    "HttpConfig",
+    "IwSurrogateWeighting",
+    "IwWeighting",
+    "LoraConfig",
+    "LossConfig",
+    "OptimConfig",
+    "ParityConfig",
+    "PrefixBoostWeighting",
+    "PrefixRatioWeighting",
+    "RolloutConfig",
+    "RunConfig",
+    "ScoringConfig",
+    "SourceConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "UniformWeighting",
+    "VllmEngineConfig",
+    "VllmRolloutConfig",
+    "VllmScoringConfig",
+    "VllmServerRolloutConfig",
+    "VllmServerScoringConfig",
+    "WandbTracking",
+    "WeightingConfig",
+    "WindowWeighting",
+    "register_schemas",
+]
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """The root of every verb's config."""
+
+    seed: int = setting(42, "seed of prompts, sampling and dropout", low=0, high=2**63 - 1)
+    run: RunConfig = field(default_factory=RunConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = MISSING
+    scoring: ScoringConfig = MISSING
+    weighting: WeightingConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
+
+    def __post_init__(self) -> None:
+        problems = checks.problems(self)
+        if problems:
+            raise ConfigError(*problems)
+
+
+# Presets name their schema as /schema/GROUP/NAME, a group of its own, so that a wrong choice of a preset lists presets.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "schema": {"root": Config},
+    "schema/rollout": {"hf": HfRolloutConfig, "vllm": VllmRolloutConfig, "vllm_server": VllmServerRolloutConfig},
+    "schema/scoring": {"hf": HfScoringConfig, "vllm": VllmScoringConfig, "vllm_server": VllmServerScoringConfig},
+    "schema/weighting": {
+        "uniform": UniformWeighting,
+        "window": WindowWeighting,
+        "iw": IwWeighting,
+        "iw_surrogate": IwSurrogateWeighting,
+        "prefix_ratio": PrefixRatioWeighting,
+        "prefix_mask": AnnealedPrefixWeighting,
+        "prefix_boost": PrefixBoostWeighting,
+        "custom": CustomWeighting,
+    },
+    "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=group, name=name, node=schema)

@@ -1,0 +1,174 @@
+"""What is wrong with a config's values, alone and together: one line each, with key, value, reason and fix."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from iwopd.config.engines import HfScoringConfig, RolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
+from iwopd.config.training import (
+    AnnealedPrefixWeighting,
+    CustomWeighting,
+    IwSurrogateWeighting,
+    IwWeighting,
+    PrefixBoostWeighting,
+    PrefixRatioWeighting,
+    UniformWeighting,
+    WeightingConfig,
+    WindowWeighting,
+)
+from iwopd.config.verbs import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from iwopd.config import Config
+
+
+def problems(config: "Config") -> list[str]:
+    """All of them, fields first."""
+    return [*_field_problems(config), *_cross_field_problems(config)]
+
+
+def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
+    for entry in dataclasses.fields(section):
+        value, key = getattr(section, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            yield from _field_problems(value, key + ".")
+        elif isinstance(value, dict):
+            for name, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+                if isinstance(item, BenchmarkConfig):
+                    yield from _field_problems(item, f"{key}.{name}.")
+        elif value is not None and entry.metadata:
+            problem = _value_problem(value, entry.metadata)
+            if problem:
+                yield f"{key}={value}: {problem}"
+
+
+def _value_problem(value: Any, about: Any) -> str | None:
+    if about["choices"] and value not in about["choices"]:
+        listed: tuple[str, ...] = about["choices"]
+        near = get_close_matches(str(value), listed, n=1, cutoff=0.5)
+        choices = ", ".join(listed)
+        return f"not a choice; {f'did you mean {near[0]}? ' if near else ''}choose one of {choices}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    low, high, above = about["low"], about["high"], about["above"]
+    fits = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+    if fits and math.isfinite(value):
+        return None
+    bounds = [
+        *([f"at least {low:g}"] if low is not None else []),
+        *([f"above {above:g}"] if above is not None else []),
+        *([f"at most {high:g}"] if high is not None else []),
+    ]
+    wanted = " and ".join(bounds) or "finite"
+    return f"must be {wanted}; {about['fix'] or f'set a finite number {wanted}'}"
+
+
+def _cross_field_problems(config: "Config") -> Iterator[str]:
+    optim, data, evaluation = config.optim, config.data, config.eval
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={optim.betas}: must be two numbers from 0 up to but not 1; AdamW's default is [0.9,0.999]"
+    if data.batch_size % optim.updates_per_batch:
+        yield (
+            f"optim.updates_per_batch={optim.updates_per_batch}: does not divide data.batch_size={data.batch_size}; "
+            "choose a divisor of it"
+        )
+    if evaluation.n is not None and evaluation.k > evaluation.n:
+        yield (
+            f"eval.k={evaluation.k}: larger than eval.n={evaluation.n}, and pass@k needs k samples; "
+            f"raise eval.n or set eval.k={evaluation.n}"
+        )
+    if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
+        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
+    if config.loss.kind == "reverse_kl" and config.scoring.student_logprobs == "sampler":
+        yield (
+            "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
+            "does not report; use scoring.student_logprobs=trainer"
+        )
+    yield from _engine_problems(config)
+    yield from _horizon_problems(config.rollout)
+    yield from _scheme_problems(config.weighting)
+
+
+def _engine_problems(config: "Config") -> Iterator[str]:
+    rollout, scoring = config.rollout, config.scoring
+    if config.loss.kind == "reverse_kl" and not isinstance(scoring, HfScoringConfig):
+        yield (
+            "loss.kind=reverse_kl: compares whole distributions, and vLLM reports the log-probs of single tokens; "
+            "use scoring=hf or loss=policy_gradient"
+        )
+    changed = [
+        f"rollout.{name}={value}"
+        for name, value, neutral in (
+            ("temperature", rollout.temperature, 1.0),
+            ("top_p", rollout.top_p, 1.0),
+            ("top_k", rollout.top_k, 0),
+        )
+        if value != neutral
+    ]
+    if changed and config.loss.importance_cap is None:
+        yield (
+            f"{', '.join(changed)}: samples another distribution than the student's, which only the importance "
+            "correction makes good; set loss.importance_cap=5.0, or sample with temperature 1, top_p 1, top_k 0"
+        )
+    if changed and scoring.student_logprobs == "sampler":
+        yield (
+            f"{', '.join(changed)}: the sampler's log-probs are of the changed distribution, not the student's, so "
+            "A_t would be wrong; use scoring.student_logprobs=trainer"
+        )
+    for key, section in (("rollout", rollout), ("scoring", scoring)):
+        if isinstance(section, (VllmServerRolloutConfig, VllmServerScoringConfig)):
+            yield from _url_problems(f"{key}.urls", section.urls)
+
+
+def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
+    if not urls:
+        yield f"{key}=[]: names no server; give {key}=[http://HOST:PORT]"
+    for url in urls:
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+            yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
+    for url in sorted({url for url in urls if urls.count(url) > 1}):
+        yield f"{key}={url}: is there twice; name each server once"
+
+
+def _horizon_problems(rollout: RolloutConfig) -> Iterator[str]:
+    horizon, end = rollout.horizon, rollout.horizon_end
+    if horizon is not None and horizon > 1 and horizon % 1:
+        yield (
+            f"rollout.horizon={horizon}: neither a share below 1 nor a whole number of tokens; "
+            f"use {math.ceil(horizon)} tokens, or a share such as 0.3"
+        )
+    if end is not None and horizon is None:
+        yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
+    elif end is not None and horizon is not None and end < horizon:
+        yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
+
+
+def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
+    allowed = SCHEMES[type(weighting)]
+    if weighting.scheme not in allowed:
+        yield (
+            f"weighting.scheme={weighting.scheme}: this schema computes {' or '.join(allowed)}; "
+            "choose another scheme by its preset, weighting=NAME"
+        )
+    if isinstance(weighting, CustomWeighting) and weighting.path.count(":") != 1:
+        yield f"weighting.path={weighting.path}: not of the form pkg.module:function; name a function that way"
+
+
+def _is_cuda(device: str) -> bool:
+    return re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", device) is not None
+
+
+# The formulas that each schema has parameters for.
+SCHEMES: dict[type[WeightingConfig], tuple[str, ...]] = {
+    UniformWeighting: ("uniform",),
+    WindowWeighting: ("window",),
+    IwWeighting: ("iw", "iw_reversed", "iw_signed"),
+    IwSurrogateWeighting: ("iw_surrogate",),
+    PrefixRatioWeighting: ("prefix_ratio",),
+    AnnealedPrefixWeighting: ("prefix_mask",),
+    PrefixBoostWeighting: ("prefix_boost",),
+    CustomWeighting: ("custom",),
+}

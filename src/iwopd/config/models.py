@@ -1,0 +1,84 @@
+"""A run, its student and teacher, and its problems."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from iwopd.config.setting import DTYPES, setting
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Where a run goes and how long it lasts."""
+
+    dir: str | None = setting(None, "folder of the run; default runs/<run.name>")
+    name: str | None = setting(None, "name of the run; default the verb and the time it started")
+    steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
+    tokens: int | None = setting(
+        None, "end once this many response tokens were generated, however many steps that takes; null: run.steps", low=1
+    )
+    resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
+    save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
+    keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
+    deterministic: bool = setting(True, "on a GPU, only kernels that give the same bits at every run")
+    device: str = setting("auto", "where the student trains: auto takes a GPU if there is one, or cpu, cuda, cuda:1")
+    samples: int = setting(4, "rollouts written to samples.jsonl at each evaluation", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (peft) instead of full training."""
+
+    rank: int = setting(0, "rank of the adapters; 0 trains all weights", low=0)
+    alpha: int = setting(16, "scale of the adapters, divided by the rank", low=1)
+    dropout: float = setting(0.0, "dropout in front of the adapters, share", low=0, high=0.999)
+    targets: str = setting("all-linear", "peft's target modules: all-linear, or names separated by commas")
+
+
+@dataclass(kw_only=True, slots=True)
+class StudentConfig:
+    """The model that is trained."""
+
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    dtype: str = setting("float32", "dtype of the weights and of the optimiser's state", choices=DTYPES)
+    attention: str = setting("sdpa", "transformers' attention implementation")
+    gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, about 30 % slower")
+    trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class TeacherConfig:
+    """The model that scores."""
+
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    dtype: str = setting("bfloat16", "dtype of the weights", choices=DTYPES)
+    attention: str = setting("sdpa", "transformers' attention implementation")
+    offload: bool = setting(False, "keep the weights in host memory between uses")
+    trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """Where problems come from."""
+
+    path: str = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
+    subset: str | None = setting(None, "configuration of a hub dataset")
+    split: str = setting("train", "split of a hub dataset or of toy://")
+    prompt_column: str = setting("prompt", "column with the problem: a text, or a list of chat messages")
+    answer_column: str | None = setting(None, "column with the reference answer; null where none is needed")
+    id_column: str | None = setting(None, "column with a unique id; null numbers the rows")
+    system: str | None = setting(None, "system message put before every problem")
+    suffix: str = setting("", "text put after every problem, within the user's turn")
+    limit: int | None = setting(None, "rows to take from the top; null for all", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(SourceConfig):
+    """The prompts the student answers while it is trained."""
+
+    batch_size: int = setting(1024, "prompts in a step's batch", low=1)
+    max_prompt_tokens: int = setting(2048, "longest prompt allowed, tokens", low=1)
+    overlong: str = setting("error", "a longer prompt is an error, or dropped and counted", choices=("error", "drop"))
