@@ -269,8 +269,9 @@ def _as_found() -> Iterator[None]:
 def _random_state() -> Iterator[None]:
     """vLLM seeds and draws from the process's own generators; they are left as they were."""
     python, array = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)
