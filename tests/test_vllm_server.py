@@ -241,7 +241,7 @@ def test_without_any_server_left_the_error_says_so() -> None:
 
 def test_weights_of_another_run_are_noticed() -> None:
     with FakeServer() as fake, make_engine(fake.url) as engine:
-        engine.sync_weights(None, 3)  # type: ignore[arg-type]
+        engine.sync_weights(None, 3)  # type: ignore[arg-type]  the fake takes anything
         assert fake.posted[-2:] == ["/reset_prefix_cache", "/update_weight_version"]
 
         def meddle(rollout: Rollout) -> None:

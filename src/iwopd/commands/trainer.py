@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from iwopd.stages.evaluation import Benchmark, Evaluation
     from iwopd.student import Student
     from iwopd.teachers.base import Teacher
-    from iwopd.types import Prompt
+    from iwopd.types import Prompt, ScoredRollout
     from iwopd.weighting import Weighting
 
 
@@ -199,18 +199,14 @@ class Trainer:
             )
             clock.lap("update")
             self.state.step += 1
-            lengths = [len(rollout.response_ids) for rollout in rollouts]
-            self.state.tokens += sum(lengths)
             metrics |= {
                 "train/lr": learning_rate,
                 "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
-                "train/response_length": sum(lengths) / len(lengths),
-                "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
                 "train/horizon": horizon,
-                "tokens/generated": sum(lengths),
-                "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
+                **_sizes(scored),
                 **_gpu_memory(parts.student.device),
             }
+            self.state.tokens += int(metrics["tokens/generated"])
             if step == 0:
                 metrics["data/dropped"] = parts.dropped
             try:
@@ -362,6 +358,18 @@ def evaluation_metrics(found: "list[Evaluation]") -> dict[str, float]:
     for name in ("accuracy", "pass_at_k"):
         metrics[f"eval/{name}"] = sum(evaluation.metrics[name] for evaluation in found) / len(found)
     return metrics
+
+
+def _sizes(scored: "Sequence[ScoredRollout]") -> dict[str, float]:
+    """How long the responses are, and the tokens of one step."""
+    rollouts = [record.rollout for record in scored]
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    return {
+        "train/response_length": sum(lengths) / len(lengths),
+        "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        "tokens/generated": sum(lengths),
+        "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
+    }
 
 
 def _gpu_memory(device: Any) -> dict[str, float]:

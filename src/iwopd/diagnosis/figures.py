@@ -1,32 +1,15 @@
-"""The pictures of a diagnosis: PNG and SVG files, and SVG whose ink follows the page's colours."""
+"""The pictures of a diagnosis."""
 
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from iwopd.diagnosis.records import BINS, POINTS, Curve, Diagnosis, Values
+from iwopd.plots import COLOURS, Figure, save, style
 
-# Of middle brightness, so that they are seen on white and on black.
-COLOURS = ("#3b8ed0", "#e07b39", "#3fa66b", "#b86bc9", "#c9a227", "#d0526b", "#5fb3b3", "#8f8f8f")
-INK = "#1d2430"  # text and axes; `currentColor` in the page
-STYLE: Any = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    "svg.fonttype": "path",  # outlines: the same on a machine without the font
-    "svg.hashsalt": "iwopd",  # the same names at every run
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 TENTHS = [10 * tenth + 5 for tenth in range(BINS)]
 PREFIXES = [10 * point for point in range(POINTS)]
 QUANTITIES = {
@@ -37,38 +20,15 @@ QUANTITIES = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A drawing: `svg` for the page, and what it shows for who cannot see it."""
-
-    name: str
-    svg: str
-    alt: str
-    caption: str
-
-
 def draw(found: Sequence[Diagnosis], folder: Path) -> list[Figure]:
     """Every figure there are numbers for, also written as `folder`/NAME.png and .svg."""
     folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figures = [_saved(folder, *drawing(found)) for drawing in DRAWINGS if drawing is not continuation]
-        if any(item.continuation for item in found):
-            figures.insert(0, _saved(folder, *continuation(found)))
-    return figures
-
-
-def _saved(folder: Path, drawn: Any, name: str, alt: str, caption: str) -> Figure:
-    drawn.draw_without_rendering()
-    drawn.set_layout_engine("none")  # it is laid out now; again for each file would take most of the time
-    text = io.StringIO()
-    drawn.savefig(text, format="svg", transparent=True)
-    drawn.savefig(folder / f"{name}.png", facecolor="white", dpi=160)
-    pyplot.close(drawn)
-    svg = text.getvalue()
-    head, rest = svg.split(' version="1.1">', 1)
-    paper = ' version="1.1">\n <rect width="100%" height="100%" fill="#ffffff"/>'
-    (folder / f"{name}.svg").write_text(head + paper + rest)
-    return Figure(name, svg.replace(INK, "currentColor"), alt, caption)
+    chosen = [
+        drawing for drawing in DRAWINGS if drawing is not continuation or any(item.continuation for item in found)
+    ]
+    with style():
+        drawings = (drawing(found) for drawing in chosen)
+        return [save(drawn, folder, name, alt, caption) for drawn, name, alt, caption in drawings]
 
 
 Drawn = tuple[Any, str, str, str]  # figure, name, alt, caption
@@ -81,13 +41,13 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
     for index, item in enumerate(measured):
         assert item.continuation is not None
         curves: dict[str, Curve | None] = {"teacher": item.continuation.teacher, "student": item.continuation.student}
-        for style, (who, curve) in zip(("-", "--"), curves.items(), strict=True):
+        for line, (who, curve) in zip(("-", "--"), curves.items(), strict=True):
             if curve is None:
                 continue
             single = len(measured) == 1
             colour = COLOURS[(who == "student") if single else index % len(COLOURS)]
             label = f"{who} continues" if single else f"{who}, {item.name}"
-            axes.plot(PREFIXES, curve.accuracy, style, color=colour, label=label, marker="o", markersize=3)
+            axes.plot(PREFIXES, curve.accuracy, line, color=colour, label=label, marker="o", markersize=3)
             if single:
                 axes.fill_between(PREFIXES, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     axes.set(

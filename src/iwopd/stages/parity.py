@@ -5,12 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from iwopd.engines.base import Engine, Sampling
 from iwopd.errors import EngineError
+from iwopd.stages.score import trainer_logprobs
 from iwopd.student import Student
-from iwopd.teachers.hf import in_token_batches
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -44,20 +42,11 @@ def measure_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], 
     Temperature is 1 and nothing is cut off, so both speak of the model's own distribution.
     """
     rollouts = engine.generate(prompts, Sampling(max_tokens=max_tokens), seed=seed, stream="parity")
-    windows = [(0, len(rollout.response_ids)) for rollout in rollouts]
-    student.model.eval()
-    with torch.no_grad():
-        own = in_token_batches(
-            rollouts,
-            windows,
-            student.micro_batch_tokens,
-            student.device,
-            lambda tokens: [student.lm.token_logprobs(tokens)],
-        )
+    own = trainer_logprobs(student, rollouts, [(0, len(rollout.response_ids)) for rollout in rollouts])
     gaps = [
         abs(sampler - trainer)
-        for rollout, (logprobs,) in zip(rollouts, own, strict=True)
-        for sampler, trainer in zip(rollout.sampler_logprobs, logprobs.tolist(), strict=True)
+        for rollout, logprobs in zip(rollouts, own, strict=True)
+        for sampler, trainer in zip(rollout.sampler_logprobs, logprobs, strict=True)
     ]
     return Parity(statistics.fmean(gaps), max(gaps))
 

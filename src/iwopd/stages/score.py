@@ -32,7 +32,14 @@ def score(
     scored = teacher.score(rollouts, window, hidden=hidden, progress=progress)
     if student is None:
         return scored
-    windows = [(record.start, record.stop) for record in scored]
+    own = trainer_logprobs(student, rollouts, [(record.start, record.stop) for record in scored])
+    return [replace(record, trainer_logprobs=logprobs) for record, logprobs in zip(scored, own, strict=True)]
+
+
+def trainer_logprobs(
+    student: Student, rollouts: Sequence[Rollout], windows: Sequence[tuple[int, int]]
+) -> list[list[float]]:
+    """The student's own log-probs (nats) of each rollout's window ``[start, stop)``, recomputed by the trainer."""
     student.model.eval()
     with torch.no_grad():
         own = in_token_batches(
@@ -42,6 +49,4 @@ def score(
             student.device,
             lambda tokens: [student.lm.token_logprobs(tokens)],
         )
-    return [
-        replace(record, trainer_logprobs=logprobs.tolist()) for record, (logprobs,) in zip(scored, own, strict=True)
-    ]
+    return [logprobs.tolist() for (logprobs,) in own]
