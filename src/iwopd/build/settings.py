@@ -52,6 +52,7 @@ def loss_settings(config: Config) -> "LossSettings":
         dual_clip=loss.dual_clip,
         importance_cap=loss.importance_cap,
         student_logprobs=config.scoring.student_logprobs,
+        exopd_lambda=loss.exopd_lambda,
     )
 
 

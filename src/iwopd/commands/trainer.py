@@ -20,7 +20,7 @@ from iwopd.tracking import Tracker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iwopd.data import PromptStream
+    from iwopd.data import Prompts
     from iwopd.engines.base import Engine
     from iwopd.stages.evaluation import Benchmark, Evaluation
     from iwopd.student import Student
@@ -66,9 +66,10 @@ class Parts:
 
     student: "Student"
     teacher: "Teacher"
+    base: "Teacher | None"
     engine: "Engine"
     weighting: "Weighting"
-    stream: "PromptStream"
+    stream: "Prompts"
     benchmarks: "list[Benchmark]"
     tokenizer: Any
     dropped: int
@@ -179,6 +180,7 @@ class Trainer:
                 rollouts,
                 window,
                 student=parts.student if self._needs_student_logprobs else None,
+                base=parts.base,
                 hidden=self.loss.kind == "reverse_kl",
                 progress=advance,
             )
@@ -297,6 +299,8 @@ class Trainer:
                 parts.weighting,
                 progress=self.progress,
                 tokenizer=parts.tokenizer,
+                base=parts.base,
+                exopd_lambda=self.loss.exopd_lambda,
             )
             rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
         return rows

@@ -24,12 +24,16 @@ from iwopd.config.engines import (
     VllmServerScoringConfig,
 )
 from iwopd.config.models import (
+    BaseConfig,
     DataConfig,
     LoraConfig,
+    MixedSourceConfig,
     RunConfig,
+    ScorerConfig,
     SourceConfig,
     StudentConfig,
     TeacherConfig,
+    TrainingSourceConfig,
 )
 from iwopd.config.setting import setting
 from iwopd.config.training import (
@@ -58,6 +62,7 @@ from iwopd.errors import ConfigError
 __all__ = [
     "AblateConfig",
     "AnnealedPrefixWeighting",
+    "BaseConfig",
     "BenchmarkConfig",
     "Config",
     "CustomWeighting",
@@ -71,17 +76,20 @@ __all__ = [
     "IwWeighting",
     "LoraConfig",
     "LossConfig",
+    "MixedSourceConfig",
     "OptimConfig",
     "ParityConfig",
     "PrefixBoostWeighting",
     "PrefixRatioWeighting",
     "RolloutConfig",
     "RunConfig",
+    "ScorerConfig",
     "ScoringConfig",
     "SourceConfig",
     "StudentConfig",
     "TeacherConfig",
     "TrackingConfig",
+    "TrainingSourceConfig",
     "UniformWeighting",
     "VllmEngineConfig",
     "VllmRolloutConfig",
@@ -103,6 +111,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict[str, TeacherConfig])
+    base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = MISSING
     scoring: ScoringConfig = MISSING
