@@ -56,14 +56,15 @@ def _ask(name: str, kind: str, revision: str | None) -> tuple[str | None, str | 
         return f"is gated: accept its terms on {page}, then {LOG_IN}", None
     except errors.RevisionNotFoundError:
         return f"is on the hub, but has no revision {revision}; name a branch, tag or commit of it", None
-    except errors.RepositoryNotFoundError:
-        return (
-            f"no folder or file of that name here, and none on the hub that may be read; check the name, or if it is "
-            f"private, {LOG_IN}",
-            None,
-        )
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
+        token_refused = "Invalid credentials" in error.response.headers.get("X-Error-Message", "")
+        if status == 404 or (status == 401 and not token_refused):  # whoever is not logged in gets 401 for what is not
+            return (
+                "no folder or file of that name here, and none on the hub that may be read; check the name, or if it "
+                f"is private, {LOG_IN}",
+                None,
+            )
         if status in (401, 403):
             return f"the hub refuses the token it is given (status {status}); {LOG_IN}", None
         return None, f"the hub answers with status {status}"

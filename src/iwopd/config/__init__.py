@@ -5,6 +5,7 @@ reports all mistakes at once, each as one line with the key, the value, the reas
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -60,6 +61,7 @@ from iwopd.config.verbs import (
 from iwopd.errors import ConfigError
 
 __all__ = [
+    "ENTRIES",
     "AblateConfig",
     "AnnealedPrefixWeighting",
     "BaseConfig",
@@ -111,7 +113,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    teachers: dict[str, TeacherConfig] = field(default_factory=dict[str, TeacherConfig])
+    teachers: dict[str, Any] = setting({}, "further teachers by name, each a TeacherConfig")
     base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = MISSING
@@ -147,6 +149,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
+
+
+# Dictionaries whose entries have a schema: entries come from the command line too (+teachers.coder.path=…), where
+# OmegaConf would not type them.
+ENTRIES: dict[str, type] = {"data.sources": MixedSourceConfig, "teachers": TeacherConfig}
 
 
 def register_schemas() -> None:

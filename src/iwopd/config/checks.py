@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config.engines import HfScoringConfig, RolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
-from iwopd.config.models import DataConfig
+from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.training import (
     AnnealedPrefixWeighting,
     CustomWeighting,
@@ -92,7 +92,8 @@ OF_ONE_SOURCE = ("path", "subset", "revision", "filter", "limit", "teacher_colum
 
 
 def _data_problems(data: DataConfig) -> Iterator[str]:
-    for key, source in (("data", data), *((f"data.sources.{name}", each) for name, each in data.sources.items())):
+    mixed: dict[str, SourceConfig] = {f"data.sources.{name}": each for name, each in data.sources.items()}
+    for key, source in {"data": data, **mixed}.items():
         if source.template is not None and "{prompt}" not in source.template:
             yield f"{key}.template={source.template}: has no place for the problem; write {{prompt}} where it belongs"
         if source.path is None and not data.sources:
@@ -109,7 +110,7 @@ def _data_problems(data: DataConfig) -> Iterator[str]:
 def _model_problems(config: "Config") -> Iterator[str]:
     if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
         yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
-    teachers = {f"teachers.{name}": each for name, each in config.teachers.items()}
+    teachers: dict[str, ScorerConfig] = {f"teachers.{name}": each for name, each in config.teachers.items()}
     for key, model in {"teacher": config.teacher, "base": config.base, **teachers}.items():
         if model.device is not None and model.device != "cpu" and not _is_cuda(model.device):
             yield f"{key}.device={model.device}: not a device; use cpu, cuda or cuda:N, or null for run.device"

@@ -1,6 +1,7 @@
 """A run, its student and teacher, and its problems."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -119,4 +120,4 @@ class DataConfig(TrainingSourceConfig):
     batch_size: int = setting(1024, "prompts in a step's batch", low=1)
     max_prompt_tokens: int = setting(2048, "longest prompt allowed, tokens", low=1)
     overlong: str = setting("error", "a longer prompt is an error, or dropped and counted", choices=("error", "drop"))
-    sources: dict[str, MixedSourceConfig] = field(default_factory=dict[str, MixedSourceConfig])
+    sources: dict[str, Any] = setting({}, "several sources by name instead of one, each a MixedSourceConfig")
