@@ -232,7 +232,7 @@ def test_a_row_without_a_teacher_has_its_sources() -> None:
     [
         (["data.filter=\"id == 'none'\""], "data.filter=id == 'none': keeps none of the"),
         (['data.filter="difficulty >= 6"'], "has no such column; it has id, prompt, answer"),
-        (["data.filter=difficulty >= 6"], "quote the value: 'data.filter=\"difficulty >= 6\"'"),
+        (["data.filter=difficulty >= 6"], "quote the value for it: 'data.filter=\"difficulty >= 6\"'"),
         (["data.template=Solve"], "data.template=Solve: has no place for the problem"),
         (["data.path=null"], "data.path=null: no data"),
         (

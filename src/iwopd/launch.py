@@ -222,7 +222,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     if "OverrideParseException" in type(error).__name__:
         shown = next((override for override in overrides if override in str(error)), " ".join(overrides))
         name, _, value = shown.partition("=")
-        return f"{shown}: has characters that mean something to Hydra; see --help, or quote the value: '{name}=\"{value}\"'"
+        return f"{shown}: not Hydra's grammar; see --help, or quote the value for it: '{name}=\"{value}\"'"
     group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
     if group:
         shown = next((override for override in overrides if override.startswith(group[1])), group[1])
