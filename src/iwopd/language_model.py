@@ -25,7 +25,7 @@ def load_pretrained(
     key: str,
     dtype: str,
     device: torch.device,
-    attention: str = "sdpa",
+    attention: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -33,6 +33,7 @@ def load_pretrained(
 
     Args:
         key: the setting the path came from, for messages.
+        attention: transformers' name of an implementation; auto for the best that the architecture has.
 
     Raises:
         ModelError: the model cannot be loaded; says why.
@@ -44,7 +45,7 @@ def load_pretrained(
             path,
             dtype=getattr(torch, dtype),
             revision=revision or "main",
-            attn_implementation=attention,
+            attn_implementation=None if attention == "auto" else attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
@@ -95,6 +96,11 @@ class LanguageModel:
         return self.model.device
 
     @property
+    def config(self) -> Any:
+        """Of the text model: one that also sees or hears keeps it in a part of its own."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the head; padding of the vocabulary included."""
         return self.output_embeddings.weight.shape[0]
@@ -127,7 +133,7 @@ class LanguageModel:
 
     def head(self, states: Tensor) -> Tensor:
         """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so."""
-        config = self.model.config
+        config = self.config
         logits = self.output_embeddings(states)
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
@@ -152,7 +158,7 @@ class LanguageModel:
     def _plain_head(self) -> bool:
         """A matrix and nothing else: no bias, no adapter, no scale, no cap."""
         plain = type(self.output_embeddings) is nn.Linear and self.output_embeddings.bias is None
-        return plain and not any(getattr(self.model.config, name, None) for name in HEAD_EXTRAS)
+        return plain and not any(getattr(self.config, name, None) for name in HEAD_EXTRAS)
 
     @torch.no_grad()
     def _check_head(self) -> None:

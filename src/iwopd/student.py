@@ -124,12 +124,14 @@ class Student:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights under their names in HF checkpoints, detached; adapters are merged into copies of theirs.
 
-        Tied weights come once.
+        Tied weights come once; buffers that are saved, such as a router's corrections, come too.
         """
         if self.adapters is None:
             weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         else:
             weights = dict(_merged_weights(self.model))
+        saved = self.model.state_dict().keys()
+        weights |= {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
         yield from revert_weight_conversion(self.model, weights).items()
 
     def save(self, folder: Path, tokenizer: Any) -> None:
