@@ -1,9 +1,12 @@
 """Any causal language model of transformers: the same log-probs and gradients as its own forward, and whole runs."""
 
+import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -113,7 +116,6 @@ def train(folder: Path, run: Path, student: Path, teacher: Path, *overrides: str
 
 def assert_trained(steps: list[dict], run: Path, student: Path) -> None:
     assert [row["step"] for row in steps] == [1, 2]
-    assert all(row["train/sampler_gap_mean"] < 1e-4 for row in steps)
     assert all(row["train/abs_advantage_mean"] > 0.01 for row in steps)
     before = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     after = AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32)
@@ -143,7 +145,9 @@ def assert_final_is_what_was_measured(model: PreTrainedModel, run: Path) -> None
 @on_architectures
 def test_a_pair_trains_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)
-    assert_trained(train(folder, tmp_path / "run", student, teacher), tmp_path / "run", student)
+    steps = train(folder, tmp_path / "run", student, teacher)
+    assert all(row["train/sampler_gap_mean"] < 1e-4 for row in steps)
+    assert_trained(steps, tmp_path / "run", student)
 
 
 @on_architectures
@@ -174,6 +178,20 @@ def test_unlike_pairs_train(ours: tuple, theirs: tuple, loss: str, folder: Path,
     assert_trained(steps, tmp_path / "run", student)
 
 
+def assert_merged_beside(base: Path, run: Path) -> None:
+    """What an engine is given while adapters train is what final/ holds."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings(action="ignore"):
+        saved = str(run / "checkpoints" / "step-000002" / "model")
+        adapters = peft.PeftModel.from_pretrained(model, saved, is_trainable=True)
+    student = Student(LanguageModel(model), OptimSettings(lr=1e-3, total=1), adapters=adapters)
+    saved = load_file(run / "final" / "model.safetensors")
+    given = dict(student.named_weights())
+    assert given.keys() == saved.keys()
+    for key, value in given.items():
+        assert_close(value, saved[key], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi", "qwen3_moe", "gpt_oss"])
 def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)
@@ -185,6 +203,7 @@ def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path
     before = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).state_dict()
     assert before.keys() == after.state_dict().keys()
     assert any(not torch.equal(value, before[key]) for key, value in after.state_dict().items())
+    assert_merged_beside(student, whole)
     shutil.copytree(whole, half)
     shutil.rmtree(half / "final")
     shutil.rmtree(half / "checkpoints" / "step-000002")
@@ -202,3 +221,60 @@ def test_a_cache_that_is_not_used_is_told(folder: Path, tmp_path: Path, capsys, 
     pair = (f"student.path={student}", f"teacher.path={student}")
     line = refused(capsys, "train", *SMALL, *problems(folder), *pair, f"run.dir={tmp_path / 'run'}")
     assert "rollout=hf: LlamaForCausalLM answers otherwise with a cache than without one" in line
+
+
+# ---------------------------------------------------------------------------------------------- code of their own
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+class MineForCausalLM(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+@pytest.fixture
+def own_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose config.json asks for a Python file beside it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    made = tmp_path / "mine"
+    shutil.copytree(model_folder(folder, "llama"), made)
+    config = json.loads((made / "config.json").read_text())
+    names = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineForCausalLM"}
+    config |= {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": names}
+    (made / "config.json").write_text(json.dumps(config))
+    (made / "mine.py").write_text(OWN_CODE)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"), [("student.path", "student"), ("teacher.path", "teacher"), ("eval.model", "student")]
+)
+def test_code_of_a_models_own_does_not_run_unasked(
+    key: str, setting: str, own_code: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_code / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    plain = model_folder(folder, "llama")
+    paths = {"student.path": plain, "teacher.path": plain} | {key: own_code}
+    settings = [f"{name}={path}" for name, path in paths.items()]
+    verb = "eval" if key == "eval.model" else "train"
+    line = refused(capsys, verb, *SMALL, *problems(folder), *settings, f"run.dir={tmp_path / 'run'}")
+    assert line.startswith(f"iwopd: {key}={own_code}: comes with Python code of its own")
+    assert f"{setting}.trust_remote_code=true" in line
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_of_a_models_own_runs_where_it_is_trusted(own_code: Path, folder: Path, tmp_path: Path) -> None:
+    trusted = ("student.trust_remote_code=true", "teacher.trust_remote_code=true", "run.save_every=1")
+    run = tmp_path / "run"
+    train(folder, run, own_code, own_code, *trusted, "run.steps=1")
+    final = AutoModelForCausalLM.from_pretrained(run / "final", trust_remote_code=True)
+    assert type(final).__name__ == "MineForCausalLM"
+    model = f"eval.model={run / 'final'}"
+    pair = (f"student.path={own_code}", f"teacher.path={own_code}")
+    settings = (*SMALL, *problems(folder), *pair, *trusted, model, f"run.dir={tmp_path / 'eval'}")
+    assert iwopd("eval", *settings) == 0

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iwopd.batch import Tokens
-from iwopd.errors import ModelError
+from iwopd.errors import ModelError, loading_error
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
 # What architectures do to logits beside the matrix; `LanguageModel.head` does the same.
@@ -50,8 +50,8 @@ def load_pretrained(
             output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors raise a dozen types here
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={path}: cannot be loaded as a causal language model: {reason}; check it") from error
+        problem = "cannot be loaded as a causal language model"
+        raise loading_error(key, str(path), problem, error, "check it") from error
     _mend_generation_config(model, f"{key}={path}")
     missing = sorted(report["missing_keys"])
     if missing:

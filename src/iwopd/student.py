@@ -166,17 +166,16 @@ def _merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights with peft's adapters added, computed beside the originals: merging in place and out again would
     leave rounding in them at every step."""
     for name, parameter in model.named_parameters():
-        module_name, _, last = name.rpartition(".")
         if "lora_" in name:
             continue
-        if not module_name.endswith(".base_layer"):
-            yield name, parameter.detach()
-            continue
-        layer: Any = model.get_submodule(module_name.removesuffix(".base_layer"))
+        holder, _, last = name.rpartition(".")
         merged = parameter.detach()
-        if last == "weight":
-            for adapter in layer.active_adapters:
-                merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
+        while holder.endswith(".base_layer"):  # a module with two adapted parameters, as fused experts, is wrapped twice
+            holder = holder.removesuffix(".base_layer")
+            layer: Any = model.get_submodule(holder)
+            if last == getattr(layer, "parameter_name", "weight"):
+                for adapter in layer.active_adapters:
+                    merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
         yield name.replace(".base_layer", ""), merged
 
 
