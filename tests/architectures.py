@@ -1,8 +1,6 @@
 """Tiny random models of many architectures, each with the toy's byte-level tokenizer beside it."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ _SHAPE = {
 }
 _GROUPED = {**_SHAPE, "num_key_value_heads": 1}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1, "num_local_experts": 4}
+_EAGER = {"attn_implementation": "eager"}  # sdpa leaves the attention's cap out
 _CAPS = {"final_logit_softcapping": 4.0, "attn_logit_softcapping": 6.0, "query_pre_attn_scalar": 32}
 _LATENT = {
     **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
@@ -41,7 +40,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),  # biases, a tied head
     "gemma": ("GemmaConfig", {**_GROUPED, "head_dim": 32}),  # scaled embeddings
-    "gemma2": ("Gemma2Config", {**_GROUPED, **_CAPS, "head_dim": 32, "sliding_window": 16}),  # caps, local attention
+    "gemma2": ("Gemma2Config", {**_GROUPED, **_CAPS, "head_dim": 32, "sliding_window": 16, **_EAGER}),  # caps
     "gemma3": ("Gemma3TextConfig", {**_GROUPED, "head_dim": 32, "sliding_window": 16}),  # two kinds of RoPE
     "gpt_neox": ("GPTNeoXConfig", _SHAPE),  # one matrix for q, k and v, partial RoPE
     "qwen3_moe": ("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 32, "output_router_logits": True}),
@@ -69,6 +68,11 @@ def make(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model
 
 
+def load(folder: Path) -> PreTrainedModel:
+    """As transformers would, with the attention that all architectures have."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """In HF format, with the tokenizer."""
     model.save_pretrained(folder)
@@ -89,5 +93,3 @@ SMALL = (
     *("run.steps=2", "run.save_every=0", "run.samples=1", "data.batch_size=8", "rollout.max_tokens=20"),
     *("eval.every=0", "eval.k=1", "eval.benchmarks.file.limit=3"),
 )
-Builder = Callable[[], PreTrainedModel]
-BUILDERS: dict[str, Builder] = {name: partial(make, name) for name in ARCHITECTURES}

@@ -59,6 +59,8 @@ def load_pretrained(
             f"{key}={path}: {len(missing)} weights are missing from the files, first {missing[0]}; "
             "they would start at random: save the model again, or name another"
         )
+    if attention == "auto" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' sdpa leaves the cap out, and says nothing
     return model.to(device)
 
 
