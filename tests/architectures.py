@@ -23,16 +23,34 @@ _SHAPE = {
     "initializer_range": 0.2,
 }
 _GROUPED = {**_SHAPE, "num_key_value_heads": 1}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1, "num_local_experts": 4}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
 _EAGER = {"attn_implementation": "eager"}  # sdpa leaves the attention's cap out
 _CAPS = {"final_logit_softcapping": 4.0, "attn_logit_softcapping": 6.0, "query_pre_attn_scalar": 32}
 _LATENT = {
-    **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32},
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 32,
 }
 _LINEAR = {
-    **{"shared_expert_intermediate_size": 32, "layer_types": ["linear_attention", "full_attention"]},
-    **{"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    "shared_expert_intermediate_size": 32,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
 }
 
 # What each adds to the plain one is said behind it.
@@ -82,7 +100,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 def problems(folder: Path) -> tuple[str, ...]:
     """Settings that read a few problems from files made in `folder`."""
-    rows = [{"prompt": f"What is {index} + {index * 7 % 5}?", "answer": str(index + index * 7 % 5)} for index in range(9)]
+    rows = [{"prompt": f"What is {index} + {index * index}?", "answer": str(index + index**2)} for index in range(9)]
     file = folder / "problems.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ("data=file", f"data.path={file}", "benchmark=[file]", f"eval.benchmarks.file.path={file}")

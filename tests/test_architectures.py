@@ -214,9 +214,11 @@ def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path
 def test_a_cache_that_is_not_used_is_told(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     """As with an architecture that keeps its past elsewhere: its samples would not be its own."""
     forward = transformers.LlamaModel.forward
-    monkeypatch.setattr(
-        transformers.LlamaModel, "forward", lambda self, *args, **given: forward(self, *args, **given | {"past_key_values": None})
-    )
+
+    def forgetful(self, *args, **given):
+        return forward(self, *args, **given | {"past_key_values": None})
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forgetful)
     student = model_folder(folder, "llama")
     pair = (f"student.path={student}", f"teacher.path={student}")
     line = refused(capsys, "train", *SMALL, *problems(folder), *pair, f"run.dir={tmp_path / 'run'}")

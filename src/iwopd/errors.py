@@ -52,7 +52,7 @@ class OutOfMemoryError(IwopdError, MemoryError):
 
 
 def loading_error(key: str, path: str, problem: str, error: Exception, fix: str) -> ModelError:
-    """What an error of transformers means for the user: its first line, or that code which comes with a model may not run.
+    """What an error of transformers means for the user: its first line, or that a model's own code may not run.
 
     Args:
         key: the setting that names the model.

@@ -170,7 +170,7 @@ def _merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             continue
         holder, _, last = name.rpartition(".")
         merged = parameter.detach()
-        while holder.endswith(".base_layer"):  # a module with two adapted parameters, as fused experts, is wrapped twice
+        while holder.endswith(".base_layer"):  # fused experts have two adapted parameters, and so two wrappers
             holder = holder.removesuffix(".base_layer")
             layer: Any = model.get_submodule(holder)
             if last == getattr(layer, "parameter_name", "weight"):
