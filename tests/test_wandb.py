@@ -10,7 +10,7 @@ import pytest
 from running import SMALL, iwopd, rows
 from wandb.proto import wandb_internal_pb2
 
-from iwopd.wandb_mirror import shaded_tokens
+from iwopd.wandb_mirror import shaded_sample
 
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
 
@@ -114,8 +114,14 @@ def test_the_table_shows_weights_token_by_token(finished: Path) -> None:
             assert row[name] == sample[name]
         for name in ("weights", "advantages", "teacher_logprobs"):
             assert json.loads(row[name]) == sample[name]
-        page = the_file(finished).parent / "files" / row["tokens"]["path"]
-        assert page.read_text().count("<span") == len(sample["weights"])
+
+
+def test_the_page_shades_every_token_that_has_a_weight(finished: Path) -> None:
+    pages = [row["samples_shaded.path"] for row in history(the_file(finished)) if "samples_shaded.path" in row]
+    page = (the_file(finished).parent / "files" / pages[-1]).read_text()
+    samples = [row for row in rows(finished / "samples.jsonl") if row["step"] == 2]
+    assert page.count("<span") == sum(len(row["weights"]) for row in samples)
+    assert page.count("<hr>") == len(samples) - 1
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(finished: Path, tmp_path: Path) -> None:
@@ -152,8 +158,7 @@ def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monk
 
 def test_tokens_are_escaped_and_shaded_within_the_window() -> None:
     row = {"tokens": ["<b>", "&", "\n", "x"], "start": 1, "weights": [0.5, 1.5], "advantages": [-0.25, 2.0]}
-    page = shaded_tokens(row)
-    assert "<b>" not in page
-    assert "&lt;b&gt;" in page
+    page = shaded_sample({"prompt": "<i>1\n", "correct": True, **row})
+    assert "&lt;i&gt;1⏎<br></b><br>right: &lt;b&gt;<span" in page
     assert 'rgba(240,140,0,0.33)" title="weight 0.500, advantage -0.250 nats">&amp;</span>' in page
     assert 'rgba(240,140,0,1.00)" title="weight 1.500, advantage 2.000 nats">⏎<br></span>x' in page

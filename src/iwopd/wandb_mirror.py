@@ -65,7 +65,7 @@ class WandbMirror:
         return run
 
     def _logged_in(self) -> bool:
-        """True where wandb finds a key in the environment, its settings or ~/.netrc; nobody is asked, nor the network."""
+        """True where wandb finds a key in the environment, its settings or ~/.netrc; without asking anybody."""
         try:
             return bool(self.wandb.login(prompt=False, verify=False))
         except Exception:  # a key that cannot be one
@@ -76,35 +76,45 @@ class WandbMirror:
         self.run.log({"step": step, **metrics})
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See `Mirror`: a table with a row per response, whose tokens are shaded by their weights."""
+        """See `Mirror`: a table with a row per response, and a page where tokens are shaded by their weights.
+
+        The page is no column of the table: wandb keeps media of tables apart from the run, out of reach of a later sync
+        from another machine.
+        """
         if not rows:
             return
-        table = self.wandb.Table(columns=[*COLUMNS, "tokens", *PER_TOKEN])
+        table = self.wandb.Table(columns=[*COLUMNS, *PER_TOKEN])
         for row in rows:
             plain = [({"step": step} | dict(row)).get(column) for column in COLUMNS]
-            shaded = self.wandb.Html(shaded_tokens(row), inject=False)
-            table.add_data(*plain, shaded, *(json.dumps(row[column]) for column in PER_TOKEN))
-        self.run.log({"step": step, "samples": table})
+            table.add_data(*plain, *(json.dumps(row[column]) for column in PER_TOKEN))
+        page = self.wandb.Html("<hr>".join(map(shaded_sample, rows)), inject=False)
+        self.run.log({"step": step, "samples": table, "samples_shaded": page})
 
     def close(self) -> None:
         """See `Mirror`."""
         self.run.finish()
 
 
-def shaded_tokens(row: Mapping[str, Any]) -> str:
-    """The response as HTML, each token the darker the larger its weight; advantage and weight show under the pointer.
+def shaded_sample(row: Mapping[str, Any]) -> str:
+    """A problem and its response as HTML, each token the darker the larger its weight.
+
+    Advantage and weight show under the pointer.
 
     Args:
         row: of `iwopd.samples.sample_rows`; tokens outside the scheme's window have no weight, and no shade.
     """
     start, weights = row["start"], row["weights"]
     largest = max(weights, default=0.0) or 1.0
-    parts = []
+    parts = [f"<b>{_escaped(row['prompt'])}</b><br>{'right' if row['correct'] else 'wrong'}: "]
     for place, token in enumerate(row["tokens"]):
-        text = html.escape(token).replace("\n", "⏎<br>")
+        text = _escaped(token)
         if start <= place < start + len(weights):
             weight, advantage = weights[place - start], row["advantages"][place - start]
             shade = f"background:rgba(240,140,0,{max(weight, 0.0) / largest:.2f})"
             text = f'<span style="{shade}" title="weight {weight:.3f}, advantage {advantage:.3f} nats">{text}</span>'
         parts.append(text)
     return f'<div style="font-family:monospace;white-space:pre-wrap">{"".join(parts)}</div>'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\n", "⏎<br>")

@@ -225,7 +225,8 @@ class _Decoding:
         return self._forward(chosen[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # unlike batch_select_indices, recurrent layers have it too
+        chosen: Any = rows
+        self.cache.reorder_cache(chosen)  # unlike batch_select_indices, recurrent layers have it too
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def _forward(self, ids: Tensor) -> Tensor:

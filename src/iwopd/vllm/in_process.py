@@ -99,7 +99,7 @@ class InProcess:
 
         # Where vLLM has no code of its own for an architecture it compiles transformers', by changing the very class of
         # which the trainer's model is one; that stops working then. Uncompiled, both do.
-        TransformersForCausalLM._decorate_for_torch_compile = lambda model: None
+        TransformersForCausalLM._decorate_for_torch_compile = lambda self: None
 
         kv_cache = None if given.kv_cache_gib is None else int(given.kv_cache_gib * GIB)
         if kv_cache is None and self.on_cpu:

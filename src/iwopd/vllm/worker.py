@@ -53,7 +53,7 @@ def have_experts_packed_again(model: Any) -> None:
     (0.32): the kernels would read the new weights in the wrong order.
     """
     for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
+        method: Any = getattr(layer, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and next(layer.parameters()).device.type == "cpu":
             method.moe_kernel = None
 
