@@ -20,7 +20,7 @@ from iwopd.config import (
     WandbTracking,
 )
 from iwopd.data import Mixture, Prompts, PromptStream, Row, cell, fitting, load_rows, render, shares
-from iwopd.errors import ConfigError, DataError, ModelError
+from iwopd.errors import ConfigError, DataError, ModelError, loading_error
 from iwopd.grading import Grader, exact_grader
 from iwopd.hub import check_on_hub
 from iwopd.preflight import check_model_folder, check_tokenizers
@@ -121,8 +121,7 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file shows as one of many types
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={folder}: its tokenizer cannot be loaded: {reason}; save one beside it") from error
+        raise loading_error(key, folder, "its tokenizer cannot be loaded", error, "save one beside it") from error
     if loaded.eos_token_id is None:
         raise ModelError(
             f"{key}={folder}: its tokenizer has no end-of-sequence token, so responses would never end; "

@@ -1,6 +1,7 @@
 """Student, teacher and engine, on their devices."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from iwopd.config import (
     VllmServerRolloutConfig,
     VllmServerScoringConfig,
 )
-from iwopd.errors import ConfigError, ModelError
+from iwopd.errors import ConfigError, ModelError, loading_error
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,9 @@ def student_model(
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
     lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
-    return lm, _adapters(config, lm.model, checkpoint) if lora else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match")  # says peft of fused experts, and errs
+        return lm, _adapters(config, lm.model, checkpoint) if lora else None
 
 
 def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
@@ -250,8 +253,7 @@ def model_config(key: str, section: Any, folder: str) -> Any:
         )
         return config.get_text_config()
     except Exception as error:  # transformers raises a dozen types here
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={folder}: its config.json cannot be read: {reason}; check it") from error
+        raise loading_error(key, folder, "its config.json cannot be read", error, "check it") from error
 
 
 def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
+from iwopd.card import write_card
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
@@ -328,12 +329,18 @@ class Trainer:
         final = self.folder.final
         if not (final / "config.json").exists():  # a finished run that is resumed has it already
             with self.interrupts.deferred():
-                self.folder.save_final(lambda folder: self.parts.student.export(folder, self.parts.tokenizer))
+                self.folder.save_final(self._write_final)
         state = self.state
         self.display.line(
             f"{self.config.run.name}: accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after "
             f"{state.step} steps; the student is in {final}"
         )
+
+    def _write_final(self, folder: Path) -> None:
+        tokenizer, state = self.parts.tokenizer, self.state
+        self.parts.student.export(folder, tokenizer)
+        chat = bool(tokenizer.chat_template)
+        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
 
 
 class Clock:

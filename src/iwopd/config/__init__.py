@@ -36,6 +36,7 @@ from iwopd.config.models import (
     TeacherConfig,
     TrainingSourceConfig,
 )
+from iwopd.config.push import PushConfig
 from iwopd.config.setting import setting
 from iwopd.config.training import (
     AnnealedPrefixWeighting,
@@ -83,6 +84,7 @@ __all__ = [
     "ParityConfig",
     "PrefixBoostWeighting",
     "PrefixRatioWeighting",
+    "PushConfig",
     "RolloutConfig",
     "RunConfig",
     "ScorerConfig",
@@ -125,6 +127,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
+    push: PushConfig = field(default_factory=PushConfig)
 
     def __post_init__(self) -> None:
         problems = checks.problems(self)

@@ -43,7 +43,7 @@ class StudentConfig:
     path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("float32", "dtype of the weights and of the optimiser's state", choices=DTYPES)
-    attention: str = setting("sdpa", "transformers' attention implementation")
+    attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, about 30 % slower")
     trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -55,7 +55,7 @@ class ScorerConfig:
 
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("bfloat16", "dtype of the weights", choices=DTYPES)
-    attention: str = setting("sdpa", "transformers' attention implementation")
+    attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
     device: str | None = setting(None, "where it computes with scoring=hf: cpu, cuda, cuda:1; null for run.device")
     offload: bool = setting(False, "keep the weights in host memory between uses")
     trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
