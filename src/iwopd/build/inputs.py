@@ -6,19 +6,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iwopd import toy
+from iwopd.build.benchmarks import benchmark_rows
 from iwopd.build.vllm import check_vllm
-from iwopd.config import Config, EvalConfig, WandbTracking
+from iwopd.config import Config, WandbTracking
 from iwopd.data import PromptStream, Row, fitting, load_rows, render
 from iwopd.errors import ConfigError, ModelError
-from iwopd.grading import Grader, exact_grader
 from iwopd.hub import check_on_hub
 from iwopd.preflight import check_model_folder, check_tokenizers
-
-if TYPE_CHECKING:
-    from iwopd.stages.evaluation import Benchmark
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -125,40 +122,3 @@ def prompt_stream(config: Config, rows: list[Row], tokenizer: Any) -> tuple[Prom
     prompts = render(rows, config.data, tokenizer)
     kept, dropped = fitting(prompts, config.data.max_prompt_tokens, config.data.overlong, "data")
     return PromptStream(kept, config.data.batch_size, config.seed), dropped
-
-
-def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, list[Row]]:
-    """The rows of every benchmark, columns checked, and their graders tried.
-
-    Args:
-        answers: every row must have one.
-
-    Raises:
-        ConfigError: there is no benchmark, or a grader's pattern is wrong.
-    """
-    if not config.benchmarks:
-        raise ConfigError("eval.benchmarks={}: nothing to evaluate on; choose one, e.g. benchmark=[toy]")
-    for name in config.benchmarks:
-        grader(config, name)
-    return {
-        name: load_rows(source, f"eval.benchmarks.{name}", answers=answers)
-        for name, source in config.benchmarks.items()
-    }
-
-
-def grader(config: EvalConfig, name: str) -> Grader:
-    """The grader of a benchmark."""
-    pattern = config.benchmarks[name].answer_pattern
-    try:
-        return exact_grader(pattern)
-    except ValueError as error:
-        raise ConfigError(f"eval.benchmarks.{name}.answer_pattern={pattern}: {error}; correct it") from None
-
-
-def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -> list["Benchmark"]:
-    """Rendered problems with their graders."""
-    from iwopd.stages.evaluation import Benchmark
-
-    return [
-        Benchmark(name, render(rows[name], config.benchmarks[name], tokenizer), grader(config, name)) for name in rows
-    ]

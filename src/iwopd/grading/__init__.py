@@ -2,5 +2,6 @@
 
 from iwopd.grading.base import ExactGrader, Grader, Verdict
 from iwopd.grading.mathematics import MathGrader
+from iwopd.grading.programs import CodeGrader, code_rows
 
-__all__ = ["ExactGrader", "Grader", "MathGrader", "Verdict"]
+__all__ = ["CodeGrader", "ExactGrader", "Grader", "MathGrader", "Verdict", "code_rows"]

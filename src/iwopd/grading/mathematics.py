@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from iwopd.grading.base import Grader, Verdict
 from iwopd.grading.boxed import last_boxed
-from iwopd.grading.comparing import compare
+from iwopd.grading.comparing import compare, readable
 from iwopd.grading.pool import Pool
 from iwopd.types import Prompt
 
 Pair = tuple[str, str]
+MEMORY = 2 * 2**30  # bytes of address space for each process that compares
 
 
 class _Undecided(Exception):
@@ -26,7 +27,7 @@ class MathGrader(Grader):
     """
 
     def __init__(self, seconds: float = 5.0):
-        self._pool = Pool(seconds)
+        self._pool = Pool("grader=math", "iwopd.grading.worker", [str(seconds), str(MEMORY)], seconds)
         self._known: dict[Pair, bool | None] = {}
 
     def __call__(self, responses: Sequence[tuple[str, Prompt]]) -> list[Verdict]:
@@ -47,8 +48,8 @@ class MathGrader(Grader):
                 self._known[pair] = compare(*pair, _undecided)
             except _Undecided:
                 left.append(pair)
-        verdicts = self._pool.ask([{"answer": answer, "reference": reference} for answer, reference in left])
-        self._known.update(zip(left, verdicts, strict=True))
+        found = self._pool.ask([{"answer": answer, "reference": reference} for answer, reference in left])
+        self._known.update((pair, line and line["verdict"]) for pair, line in zip(left, found, strict=True))
 
     def _verdict(self, pair: Pair | None) -> Verdict:
         if pair is None:
@@ -58,8 +59,10 @@ class MathGrader(Grader):
 
     def unreadable(self, references: Sequence[str]) -> list[int]:
         """Which references mean nothing to it, so that only an answer spelled the same could be right; their places."""
-        found = self._pool.ask([{"reference": bare(reference)} for reference in references])
-        return [place for place, readable in enumerate(found) if not readable]
+        known = list(map(_readable, references))
+        left = [place for place, settled in enumerate(known) if settled is None]
+        found = self._pool.ask([{"reference": bare(references[place])} for place in left])
+        return [place for place, line in zip(left, found, strict=True) if not (line and line["verdict"])]
 
     def close(self) -> None:
         """See `Grader`."""
@@ -71,5 +74,13 @@ def bare(reference: str) -> str:
     return (last_boxed(reference) or reference).strip()
 
 
-def _undecided(answer: str, reference: str) -> bool:
+def _readable(reference: str) -> bool | None:
+    """True where its writing alone tells that it can be compared."""
+    try:
+        return readable(bare(reference), _undecided) or None
+    except _Undecided:
+        return None
+
+
+def _undecided(*expressions: str) -> bool:
     raise _Undecided

@@ -1,8 +1,10 @@
-"""Processes that compare answers, and are killed and replaced when one takes too long."""
+"""Processes that judge answers, and are killed and replaced when one takes too long."""
 
+import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -14,34 +16,40 @@ from typing import Any
 
 from iwopd.errors import EngineError
 
-MEMORY = 2 * 2**30  # bytes of address space per process
 START = 120.0  # seconds within which a process must be ready
 MOST = 8  # processes
 
-Request = dict[str, str]
+Line = dict[str, Any]
 
 
 class Pool:
-    """Answers requests of `iwopd.grading.worker` in processes of their own, started when there is something to do.
+    """Has requests answered by a module of this package run as a program, in several processes.
+
+    The program prints a line when it is ready; then it answers each line, JSON, by another. Processes start when there
+    is something to do.
 
     They are started anew, not forked: they hold neither torch nor a GPU, and it does not matter from which thread or
     process they are started.
 
     Args:
+        key: the setting that asks for it, for messages.
+        module: the program.
+        arguments: its arguments.
         seconds: for one request; a process that takes longer is killed.
-        count: processes at one time; None for one per core, 8 at most.
     """
 
-    def __init__(self, seconds: float, count: int | None = None):
+    def __init__(self, key: str, module: str, arguments: Sequence[str], seconds: float):
+        self.key = key
+        self.command = ["-m", module, *arguments]
         self.seconds = seconds
-        self.count = count or min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        self.count = min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
-    def ask(self, requests: Sequence[Request]) -> list[bool | None]:
-        """A verdict on each; None for one that was given up.
+    def ask(self, requests: Sequence[Line]) -> list[Line | None]:
+        """An answer to each; None for one that was given up.
 
         Raises:
             EngineError: no process starts.
@@ -58,25 +66,28 @@ class Pool:
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def _ask(self, request: Request) -> bool | None:
+    def _ask(self, request: Line) -> Line | None:
         worker = self._take()
-        verdict = worker.ask(request, self.seconds)
+        found = worker.ask(request, self.seconds)
         with self._lock:
             if worker.alive and not self._closed:
                 self._idle.append(worker)
             else:
                 self._all.discard(worker)
-        return verdict
+        return found
 
     def _take(self) -> "Worker":
         with self._lock:
             if self._closed:
-                raise EngineError("grader=math: stopped")
+                raise EngineError(f"{self.key}: stopped")
             if self._idle:
                 return self._idle.pop()
-            worker = Worker(self.seconds)
+            worker = Worker(self.command)
             self._all.add(worker)
-        worker.wait()
+        if worker.read(START) is None:
+            raise EngineError(
+                f"{self.key}: a process that judges answers does not start; see why with: {' '.join(worker.command)}"
+            )
         return worker
 
     def close(self) -> None:
@@ -91,46 +102,33 @@ class Pool:
 class Worker:
     """One process."""
 
-    def __init__(self, seconds: float):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_source(), os.environ.get("PYTHONPATH", "")])}
+    def __init__(self, command: Sequence[str]):
+        # -P: nothing in the current folder may pass for a module.
+        self.command = [sys.executable, "-P", *command]
+        source = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
-            # -P: nothing in the current folder may pass for a module.
-            [sys.executable, "-P", "-m", "iwopd.grading.worker", str(seconds), str(MEMORY)],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])},
             start_new_session=True,  # Ctrl-C is for us
         )
         self._begun = b""
         self.alive = True
 
-    def wait(self) -> None:
-        """Until it can be asked.
-
-        Raises:
-            EngineError: it does not start.
-        """
-        if self._read(START) is None:
-            status = self._process.returncode
-            raise EngineError(
-                f"grader=math: a process that compares answers does not start (status {status}); "
-                f"try: {sys.executable} -m iwopd.grading.worker 5 {MEMORY}"
-            )
-
-    def ask(self, request: Request, seconds: float) -> bool | None:
-        """The verdict; None where it took too long or ended, and then it is gone."""
+    def ask(self, request: Line, seconds: float) -> Line | None:
+        """The answer; None where it took too long or ended, and then it is gone."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):
             self.kill()
             return None
-        found = self._read(seconds)
-        return None if found is None else bool(found["verdict"])
+        return self.read(seconds)
 
-    def _read(self, seconds: float) -> dict[str, Any] | None:
+    def read(self, seconds: float) -> Line | None:
         """The next line; None, and the process killed, where none comes in time."""
         assert self._process.stdout is not None
         limit = time.monotonic() + seconds
@@ -151,18 +149,12 @@ class Worker:
         return json.loads(line)
 
     def kill(self) -> None:
-        """At once."""
+        """At once, with what it started."""
         self.alive = False
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # something unsent was left in it
                     pipe.close()
-                except OSError:  # something unsent was left in it
-                    pass
-
-
-def _source() -> str:
-    """The folder that this package is imported from."""
-    return str(Path(__file__).parents[2])
