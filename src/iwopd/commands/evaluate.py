@@ -1,7 +1,7 @@
 """`iwopd eval`: accuracy of one model, with no training."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -132,20 +132,23 @@ class _Evaluator:
 
 
 def summary(found: Sequence["Evaluation"]) -> Table:
-    """A row for each benchmark; lengths in tokens."""
-    table = Table("benchmark", "problems", "mean@n", "95 %", "pass@k", "greedy", "length", "median", "p90", "cut")
-    for evaluation in found:
-        metrics = evaluation.metrics
-        table.add_row(
-            evaluation.benchmark,
-            f"{metrics['problems']:.0f} × {metrics['samples']:.0f}",
-            f"{metrics['accuracy']:.3f}",
-            f"{metrics['accuracy_low']:.3f}–{metrics['accuracy_high']:.3f}",
-            f"@{metrics['k']:.0f} {metrics['pass_at_k']:.3f}",
-            f"{metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else "",
-            f"{metrics['response_length']:.0f}",
-            f"{metrics['response_length_median']:.0f}",
-            f"{metrics['response_length_p90']:.0f}",
-            f"{metrics['truncated']:.1%}",
-        )
+    """A column for each benchmark; lengths in tokens."""
+    table = Table("", *(evaluation.benchmark for evaluation in found))
+    for name, show in LINES.items():
+        table.add_row(name, *(show(evaluation.metrics) for evaluation in found))
     return table
+
+
+LINES: dict[str, Callable[[dict[str, float]], str]] = {
+    "problems × samples": lambda metrics: f"{metrics['problems']:.0f} × {metrics['samples']:.0f}",
+    "mean@n": lambda metrics: f"{metrics['accuracy']:.3f}",
+    "95 % interval": lambda metrics: f"{metrics['accuracy_low']:.3f}–{metrics['accuracy_high']:.3f}",
+    "pass@k": lambda metrics: f"{metrics['pass_at_k']:.3f} (k = {metrics['k']:.0f})",
+    "greedy": lambda metrics: f"{metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else "",
+    "length, mean": lambda metrics: f"{metrics['response_length']:.0f}",
+    "median, p90, max": lambda metrics: ", ".join(
+        f"{metrics[f'response_length_{name}']:.0f}" for name in ("median", "p90", "max")
+    ),
+    "cut": lambda metrics: f"{metrics['truncated']:.1%}",
+    "grading given up": lambda metrics: f"{metrics['grading_timeouts']:.0f}",
+}
