@@ -142,7 +142,8 @@ def children(name: str) -> list[int]:
 
 
 def test_the_processes_know_nothing_of_torch() -> None:
-    code = "import sys, iwopd.grading.worker, iwopd.grading.equality; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    imports = "import sys, iwopd.grading.worker, iwopd.grading.equality"
+    code = f"{imports}; print({{'torch', 'vllm', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -179,7 +180,7 @@ HUB = {
     "prompt": NATIVE["prompt"],
     "entry_point": "add",
     "canonical_solution": "    return a + b\n",
-    "test": "import numpy as np\ndef check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(3, 4) == 7\n",
+    "test": "import numpy\ndef check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(3, 4) == 7\n",
 }
 MBPP = {
     "task_id": 902,

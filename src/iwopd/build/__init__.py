@@ -1,6 +1,6 @@
 """The one place that turns config into objects. Heavy imports happen inside its functions."""
 
-from iwopd.build.benchmarks import benchmark_rows, benchmarks
+from iwopd.build.evaluation import benchmark_rows, benchmarks
 from iwopd.build.inputs import (
     Checked,
     Stage,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import toy
-from iwopd.build.benchmarks import benchmark_rows
+from iwopd.build.evaluation import benchmark_rows
 from iwopd.build.vllm import check_vllm
 from iwopd.config import Config, WandbTracking
 from iwopd.data import PromptStream, Row, fitting, load_rows, render

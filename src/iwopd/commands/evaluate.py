@@ -95,9 +95,7 @@ class _Evaluator:
 
         ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
         asked = {"weights": fingerprint(Path(self.model)), "problems": problems_digest(benchmark.prompts)}
-        samples = SampleFile(
-            path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy
-        )
+        samples = SampleFile(path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy)
         if samples.kept:
             total = len(benchmark.prompts) * self.sampling.n
             self.display.line(f"{benchmark.name}: {samples.kept} of {total} samples are there already")

@@ -40,7 +40,9 @@ class EvalConfig:
         5.0, "seconds to compare two mathematical answers; one that takes longer is wrong", above=0
     )
     allow_code_execution: bool = setting(False, "let grader=code run what the model wrote, in processes with limits")
-    code_timeout_s: float = setting(60.0, "seconds for all tests of one program; one that takes longer is wrong", above=0)
+    code_timeout_s: float = setting(
+        60.0, "seconds for all tests of one program; one that takes longer is wrong", above=0
+    )
     code_memory_gib: float = setting(4.0, "address space of a program under test, GiB", above=0)
     greedy: bool = setting(True, "also the accuracy of one greedy answer per problem")
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict[str, BenchmarkConfig])

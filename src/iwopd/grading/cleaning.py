@@ -5,11 +5,12 @@ import re
 from iwopd.grading.units import TEXT
 
 SYMBOLS = {
-    **{"−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi "},
-    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset "},
-    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
-    **{"⟨": r"\langle ", "⟩": r"\rangle ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda "},
-    **{"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "，": ",", "（": "(", "）": ")", "％": "%", "＝": "="},
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "∞": r"\infty ",
+    "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "±": r"\pm ", "∓": r"\mp ",
+    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ",
+    "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
+    "，": ",", "（": "(", "）": ")", "％": "%", "＝": "=",
 }  # fmt: skip
 SYMBOL = re.compile("|".join(map(re.escape, SYMBOLS)))
 WIDE_DIGITS = str.maketrans("０１２３４５６７８９", "0123456789")
@@ -26,7 +27,10 @@ RULES = [
     (r"\\neq(?![a-zA-Z])", r"\\ne "),
     (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset "),
     # Thousands: 1{,}000 and 1\,000; behind a leading zero, or before other than three digits, it is a decimal comma.
-    (r"(?<![\d.])([1-9]\d{0,2})((?:(?:\{,\}|\\[,!:;]|,\\!)\s*\d{3})+)(?!\d)", lambda match: match[1] + re.sub(r"\D", "", match[2])),
+    (
+        r"(?<![\d.])([1-9]\d{0,2})((?:(?:\{,\}|\\[,!:;]|,\\!)\s*\d{3})+)(?!\d)",
+        lambda match: match[1] + re.sub(r"\D", "", match[2]),
+    ),
     (r"(?<=\d)\{,\}(?=\d)", "."),
     (r"(?<!\\)\\!", ""),
     (r"(?<!\\)\\(?:[,:; ]|quad|qquad|hspace\{[^{}]*\})(?![a-zA-Z])|~|&nbsp;", " "),
@@ -43,10 +47,10 @@ COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in RULES
 WRAPPED = re.compile(rf"^(?:{TEXT}|\\underline\s*)\{{([^{{}}]*)\}}$")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*)\}")
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "frac", "infty", "pi", "theta"}
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -78,7 +82,7 @@ def as_words(text: str) -> str | None:
         return None
     words = re.findall(r"[^\W\d_']+", bare.lower())
     plain = bare == text and not any(len(word) >= 4 for word in words)
-    if plain and not (set(words) <= {"yes", "no", "on", "odd", "all"} or len(words) > 1 and len("".join(words)) > 4):
+    if plain and not (set(words) <= {"yes", "no", "on", "odd", "all"} or (len(words) > 1 and len("".join(words)) > 4)):
         return None
     if any(word in FUNCTIONS for word in words):
         return None

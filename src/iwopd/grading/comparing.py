@@ -25,7 +25,8 @@ RATIO = re.compile(
 )
 SLASHED = re.compile(rf"^([+-]*)\s*(?:(\d+) +)?\(?([+-]?{NUMBER})\)?\s*/\s*\(?([+-]?{NUMBER})\)?$")
 NAME = re.compile(  # possessive throughout: long near misses must not be tried in every way
-    rf"^(?:{TEXT}\{{[^{{}}]*+\}}|[A-Za-z|'+\- ]|\\(?!frac|sqrt|log|ln|binom)[A-Za-z]++|_\{{?[A-Za-z0-9]++\}}?|\([\w, =+-]*+\))++$"
+    rf"^(?:{TEXT}\{{[^{{}}]*+\}}|[A-Za-z|'+\- ]|\\(?!frac|sqrt|log|ln|binom)[A-Za-z]++"
+    r"|_\{?[A-Za-z0-9]++\}?|\([\w, =+-]*+\))++$"
 )
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 OPEN = {"]": "(", "[ ": ")"}  # ]1,2[ is how some write (1,2)
@@ -98,8 +99,8 @@ def readable(reference: str, parse: Callable[[str], bool]) -> bool:
 def shape(text: str) -> tuple[str, list[str]]:
     r"""How several values are put together, and those values.
 
-    ``one`` value; ``list`` without brackets, by commas, "and", "or" or ±; ``set`` in \{\}; else the brackets themselves,
-    such as ``()`` for tuples and open intervals or ``[)``.
+    ``one`` value; ``list`` without brackets, by commas, "and", "or" or ±; ``set`` in \{\}; else the brackets
+    themselves, such as ``()`` for tuples and open intervals or ``[)``.
     """
     inner = re.fullmatch(r"\\(?:\{|lbrace)(.*)\\(?:\}|rbrace)", text, re.DOTALL)
     if inner and _balanced(inner[1]):

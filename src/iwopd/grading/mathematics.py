@@ -49,7 +49,8 @@ class MathGrader(Grader):
             except _Undecided:
                 left.append(pair)
         found = self._pool.ask([{"answer": answer, "reference": reference} for answer, reference in left])
-        self._known.update((pair, line and line["verdict"]) for pair, line in zip(left, found, strict=True))
+        for pair, line in zip(left, found, strict=True):
+            self._known[pair] = None if line is None else bool(line["verdict"])
 
     def _verdict(self, pair: Pair | None) -> Verdict:
         if pair is None:

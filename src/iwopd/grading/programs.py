@@ -1,4 +1,4 @@
-"""Programs as answers: problems of HumanEval+ and MBPP+, run against their tests by evalplus in a process with limits."""
+"""Programs as answers: problems of HumanEval+ and MBPP+, judged by evalplus in a process with limits."""
 
 import ast
 import re
@@ -82,7 +82,9 @@ def _tested_function(row: dict[str, Any]) -> str | None:
     """The name that the tests call, of the functions in the reference solution."""
     tests = str((row.get("test_list") or [row.get("test", "")])[0])
     try:
-        names = [node.name for node in ast.walk(ast.parse(str(row.get("code", "")))) if isinstance(node, ast.FunctionDef)]
+        names = [
+            node.name for node in ast.walk(ast.parse(str(row.get("code", "")))) if isinstance(node, ast.FunctionDef)
+        ]
     except SyntaxError:
         return None
     return next((name for name in names if re.search(rf"\b{re.escape(name)}\s*\(", tests)), None)

@@ -152,6 +152,7 @@ def _by_inputs(code: str, problem: dict[str, Any]) -> str:
             inputs = mbpp_deserialize_inputs(task, inputs)
         reference = problem["prompt"] + problem["canonical_solution"]
         not_none = dataset == "mbpp" and name in MBPP_OUTPUT_NOT_NONE_TASKS
+        times: Any
         expected, times = trusted_exec(reference, inputs, name, record_time=True, output_not_none=not_none)
         atol = problem.get("atol") or 0
         status, _ = untrusted_check(dataset, code, inputs, name, expected, atol, times, fast_check=True)

@@ -25,9 +25,9 @@ SYNONYMS = {
     **dict.fromkeys(("hour", "hr"), "h"),
     **dict.fromkeys(("liter", "litre"), "l"),
     **dict.fromkeys(("usd", "buck"), "dollar"),
-    **{"gram": "g", "minute": "min", "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd"},
-    **{"mile": "mi", "pound": "lb", "ounce": "oz", "degree": "°", "deg": "°", "radian": "rad"},
-}
+    "gram": "g", "minute": "min", "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd",
+    "mile": "mi", "pound": "lb", "ounce": "oz", "degree": "°", "deg": "°", "radian": "rad",
+}  # fmt: skip
 MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 NOT_UNITS = {"or", "and", "to", "if", "for", "where", "when", "is", "are", "mod", "base", "factorial", "not", "of"}
 NOT_UNITS |= {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "max", "gcd", "lcm", "choose", "squared", "cubed"}

@@ -3,8 +3,8 @@
     {"answer": "2^{10}", "reference": "1024"}  →  {"verdict": true}
     {"reference": "1024"}                      →  {"verdict": true}      it can be compared with
 
-Started by `iwopd.grading.pool`, which kills it when it takes too long. It ends with its standard input, and by itself when
-a request takes several times longer than allowed: then nobody is left who would kill it.
+Started by `iwopd.grading.pool`, which kills it when it takes too long. It ends with its standard input, and by itself
+when a request takes several times longer than allowed: then nobody is left who would kill it.
 """
 
 import json

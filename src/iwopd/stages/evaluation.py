@@ -66,9 +66,7 @@ class Outcome:
         rollout, verdict = item.rollout, item.verdict
         truncated = rollout.finish_reason == "length"
         tokens = len(rollout.response_ids)
-        return cls(
-            rollout.prompt_id, rollout.sample, greedy, tokens, truncated, verdict.correct, verdict.timed_out
-        )
+        return cls(rollout.prompt_id, rollout.sample, greedy, tokens, truncated, verdict.correct, verdict.timed_out)
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def _check_grader(config: EvalConfig, name: str) -> None:
         raise ConfigError(f"{key}.grader=math: math-verify is not installed; pip install 'math-verify[antlr4_9_3]'")
     if source.grader == "code" and not config.allow_code_execution:
         raise ConfigError(
-            f"{key}.grader=code: runs programs that the model wrote; allow it with eval.allow_code_execution=true, on a "
-            "machine where they can do no harm"
+            f"{key}.grader=code: runs programs that the model wrote; allow it with eval.allow_code_execution=true, "
+            "on a machine where they can do no harm"
         )
     if source.grader == "code" and find_spec("evalplus") is None:
         raise ConfigError(f"{key}.grader=code: evalplus is not installed; pip install 'iwopd[code]'")
