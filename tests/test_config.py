@@ -27,6 +27,7 @@ REQUIRED = {
     ("teacher", "hf"): ["teacher.path=x"],
     ("data", "file"): ["data.path=x"],
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
+    ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
     ("weighting", "custom"): ["weighting.path=a:b"],
 }
 
