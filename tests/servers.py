@@ -28,9 +28,13 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """`python -m vllm.entrypoints.openai.api_server`, as README says to start one on a CPU."""
+    """`python -m vllm.entrypoints.openai.api_server`, as README says to start one on a CPU.
 
-    def __init__(self, model: Path, log_file: Path, *arguments: str):
+    Args:
+        plain: as anybody starts one, with nothing of ours.
+    """
+
+    def __init__(self, model: Path, log_file: Path, *arguments: str, plain: bool = False):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = log_file
@@ -46,11 +50,14 @@ class VllmServer:
             "--worker-extension-cls": "iwopd.vllm.worker.StudentWeights",
             "--logprobs-mode": "processed_logprobs",
         }
+        environment = dict(ENVIRONMENT)
+        if plain:
+            del environment["VLLM_SERVER_DEV_MODE"], options["--worker-extension-cls"], options["--logprobs-mode"]
         flags = ["--enforce-eager", "--no-enable-chunked-prefill", "--disable-uvicorn-access-log"]
         with log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *(part for option in options.items() for part in option), *flags, *arguments],
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

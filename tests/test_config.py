@@ -27,6 +27,7 @@ REQUIRED = {
     ("teacher", "hf"): ["teacher.path=x"],
     ("data", "file"): ["data.path=x"],
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
+    ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
     ("weighting", "custom"): ["weighting.path=a:b"],
     ("experiment", "aime_235b"): ["rollout.urls=[http://localhost:8000]", "scoring.urls=[http://localhost:8001]"],
 }

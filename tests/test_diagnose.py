@@ -22,6 +22,7 @@ from iwopd.diagnosis.records import Continuation, Curve, Diagnosis, LogRatio
 from iwopd.diagnosis.report import report
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
+from iwopd.grading import ExactGrader
 from iwopd.page import figure, page
 from iwopd.stages.evaluation import Benchmark
 from iwopd.teachers.fake import FakeTeacher
@@ -143,7 +144,7 @@ def test_continuations_are_fed_ids_and_share_the_rollouts_limit(make_rollouts):
         return "right" if len(ids) % 2 else "wrong"
 
     prompts = [Prompt(rollout.prompt_id, rollout.prompt_ids, "", answer="right") for rollout in rollouts]
-    benchmark = Benchmark("b", prompts, lambda text, answer: text == answer)
+    benchmark = Benchmark("b", prompts, ExactGrader())
     curve = continuation_curve(
         Recording(length=6), benchmark, rollouts, Sampling(n=3, max_tokens=22), seed=0, decode=decode
     )

@@ -10,7 +10,7 @@ import pytest
 from iwopd.commands.trainer import evaluation_metrics
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
-from iwopd.grading import exact_grader
+from iwopd.grading import ExactGrader
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.numerics.stats import mean_interval
 from iwopd.stages import score
@@ -33,7 +33,8 @@ from iwopd.types import Prompt
     ],
 )
 def test_exact_grading(pattern: str | None, response: str, answer: str, right: bool) -> None:
-    assert exact_grader(pattern)(response, answer) is right
+    (verdict,) = ExactGrader(pattern)([(response, Prompt("p", [1], "", answer=answer))])
+    assert verdict.correct is right
 
 
 class Script(FakeEngine):
@@ -54,7 +55,7 @@ class Script(FakeEngine):
 
 def measured(verdicts: Sequence[Sequence[int]], k: int) -> dict[str, float]:
     prompts = [Prompt(str(index), [1], "", answer="1") for index in range(len(verdicts))]
-    benchmark = Benchmark("b", prompts, lambda response, answer: response == answer)
+    benchmark = Benchmark("b", prompts, ExactGrader())
     sampling = Sampling(n=len(verdicts[0]))
     engine = Script(verdicts)
     return evaluate(engine, benchmark, sampling, k=k, greedy=True, seed=0, decode=lambda ids: str(ids[0])).metrics

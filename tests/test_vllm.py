@@ -508,6 +508,19 @@ def test_eval_with_vllm_measures_about_what_hf_measures(finished: Path, tmp_path
     assert vllm["eval/accuracy"] == pytest.approx(hf["eval/accuracy"], abs=spread)
 
 
+def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(finished: Path, tmp_path: Path) -> None:
+    settings = (*SMALL, "rollout=vllm", "eval.benchmarks.smoke.limit=24", "eval.chunk=16")
+    settings += (f"eval.model={finished / 'final'}",)
+    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'whole'}") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    file = tmp_path / "cut" / "eval" / "smoke.jsonl.zst"
+    file.write_bytes(file.read_bytes()[:-1])  # what was drawn last is lost
+    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'cut'}", "run.resume=true") == 0
+    assert file.read_bytes() == (tmp_path / "whole" / "eval" / "smoke.jsonl.zst").read_bytes()
+    found = [(tmp_path / name / "eval" / "smoke.json").read_text() for name in ("whole", "cut")]
+    assert found[0] == found[1]
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 

@@ -450,6 +450,37 @@ def test_eval_of_served_weights(servers: tuple[VllmServer, VllmServer], tmp_path
     assert found["eval/greedy_accuracy"] == hf["eval/greedy_accuracy"]
 
 
+def test_eval_of_the_model_that_a_plain_server_serves(
+    smoke_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server as anybody starts one, without developer mode: nothing is handed over."""
+    teacher = smoke_models["teacher"]
+    server = VllmServer(teacher, tmp_path / "server.log", "--served-model-name", "anything", plain=True)
+    settings = (*SMALL, "eval.benchmarks.smoke.limit=16")
+    served = ("rollout=vllm_server", f"rollout.urls=[{server.url}]")
+    try:
+        server.wait()
+        assert iwopd("eval", *settings, *served, f"eval.model={teacher}", f"run.dir={tmp_path / 'served'}") == 0
+        line = refused(
+            capsys, "eval", *settings, *served, "eval.model=toy://smoke/student", f"run.dir={tmp_path / 'other'}"
+        )
+    finally:
+        server.kill()
+    assert iwopd("eval", *settings, f"eval.model={teacher}", f"run.dir={tmp_path / 'hf'}") == 0
+    (hf,), (found,) = (rows(tmp_path / name / "metrics.jsonl") for name in ("hf", "served"))
+    assert found["eval/greedy_accuracy"] == hf["eval/greedy_accuracy"]
+    assert f"serves {teacher}, not " in line
+    assert "VLLM_SERVER_DEV_MODE=1" in line
+
+
+@pytest.mark.parametrize(("version", "changed"), [("default", False), ("3f-12", True)])
+def test_a_server_whose_weights_were_changed_does_not_pass_for_its_model(version: str, changed: bool) -> None:
+    with FakeServer() as server, make_engine(server.url) as engine:
+        server.version = version
+        engine.load_weights("m")
+        assert ("/collective_rpc" in server.posted) is changed
+
+
 def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsewhere(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:

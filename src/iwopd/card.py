@@ -94,7 +94,7 @@ def _front_matter(config: Config, results: dict[str, list[dict[str, Any]]]) -> A
     evaluated = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=hub_name(config.eval.benchmarks[name].path) or name,
+            dataset_type=hub_name(config.eval.benchmarks[name].path or "") or name,
             dataset_name=name,
             metric_type="accuracy",
             metric_name=f"mean@{found[-1]['samples']:.0f}",
@@ -185,6 +185,7 @@ def _settings(config: Config, steps: int, tokens: int) -> str:
     facts = {
         "student (base model)": f"`{shown(config.student.path)}`",
         "teacher": f"`{shown(config.teacher.path)}`",
+        **{f"teacher {name}": f"`{shown(each.path)}`" for name, each in config.teachers.items()},
         "data": ", ".join(f"`{shown(path)}`" for path in _paths(asdict(config.data))),
         "weighting of tokens": _listed(asdict(config.weighting)),
         "loss": _listed(asdict(config.loss)),
@@ -217,7 +218,7 @@ def _listed(section: Mapping[str, Any]) -> str:
 
 def _examples(config: Config, chat: bool) -> str:
     tokens, trust = config.rollout.max_tokens, ", trust_remote_code=True" if config.student.trust_remote_code else ""
-    question = json.dumps("What is 12 + 30?" + config.data.suffix, ensure_ascii=False)
+    question = json.dumps("What is 12 + 30?" + (config.data.suffix or ""), ensure_ascii=False)
     given = f'[{{"role": "user", "content": {question}}}]' if chat else question
     encode = (
         'tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")'

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 PLAIN_EVERY = 20.0  # seconds between plain lines of one long stage
 
@@ -60,6 +61,10 @@ class Display:
             except OSError:  # a full disk must not end the run here; the checkpoint will say so
                 self._file = None
 
+    def table(self, table: Table) -> None:
+        """A table."""
+        self.console.print(table)
+
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A bar for work within a step; yields ``advance(done, total)``."""
@@ -101,12 +106,13 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
 
 def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
     """An evaluation in one line."""
+    given_up = f"  gave up grading {metrics['grading_timeouts']:.0f}" if metrics["grading_timeouts"] else ""
     greedy = f"  greedy {metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else ""
     return (
         f"{name}: mean@{metrics['samples']:.0f} {metrics['accuracy']:.3f} "
         f"[{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}]  "
         f"pass@{metrics['k']:.0f} {metrics['pass_at_k']:.3f}{greedy}  length {metrics['response_length']:.1f}  "
-        f"cut {metrics['truncated']:.1%}"
+        f"cut {metrics['truncated']:.1%}{given_up}"
     )
 
 

@@ -206,9 +206,14 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     Args:
         prefix: where the node stands that the error's keys count from.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [option for option in error.options if not option.startswith("schema")]
+    missing = str(error.missing_cfg_file or "") if isinstance(error, MissingConfigException) else ""
+    if missing:
+        group, _, name = missing.rpartition("/")
+        # Of a group with several choices, such as benchmark=[…], Hydra does not say what there is.
+        there = getattr(error, "options", None) or [
+            file.stem for file in sorted((config_folder() / group).glob("*.yaml"))
+        ]
+        options = [option for option in there if not option.startswith("schema")]
         near = get_close_matches(name, options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{group}={name}: no such preset; {hint}choose one of {', '.join(options)}"
@@ -216,6 +221,9 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     key = prefix + str(getattr(cause, "full_key", None) or "")
     given = next((override for override in overrides if override.lstrip("+~").split("=")[0] == key), "")
     shown = given.lstrip("+~") or key
+    chosen = re.match(r"eval\.benchmarks\.([^.]+)", key)
+    if chosen:
+        return f"{shown}: no benchmark of that name is chosen; add benchmark=[{chosen[1]}]"
     if isinstance(cause, (ConfigKeyError, AttributeError)) and key:
         return f"{shown}: no such key; {_known_keys(key, getattr(cause, 'object_type', None))}"
     reason = _first_line(str(error if cause is error else cause))

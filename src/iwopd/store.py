@@ -121,7 +121,7 @@ class RunFolder:
         differing = sorted(
             key
             for key in saved.keys() | current.keys()
-            if saved.get(key) != current.get(key) and not FREE_KEYS.fullmatch(key)
+            if saved.get(key) != current.get(key) and not self._is_free(key)
         )
         if differing:
             shown = [f"{key} (there {saved.get(key)}, here {current.get(key)})" for key in differing[:6]]
@@ -134,6 +134,11 @@ class RunFolder:
             raise RunFolderError(
                 f"run.dir={self.path}: holds this run already; add run.resume=true to go on, or choose another folder"
             )
+
+    def _is_free(self, key: str) -> bool:
+        """True for a key that may differ when a run goes on; only an evaluation is one of `eval.model`."""
+        of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
+        return bool(FREE_KEYS.fullmatch(key)) and not of_the_run
 
     def __enter__(self) -> "RunFolder":
         self.check()

@@ -1,10 +1,9 @@
 """The one place that turns config into objects. Heavy imports happen inside its functions."""
 
+from iwopd.build.evaluation import benchmark_rows, benchmarks
 from iwopd.build.inputs import (
     Checked,
     Stage,
-    benchmark_rows,
-    benchmarks,
     check_inputs,
     check_path,
     check_scorer_tokenizer,

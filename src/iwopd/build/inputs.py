@@ -6,28 +6,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iwopd import toy
+from iwopd.build.evaluation import benchmark_rows
 from iwopd.build.vllm import check_vllm
 from iwopd.config import (
     BaseConfig,
     Config,
     DataConfig,
-    EvalConfig,
     TeacherConfig,
     TrainingSourceConfig,
     WandbTracking,
 )
 from iwopd.data import Mixture, Prompts, PromptStream, Row, cell, fitting, load_rows, render, shares
 from iwopd.errors import ConfigError, DataError, ModelError, loading_error
-from iwopd.grading import Grader, exact_grader
 from iwopd.hub import check_on_hub
 from iwopd.preflight import check_model_folder, check_tokenizers
 from iwopd.types import Prompt
-
-if TYPE_CHECKING:
-    from iwopd.stages.evaluation import Benchmark
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -192,40 +188,3 @@ def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Any) ->
     sizes = shares({name: source.weight for name, source in data.sources.items()}, data.batch_size)
     streams = [PromptStream(kept[f"data.sources.{name}"], size, config.seed, name) for name, size in sizes.items()]
     return Mixture(streams), dropped
-
-
-def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, list[Row]]:
-    """The rows of every benchmark, columns checked, and their graders tried.
-
-    Args:
-        answers: every row must have one.
-
-    Raises:
-        ConfigError: there is no benchmark, or a grader's pattern is wrong.
-    """
-    if not config.benchmarks:
-        raise ConfigError("eval.benchmarks={}: nothing to evaluate on; choose one, e.g. benchmark=[toy]")
-    for name in config.benchmarks:
-        grader(config, name)
-    return {
-        name: load_rows(source, f"eval.benchmarks.{name}", answers=answers)
-        for name, source in config.benchmarks.items()
-    }
-
-
-def grader(config: EvalConfig, name: str) -> Grader:
-    """The grader of a benchmark."""
-    pattern = config.benchmarks[name].answer_pattern
-    try:
-        return exact_grader(pattern)
-    except ValueError as error:
-        raise ConfigError(f"eval.benchmarks.{name}.answer_pattern={pattern}: {error}; correct it") from None
-
-
-def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -> list["Benchmark"]:
-    """Rendered problems with their graders."""
-    from iwopd.stages.evaluation import Benchmark
-
-    return [
-        Benchmark(name, render(rows[name], config.benchmarks[name], tokenizer), grader(config, name)) for name in rows
-    ]

@@ -1,25 +1,32 @@
 """`iwopd eval`: accuracy of one model, with no training."""
 
-import json
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
 
 from iwopd import build
 from iwopd.commands.trainer import evaluation_metrics
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line
-from iwopd.errors import RunFolderError
-from iwopd.interrupts import Interrupts
+from iwopd.interrupts import Interrupts, Stopped
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
+
+if TYPE_CHECKING:
+    from iwopd.engines.base import Engine
+    from iwopd.stages.evaluation import Benchmark, Evaluation
 
 
 def run(config: Config) -> float:
     """Evaluate `eval.model` on every benchmark; the mean accuracy.
 
-    Leaves config.yaml, metrics.jsonl and eval/<benchmark>.json in the run folder.
+    Leaves config.yaml, metrics.jsonl, and eval/<benchmark>.json and .jsonl.zst (see `iwopd.results`) in the run folder.
     """
     assert config.run.dir is not None, "launch settles it"
     assert config.eval.model is not None, "launch checks it"
@@ -29,63 +36,117 @@ def run(config: Config) -> float:
     build.check_path("eval.model", config.eval.model)
     rows = build.benchmark_rows(config.eval)
     with Interrupts(), Display() as display:
-        return _evaluate(config, folder, rows, display)
+        try:
+            return _evaluate(config, folder, rows, display)
+        except Stopped as stop:
+            if (folder.path / "eval").exists():
+                display.line(f"stopped; go on with: iwopd eval … run.dir={folder.path} run.resume=true")
+            sys.exit(stop.status)
 
 
 def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display) -> float:
-    from iwopd.stages import evaluate
-
-    assert config.eval.model is not None
-    model_folder = build.model_folders({"eval.model": config.eval.model}, display.stage)["eval.model"]
-    section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section
-    tokenizer = build.tokenizer("eval.model", model_folder, revision=None, trust_remote_code=section.trust_remote_code)
-    benchmarks = build.benchmarks(config.eval, rows, tokenizer)
-    sampling = build.eval_sampling(config)
-    longest = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
-    model_config = build.model_config("eval.model", section, model_folder)
-    build.check_context("eval.model", model_config, "eval.max_tokens", longest, sampling.max_tokens)
-    display.line(f"loading {config.eval.model}")
-    stops = build.stop_ids("eval.model", section, model_folder, tokenizer)
-    log_file = folder.path / "vllm.log"
-    served = build.Served(model_folder, section, longest + sampling.max_tokens, log_file, stops)
-    lm = None
-    if isinstance(config.rollout, HfRolloutConfig):
-        device = build.device(config.run.device)
-        lm = build.language_model("eval.model", section, model_folder, device, autocast=config.optim.autocast)
-
-    found = []
     with ExitStack() as stack:
-        if build.uses_vllm(config):
-            stack.enter_context(folder)  # vLLM's log goes there
-            display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
-        engine = stack.enter_context(build.engine(config, served, lm))
-        engine.load_weights(model_folder)
-        for benchmark in benchmarks:
-            with display.stage(f"evaluating on {benchmark.name}") as advance:
-                evaluation = evaluate(
-                    engine,
-                    benchmark,
-                    sampling,
-                    k=config.eval.k,
-                    greedy=config.eval.greedy,
-                    seed=config.seed,
-                    decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-                    progress=advance,
-                )
-            display.line(evaluation_line(benchmark.name, evaluation.metrics))
-            found.append(evaluation)
-    metrics = evaluation_metrics(found)
-    with folder:
+        evaluator = _Evaluator(config, folder, rows, display, stack)
+        found = [evaluator.evaluate(benchmark) for benchmark in evaluator.benchmarks]
+        metrics = evaluation_metrics(found)
         Tracker(folder.path).log(0, metrics)
-        for evaluation in found:
-            _write(folder.path / "eval" / f"{evaluation.benchmark}.json", evaluation.metrics)
-    display.line(f"results are in {folder.path}")
+    display.table(summary(found))
+    display.line(f"results are in {folder.path / 'eval'}")
     return metrics["eval/accuracy"]
 
 
-def _write(file: Path, metrics: dict[str, float]) -> None:
-    try:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(metrics, indent=2) + "\n")
-    except OSError as error:
-        raise RunFolderError(f"{file}: cannot be written ({error.strerror}); make room") from error
+class _Evaluator:
+    """The model, ready to be asked; the run folder is made as late as can be."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display, stack: ExitStack
+    ):
+        assert config.eval.model is not None
+        self.config, self.folder, self.display = config, folder, display
+        self.model = build.model_folders({"eval.model": config.eval.model}, display.stage)["eval.model"]
+        section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section
+        trust = section.trust_remote_code
+        self.tokenizer = build.tokenizer("eval.model", self.model, revision=None, trust_remote_code=trust)
+        self.benchmarks: list[Benchmark] = build.benchmarks(config.eval, rows, self.tokenizer)
+        self.sampling = build.eval_sampling(config)
+        longest = max(len(prompt.ids) for benchmark in self.benchmarks for prompt in benchmark.prompts)
+        model_config = build.model_config("eval.model", section, self.model)
+        build.check_context("eval.model", model_config, "eval.max_tokens", longest, self.sampling.max_tokens)
+        display.line(f"loading {config.eval.model}")
+        stops = build.stop_ids("eval.model", section, self.model, self.tokenizer)
+        log_file = folder.path / "vllm.log"
+        served = build.Served(self.model, section, longest + self.sampling.max_tokens, log_file, stops)
+        lm = None
+        if isinstance(config.rollout, HfRolloutConfig):
+            device = build.device(config.run.device)
+            lm = build.language_model("eval.model", section, self.model, device, autocast=config.optim.autocast)
+        if build.uses_vllm(config):
+            stack.enter_context(folder)  # vLLM's log goes there
+            display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
+        self.engine: Engine = stack.enter_context(build.engine(config, served, lm))
+        self.engine.load_weights(self.model)
+        if not folder.held:
+            stack.enter_context(folder)
+
+    def evaluate(self, benchmark: "Benchmark") -> "Evaluation":
+        """Measure one benchmark, with what an interrupted evaluation has left of it."""
+        from iwopd.results import SampleFile, fingerprint, problems_digest, write_results
+        from iwopd.stages import evaluate
+
+        ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
+        asked = {"weights": fingerprint(Path(self.model)), "problems": problems_digest(benchmark.prompts)}
+        samples = SampleFile(path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy)
+        if samples.kept:
+            total = len(benchmark.prompts) * self.sampling.n
+            self.display.line(f"{benchmark.name}: {samples.kept} of {total} samples are there already")
+        with self.display.stage(f"evaluating on {benchmark.name}") as advance:
+            evaluation = evaluate(
+                self.engine,
+                benchmark,
+                self.sampling,
+                k=ev.k,
+                greedy=ev.greedy,
+                seed=self.config.seed,
+                decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+                progress=advance,
+                kept=samples,
+                chunk=max(1, ev.chunk // self.sampling.n),
+            )
+        write_results(path.with_name(f"{path.name}.json"), {**self._settings(benchmark), **asked}, evaluation)
+        self.display.line(evaluation_line(benchmark.name, evaluation.metrics))
+        return evaluation
+
+    def _settings(self, benchmark: "Benchmark") -> dict[str, Any]:
+        source = self.config.eval.benchmarks[benchmark.name]
+        return {
+            "model": self.config.eval.model,
+            "path": source.path,
+            "split": source.split,
+            "grader": source.grader,
+            "suffix": source.suffix,
+            "seed": self.config.seed,
+            "sampling": asdict(self.sampling),
+        }
+
+
+def summary(found: Sequence["Evaluation"]) -> Table:
+    """A column for each benchmark; lengths in tokens."""
+    table = Table("", *(evaluation.benchmark for evaluation in found))
+    for name, show in LINES.items():
+        table.add_row(name, *(show(evaluation.metrics) for evaluation in found))
+    return table
+
+
+LINES: dict[str, Callable[[dict[str, float]], str]] = {
+    "problems × samples": lambda metrics: f"{metrics['problems']:.0f} × {metrics['samples']:.0f}",
+    "mean@n": lambda metrics: f"{metrics['accuracy']:.3f}",
+    "95 % interval": lambda metrics: f"{metrics['accuracy_low']:.3f}–{metrics['accuracy_high']:.3f}",
+    "pass@k": lambda metrics: f"{metrics['pass_at_k']:.3f} (k = {metrics['k']:.0f})",
+    "greedy": lambda metrics: f"{metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else "",
+    "length, mean": lambda metrics: f"{metrics['response_length']:.0f}",
+    "median, p90, max": lambda metrics: ", ".join(
+        f"{metrics[f'response_length_{name}']:.0f}" for name in ("median", "p90", "max")
+    ),
+    "cut": lambda metrics: f"{metrics['truncated']:.1%}",
+    "grading given up": lambda metrics: f"{metrics['grading_timeouts']:.0f}",
+}

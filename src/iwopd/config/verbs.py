@@ -13,8 +13,15 @@ class BenchmarkConfig(SourceConfig):
 
     split: str = setting("test", "split of a hub dataset or of toy://")
     answer_column: str | None = setting("answer", "column with the reference answer")
-    grader: str = setting("exact", "how an answer is compared", choices=("exact",))
+    grader: str = setting(
+        "exact",
+        "how an answer is compared: as text, as mathematics in the last \\boxed{}, or by running it",
+        choices=("exact", "math", "code"),
+    )
     answer_pattern: str | None = setting(None, "regular expression whose first group is the answer; null: all the text")
+    reference_pattern: str | None = setting(
+        None, "regular expression whose first group is the reference within the answer column; null: all of it"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,6 +35,15 @@ class EvalConfig:
     top_p: float = setting(1.0, "nucleus", above=0, high=1)
     top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
     max_tokens: int | None = setting(None, "longest response, tokens; null for rollout.max_tokens", low=1)
+    chunk: int = setting(256, "samples that `iwopd eval` draws at one time, then writes and need not draw again", low=1)
+    grading_timeout_s: float = setting(
+        5.0, "seconds to compare two mathematical answers; one that takes longer is wrong", above=0
+    )
+    allow_code_execution: bool = setting(False, "let grader=code run what the model wrote, in processes with limits")
+    code_timeout_s: float = setting(
+        60.0, "seconds for all tests of one program; one that takes longer is wrong", above=0
+    )
+    code_memory_gib: float = setting(4.0, "address space of a program under test, GiB", above=0)
     greedy: bool = setting(True, "also the accuracy of one greedy answer per problem")
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict[str, BenchmarkConfig])
     model: str | None = setting(None, "model that `iwopd eval` measures: a folder, hub name or toy://VARIANT/ROLE")

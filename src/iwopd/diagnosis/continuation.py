@@ -35,6 +35,7 @@ def continuation_curve(
         right = [float(item.correct) for item in grade(benchmark, ended, decode)]
         intervals.append(mean_interval(right))
         progress(point + 1, POINTS)
+    benchmark.grader.close()
     return Curve(*([interval[part] for interval in intervals] for part in range(3)))
 
 

@@ -91,6 +91,9 @@ class VllmServerEngine(Engine):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            # What a request leaves out, a server may take from the model's generation config.
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "seed": seed,
             "stop_token_ids": self.stop_ids,
             "logprobs": 0,
@@ -129,15 +132,35 @@ class VllmServerEngine(Engine):
             raise EngineError(f"{self.servers.key}: no server took the weights of step {version}; start them again")
 
     def load_weights(self, folder: str) -> None:
-        """Have every server load the weights of a model folder that it can read.
+        """Have every server load the weights of a model folder that it can read, unless they all serve that model.
+
+        A server that serves it needs no VLLM_SERVER_DEV_MODE.
 
         Raises:
-            EngineError: one cannot.
+            EngineError: one serves another model, and cannot load this one.
         """
+        strangers = [server for server in self.servers.alive if not self._serves(server, folder)]
+        if not strangers:
+            return
+        for server in self.servers.alive:
+            if not self.servers.can_change_weights(server):
+                raise EngineError(
+                    f"{self.servers.key}={strangers[0].url}: serves {strangers[0].root or strangers[0].model}, not "
+                    f"{folder}; start it with that model, or all of them with VLLM_SERVER_DEV_MODE=1, so that they can "
+                    "load it"
+                )
         self._send = lambda server: self.servers.post(
             server, "collective_rpc", {"method": "take_weights_from", "args": [str(Path(folder).resolve())]}
         )
         self.servers.at_once(self._hand_over, self.servers.alive)
+
+    def _serves(self, server: Server, folder: str) -> bool:
+        """True where its weights are that model's, as they were loaded."""
+        named = any(
+            name and (name == folder or (Path(name).exists() and Path(name).resolve() == Path(folder).resolve()))
+            for name in (server.root, server.model)
+        )
+        return named and (not self.servers.can_change_weights(server) or self._served(server) in (None, "default"))
 
     def _hand_over(self, server: Server) -> None:
         if self._send is None:

@@ -1,12 +1,17 @@
 """Accuracy of a model on problems with answers: mean@k, pass@k, greedy, lengths."""
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from iwopd.engines.base import Engine, Progress, Sampling, silent
-from iwopd.grading import Grader
+from iwopd.grading import Grader, Verdict
 from iwopd.numerics.stats import mean_interval, pass_at_k
 from iwopd.types import Prompt, Rollout
+
+Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -20,21 +25,70 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Graded:
-    """One response, to which prompt, and whether it is right."""
+    """One response, to which prompt, and the verdict on it."""
 
     prompt: Prompt
     rollout: Rollout
     text: str
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """True where it is right."""
+        return self.verdict.correct
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the figures need of one response.
+
+    Attributes:
+        prompt_id: the problem.
+        sample: index among its samples.
+        greedy: the most likely tokens were taken, instead of sampling.
+        tokens: length, end-of-sequence token included.
+        truncated: cut by its length.
+        correct: right.
+        timed_out: grading was given up.
+    """
+
+    prompt_id: str
+    sample: int
+    greedy: bool
+    tokens: int
+    truncated: bool
     correct: bool
+    timed_out: bool
+
+    @classmethod
+    def of(cls, item: Graded, *, greedy: bool) -> "Outcome":
+        """Of a graded response."""
+        rollout, verdict = item.rollout, item.verdict
+        truncated = rollout.finish_reason == "length"
+        tokens = len(rollout.response_ids)
+        return cls(rollout.prompt_id, rollout.sample, greedy, tokens, truncated, verdict.correct, verdict.timed_out)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one benchmark: `metrics` without prefix, and every sampled response."""
+    """What was measured on one benchmark: `metrics` without prefix, every outcome, and the responses sampled now."""
 
     benchmark: str
     metrics: dict[str, float]
+    outcomes: list[Outcome] = field(default_factory=list[Outcome], repr=False)
     graded: list[Graded] = field(default_factory=list[Graded], repr=False)
+
+
+class Kept(Protocol):
+    """Where an evaluation keeps what it has, to be gone on with."""
+
+    def find(self, prompts: Sequence[Prompt]) -> list[Outcome] | None:
+        """The outcomes of these problems, if they were kept together."""
+        ...
+
+    def add(self, sampled: Sequence[Graded], greedy: Sequence[Graded]) -> None:
+        """Keep the responses to some problems."""
+        ...
 
 
 def evaluate(
@@ -45,48 +99,157 @@ def evaluate(
     k: int,
     greedy: bool,
     seed: int,
-    decode: Callable[[Sequence[int]], str],
+    decode: Decode,
     progress: Progress = silent,
+    kept: Kept | None = None,
+    chunk: int | None = None,
 ) -> Evaluation:
     """Sample `sampling.n` responses to every problem and grade them.
 
     The same noise is drawn at every evaluation, so two evaluations of a run differ by the model alone.
 
-    Metrics: ``accuracy`` (mean@k: the mean over problems of their share of right samples) and ``pass_at_k`` with
-    ``_low`` and ``_high`` of a 95 % interval over problems, ``greedy_accuracy``, ``response_length`` (tokens, mean),
-    ``truncated`` (share cut by length), ``problems``, ``samples``, ``k``.
+    Args:
+        kept: what is there is not sampled again; what is sampled goes there.
+        chunk: problems sampled at one time and kept together; None for all. Chunks do not depend on what is kept, so
+            an evaluation that was interrupted ends with the figures of one that was not.
+
+    Returns:
+        Metrics as `measure` makes them.
     """
+    size = chunk or len(benchmark.prompts)
+    total = len(benchmark.prompts) * sampling.n
+    outcomes, graded = list[Outcome](), list[Graded]()
+    try:
+        for start in range(0, len(benchmark.prompts), size):
+            prompts, before = benchmark.prompts[start : start + size], start * sampling.n
+            found = kept.find(prompts) if kept else None
+            if found is None:
+                part = replace(benchmark, prompts=prompts)
+                sampled = _answers(
+                    engine, part, sampling, seed, decode, lambda done, _, before=before: progress(before + done, total)
+                )
+                likely = _answers(engine, part, replace(sampling, n=1, temperature=0.0), seed, decode) if greedy else []
+                if kept:
+                    kept.add(sampled, likely)
+                graded += sampled
+                found = [Outcome.of(item, greedy=False) for item in sampled]
+                found += [Outcome.of(item, greedy=True) for item in likely]
+            outcomes += found
+            progress(before + len(prompts) * sampling.n, total)
+    finally:
+        benchmark.grader.close()
+    return Evaluation(benchmark.name, measure(outcomes, k), outcomes, graded)
+
+
+def _answers(
+    engine: Engine,
+    benchmark: Benchmark,
+    sampling: Sampling,
+    seed: int,
+    decode: Decode,
+    progress: Progress = silent,
+) -> list[Graded]:
     rollouts = engine.generate(benchmark.prompts, sampling, seed=seed, stream="eval", progress=progress)
-    graded = grade(benchmark, rollouts, decode)
-    n = sampling.n
-    right = [sum(item.correct for item in graded[i : i + n]) for i in range(0, len(graded), n)]
-    accuracy, low, high = mean_interval([correct / n for correct in right])
-    passed, passed_low, passed_high = mean_interval([pass_at_k(n, correct, k) for correct in right])
-    metrics: dict[str, float] = {
-        "accuracy": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "pass_at_k": passed,
-        "pass_at_k_low": passed_low,
-        "pass_at_k_high": passed_high,
-    }
-    if greedy:
-        once = engine.generate(benchmark.prompts, replace(sampling, n=1, temperature=0.0), seed=seed, stream="eval")
-        answers = grade(benchmark, once, decode)
-        metrics["greedy_accuracy"] = sum(item.correct for item in answers) / len(answers)
-    metrics["response_length"] = sum(len(item.rollout.response_ids) for item in graded) / len(graded)
-    metrics["truncated"] = sum(item.rollout.finish_reason == "length" for item in graded) / len(graded)
-    metrics.update(problems=len(right), samples=n, k=k)
-    return Evaluation(benchmark.name, metrics, graded)
+    return grade(benchmark, rollouts, decode)
 
 
-def grade(benchmark: Benchmark, rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]) -> list[Graded]:
+def grade(benchmark: Benchmark, rollouts: Sequence[Rollout], decode: Decode) -> list[Graded]:
     """Each rollout with its verdict."""
     prompts = {prompt.id: prompt for prompt in benchmark.prompts}
-    graded = []
-    for rollout in rollouts:
-        text = decode(rollout.response_ids)
-        prompt = prompts[rollout.prompt_id]
-        assert prompt.answer is not None, "benchmarks have answers: checked when their rows were read"
-        graded.append(Graded(prompt, rollout, text, benchmark.grader(text, prompt.answer)))
-    return graded
+    answered = [(decode(rollout.response_ids), prompts[rollout.prompt_id]) for rollout in rollouts]
+    verdicts = benchmark.grader(answered)
+    return [
+        Graded(prompt, rollout, text, verdict)
+        for rollout, (text, prompt), verdict in zip(rollouts, answered, verdicts, strict=True)
+    ]
+
+
+def measure(outcomes: Sequence[Outcome], k: int) -> dict[str, float]:
+    """The figures of an evaluation.
+
+    ``accuracy`` (mean@k: the mean over problems of their share of right samples) and ``pass_at_k`` with ``_low`` and
+    ``_high`` of a 95 % interval over problems, ``greedy_accuracy`` where there are greedy answers, ``response_length``
+    (tokens, mean) with ``_median``, ``_p90`` and ``_max``, ``truncated`` (share cut by length), ``grading_timeouts``
+    (answers that were given up, and so counted as wrong), ``problems``, ``samples``, ``k``.
+    """
+    problems = by_problem(outcomes)
+    sampled = [item for items in problems.values() for item in items]
+    n = len(sampled) // len(problems)
+    metrics = {
+        **_interval("accuracy", [_share(items) for items in problems.values()]),
+        **_interval("pass_at_k", [pass_at_k(n, _right(items), k) for items in problems.values()]),
+    }
+    greedy = [item for item in outcomes if item.greedy]
+    if greedy:
+        metrics["greedy_accuracy"] = _share(greedy)
+    lengths = sorted(item.tokens for item in sampled)
+    return metrics | {
+        "response_length": sum(lengths) / len(lengths),
+        "response_length_median": statistics.median(lengths),
+        "response_length_p90": lengths[math.ceil(0.9 * len(lengths)) - 1],
+        "response_length_max": lengths[-1],
+        "truncated": sum(item.truncated for item in sampled) / len(sampled),
+        "grading_timeouts": sum(item.timed_out for item in outcomes),
+        "problems": len(problems),
+        "samples": n,
+        "k": k,
+    }
+
+
+def details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What a results file tells beyond the metrics.
+
+    ``mean_at_k`` and ``pass_at_k`` for k = 1, 2, 4, … up to the number of samples n, and n: ``value``, ``low`` and
+    ``high``, a 95 % interval over problems; mean@k is of the first k samples. ``problems``: a row for each.
+    """
+    problems = by_problem(outcomes)
+    n = min(map(len, problems.values()))
+    several = sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
+    means = {k: _interval("", [_share(items[:k]) for items in problems.values()]) for k in several}
+    passes = {
+        k: _interval("", [pass_at_k(len(items), _right(items), k) for items in problems.values()]) for k in several
+    }
+    greedy = {item.prompt_id: item.correct for item in outcomes if item.greedy}
+    return {
+        "mean_at_k": {str(k): _named(found) for k, found in means.items()},
+        "pass_at_k": {str(k): _named(found) for k, found in passes.items()},
+        "problems": [
+            {
+                "id": name,
+                "right": _right(items),
+                "samples": len(items),
+                "share": _share(items),
+                **({"greedy": greedy[name]} if name in greedy else {}),
+                "response_length": sum(item.tokens for item in items) / len(items),
+                "truncated": sum(item.truncated for item in items),
+                "grading_timeouts": sum(item.timed_out for item in items),
+            }
+            for name, items in problems.items()
+        ],
+    }
+
+
+def by_problem(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The sampled outcomes of each problem, in the order they were sampled."""
+    problems: dict[str, list[Outcome]] = {}
+    for item in outcomes:
+        if not item.greedy:
+            problems.setdefault(item.prompt_id, []).append(item)
+    return problems
+
+
+def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    mean, low, high = mean_interval(values)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _named(found: dict[str, float]) -> dict[str, float]:
+    return {"value": found[""], "low": found["_low"], "high": found["_high"]}
+
+
+def _right(items: Sequence[Outcome]) -> int:
+    return sum(item.correct for item in items)
+
+
+def _share(items: Sequence[Outcome]) -> float:
+    return _right(items) / len(items)

@@ -34,6 +34,7 @@ class Server:
 
     Attributes:
         model: the name it serves its model under.
+        root: the folder or hub name that it loaded the model from; "" where it does not say.
         context: longest prompt and response together, tokens.
         outstanding: tokens asked for and not yet answered.
         failures: in a row; 0 after an answer.
@@ -41,6 +42,7 @@ class Server:
 
     url: str
     model: str = ""
+    root: str = ""
     context: int = 0
     outstanding: int = 0
     failures: int = 0
@@ -85,6 +87,7 @@ class Servers:
             answer.raise_for_status()
             card = answer.json()["data"][0]
             server.model, server.context = str(card["id"]), int(card.get("max_model_len") or 0)
+            server.root = str(card.get("root") or "")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
             raise EngineError(
                 f"{self.key}={server.url}: no vLLM server answers there ({_reason(error)}); start one, "
@@ -203,6 +206,13 @@ class Servers:
         except (httpx.HTTPError, ValueError) as error:
             self._failed(server, error)
             raise EngineError(f"{self.key}={server.url}: /{path} fails ({_reason(error)})") from error
+
+    def can_change_weights(self, server: Server) -> bool:
+        """True where it was started with VLLM_SERVER_DEV_MODE=1."""
+        try:
+            return self._client.get(f"{server.url}/weight_info").status_code != 404
+        except httpx.HTTPError as error:
+            raise EngineError(f"{self.key}={server.url}: /weight_info fails ({_reason(error)})") from error
 
     def at_once(self, function: Callable[[Server], None], servers: Sequence[Server]) -> None:
         """`function` for all of them at the same time."""
