@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from iwopd.commands.trainer import evaluation_metrics
+from iwopd.commands.metrics import evaluation_metrics
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
 from iwopd.grading import ExactGrader

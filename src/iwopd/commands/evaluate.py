@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from iwopd import build
-from iwopd.commands.trainer import evaluation_metrics
+from iwopd.commands.metrics import evaluation_metrics
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
-from iwopd.commands.trainer import Parts, State, Trainer
+from iwopd.commands.parts import Parts, State
+from iwopd.commands.trainer import Trainer
 from iwopd.config import Config
 from iwopd.display import Display
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped

@@ -2,13 +2,14 @@
 
 import json
 import sys
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
 from iwopd.card import write_card
+from iwopd.commands.metrics import Clock, evaluation_metrics, gpu_memory, sizes
+from iwopd.commands.parts import Parts, State
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
@@ -21,59 +22,8 @@ from iwopd.tracking import Tracker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iwopd.data import Prompts
-    from iwopd.engines.base import Engine
-    from iwopd.stages.evaluation import Benchmark, Evaluation
-    from iwopd.student import Student
-    from iwopd.teachers.base import Teacher
-    from iwopd.types import Prompt, ScoredRollout
-    from iwopd.weighting import Weighting
-
-
-@dataclass
-class State:
-    """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
-    from (seed, step, prompt, sample).
-
-    Attributes:
-        step: steps taken.
-        evaluated: the step last evaluated; -1 before the first.
-        accuracy: measured then.
-        first_accuracy: measured before the first step.
-        tokens: response tokens generated.
-        written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
-        micro_batch_tokens: as it stands after halving; None before it was needed.
-        whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
-    """
-
-    step: int = 0
-    evaluated: int = -1
-    accuracy: float = 0.0
-    first_accuracy: float = 0.0
-    tokens: int = 0
-    written: dict[str, int] = field(default_factory=dict[str, int])
-    micro_batch_tokens: int | None = None
-    whole_length: float | None = None
-
-    @classmethod
-    def load(cls, file: Path) -> "State":
-        """From a checkpoint's trainer.json."""
-        return cls(**json.loads(file.read_text()))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the loop works with."""
-
-    student: "Student"
-    teacher: "Teacher"
-    base: "Teacher | None"
-    engine: "Engine"
-    weighting: "Weighting"
-    stream: "Prompts"
-    benchmarks: "list[Benchmark]"
-    tokenizer: Any
-    dropped: int
+    from iwopd.stages.evaluation import Evaluation
+    from iwopd.types import Prompt
 
 
 class Trainer:
@@ -206,8 +156,8 @@ class Trainer:
                 "train/lr": learning_rate,
                 "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
                 "train/horizon": horizon,
-                **_sizes(scored),
-                **_gpu_memory(parts.student.device),
+                **sizes(scored),
+                **gpu_memory(parts.student.device),
             }
             self.state.tokens += int(metrics["tokens/generated"])
             if step == 0:
@@ -219,7 +169,7 @@ class Trainer:
                 self.tracker.log(self.state.step, metrics)
         self.display.line(step_line(self.state.step, config.run.steps, metrics))
 
-    def sync(self, prompts: "Sequence[Prompt]", clock: "Clock") -> dict[str, float]:
+    def sync(self, prompts: "Sequence[Prompt]", clock: Clock) -> dict[str, float]:
         """Give the engine the student's weights, and see that it has them; metrics of the comparison.
 
         Raises:
@@ -341,53 +291,3 @@ class Trainer:
         self.parts.student.export(folder, tokenizer)
         chat = bool(tokenizer.chat_template)
         write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
-
-
-class Clock:
-    """Seconds per stage, as metrics."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap was spent on `stage`."""
-        now = time.perf_counter()
-        self.seconds[f"time/{stage}_s"] = now - self._last
-        self._last = now
-
-
-def evaluation_metrics(found: "list[Evaluation]") -> dict[str, float]:
-    """Keys under eval/: of the one benchmark; of several, each under its name and the mean of all above them."""
-    if len(found) == 1:
-        return {f"eval/{name}": value for name, value in found[0].metrics.items()}
-    metrics = {
-        f"eval/{evaluation.benchmark}/{name}": value
-        for evaluation in found
-        for name, value in evaluation.metrics.items()
-    }
-    for name in ("accuracy", "pass_at_k"):
-        metrics[f"eval/{name}"] = sum(evaluation.metrics[name] for evaluation in found) / len(found)
-    return metrics
-
-
-def _sizes(scored: "Sequence[ScoredRollout]") -> dict[str, float]:
-    """How long the responses are, and the tokens of one step."""
-    rollouts = [record.rollout for record in scored]
-    lengths = [len(rollout.response_ids) for rollout in rollouts]
-    return {
-        "train/response_length": sum(lengths) / len(lengths),
-        "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-        "tokens/generated": sum(lengths),
-        "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
-    }
-
-
-def _gpu_memory(device: Any) -> dict[str, float]:
-    if device.type != "cuda":
-        return {}
-    import torch
-
-    peak = torch.cuda.max_memory_allocated(device) / 2**20
-    torch.cuda.reset_peak_memory_stats(device)
-    return {"memory/peak_mib": peak}

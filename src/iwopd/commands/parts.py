@@ -1,0 +1,60 @@
+"""What the training loop works with, and where it stands."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iwopd.data import Prompts
+    from iwopd.engines.base import Engine
+    from iwopd.stages.evaluation import Benchmark
+    from iwopd.student import Student
+    from iwopd.teachers.base import Teacher
+    from iwopd.weighting import Weighting
+
+
+@dataclass
+class State:
+    """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
+    from (seed, step, prompt, sample).
+
+    Attributes:
+        step: steps taken.
+        evaluated: the step last evaluated; -1 before the first.
+        accuracy: measured then.
+        first_accuracy: measured before the first step.
+        tokens: response tokens generated.
+        written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
+        micro_batch_tokens: as it stands after halving; None before it was needed.
+        whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    accuracy: float = 0.0
+    first_accuracy: float = 0.0
+    tokens: int = 0
+    written: dict[str, int] = field(default_factory=dict[str, int])
+    micro_batch_tokens: int | None = None
+    whole_length: float | None = None
+
+    @classmethod
+    def load(cls, file: Path) -> "State":
+        """From a checkpoint's trainer.json."""
+        return cls(**json.loads(file.read_text()))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with."""
+
+    student: "Student"
+    teacher: "Teacher"
+    base: "Teacher | None"
+    engine: "Engine"
+    weighting: "Weighting"
+    stream: "Prompts"
+    benchmarks: "list[Benchmark]"
+    tokenizer: Any
+    dropped: int
