@@ -461,7 +461,9 @@ def test_eval_of_the_model_that_a_plain_server_serves(
     try:
         server.wait()
         assert iwopd("eval", *settings, *served, f"eval.model={teacher}", f"run.dir={tmp_path / 'served'}") == 0
-        line = refused(capsys, "eval", *settings, *served, "eval.model=toy://smoke/student", f"run.dir={tmp_path / 'other'}")
+        line = refused(
+            capsys, "eval", *settings, *served, "eval.model=toy://smoke/student", f"run.dir={tmp_path / 'other'}"
+        )
     finally:
         server.kill()
     assert iwopd("eval", *settings, f"eval.model={teacher}", f"run.dir={tmp_path / 'hf'}") == 0
