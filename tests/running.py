@@ -88,7 +88,7 @@ def wait_for_line(running: subprocess.Popen[str], start_of_line: str) -> None:
 
 def rows(file: Path) -> list[dict]:
     """The objects of a jsonl file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().split("\n") if line]  # splitlines splits at U+2028 too
 
 
 def weights(folder: Path) -> bytes:

@@ -14,7 +14,7 @@ from running import process, refused
 from iwopd.cli import VERBS
 from iwopd.config import Config, register_schemas
 from iwopd.errors import ConfigError
-from iwopd.launch import config_folder
+from iwopd.launch import config_folder, typed
 
 PRESETS = sorted(
     (file.parent.name, file.stem) for file in config_folder().glob("*/*.yaml") if file.parent.name != "experiment"
@@ -29,15 +29,14 @@ REQUIRED = {
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
     ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
     ("weighting", "custom"): ["weighting.path=a:b"],
+    ("experiment", "aime_235b"): ["rollout.urls=[http://localhost:8000]", "scoring.urls=[http://localhost:8001]"],
 }
 
 
 def composed(*overrides: str) -> Config:
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", list(overrides)))
-    assert isinstance(config, Config)
-    return config
+        return typed(compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS)
@@ -48,7 +47,7 @@ def test_every_preset_composes(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str) -> None:
-    composed(f"+experiment={name}")
+    composed(f"+experiment={name}", *REQUIRED.get(("experiment", name), []))
 
 
 def test_the_default_is_the_toy_experiment() -> None:

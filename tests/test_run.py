@@ -319,16 +319,6 @@ def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Pa
     assert weights(folder / "final") == weights(finished / "final")
 
 
-def test_wandb_offline_mirrors_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    done = process(
-        "train", *SMALL, "run.steps=2", "tracking=wandb", "tracking.mode=offline", f"run.dir={tmp_path / 'run'}"
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 4
-
-
 def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("def halves(given):\n    return 0.5 * given.mask\n")
     monkeypatch.chdir(tmp_path)

@@ -59,6 +59,7 @@ class Batch:
     sampler_logprobs: Tensor
     teacher_logprobs: Tensor
     trainer_logprobs: Tensor | None
+    base_logprobs: Tensor | None
     teacher_hidden: Tensor | None
     seeds: list[int]
     names: list[str]
@@ -129,12 +130,14 @@ def collate(
         return tokens.spread(flat)
 
     trainer = [record.trainer_logprobs for record in scored if record.trainer_logprobs is not None]
+    base = [record.base_logprobs for record in scored if record.base_logprobs is not None]
     hidden = [record.teacher_hidden for record in scored if record.teacher_hidden is not None]
     return Batch(
         tokens=tokens,
         sampler_logprobs=spread([record.rollout.sampler_logprobs[record.start : record.stop] for record in scored]),
         teacher_logprobs=spread([record.teacher_logprobs for record in scored]),
         trainer_logprobs=spread(trainer) if trainer else None,
+        base_logprobs=spread(base) if base else None,
         teacher_hidden=torch.cat(hidden).to(device) if hidden else None,
         seeds=list(seeds),
         names=[record.rollout.name for record in scored],
@@ -147,6 +150,7 @@ def _check_counts(record: ScoredRollout) -> None:
         "sampler": (len(rollout.sampler_logprobs), len(rollout.response_ids)),
         "teacher": (len(record.teacher_logprobs), size),
         "trainer": (size if record.trainer_logprobs is None else len(record.trainer_logprobs), size),
+        "base": (size if record.base_logprobs is None else len(record.base_logprobs), size),
     }
     for whose, (found, wanted) in counts.items():
         if found != wanted:

@@ -8,6 +8,7 @@ VERBS = {
     "ablate": ("iwopd.commands.ablate", "weightings compared over seeds, with statistics and a report"),
     "diagnose": ("iwopd.commands.diagnose", "where in a response do student and teacher disagree? before any training"),
     "eval": ("iwopd.commands.evaluate", "mean@k and pass@k of a model (eval.model=PATH)"),
+    "push": ("iwopd.commands.push", "upload a run's final model to the hub (push.repo=USER/NAME push.run=PATH)"),
 }
 
 USAGE = """\
@@ -23,6 +24,7 @@ examples:
   iwopd ablate weighting=last30                 that weighting against uniform, over five seeds
   iwopd diagnose diagnose.run=runs/a            position bias of a pair, and how training changed it
   iwopd eval eval.model=runs/a/final            measure a trained model
+  iwopd push push.run=runs/a push.repo=ME/NAME  share it
 
 iwopd VERB --help lists the config groups and the composed config; --cfg job prints it as YAML; -m sweeps.
 """

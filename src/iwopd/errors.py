@@ -49,3 +49,20 @@ class NonFiniteError(IwopdError, ArithmeticError):
 
 class OutOfMemoryError(IwopdError, MemoryError):
     """A single sequence that does not fit, after the micro-batch was halved as far as it goes."""
+
+
+def loading_error(key: str, path: str, problem: str, error: Exception, fix: str) -> ModelError:
+    """What an error of transformers means for the user: its first line, or that a model's own code may not run.
+
+    Args:
+        key: the setting that names the model.
+        problem: what could not be done with it.
+    """
+    if "trust_remote_code" in str(error):
+        section = "student" if key == "eval.model" else key.removesuffix(".path")  # `iwopd eval` uses the student's
+        return ModelError(
+            f"{key}={path}: comes with Python code of its own, which may not run; read it, and if you trust it set "
+            f"{section}.trust_remote_code=true"
+        )
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(f"{key}={path}: {problem}: {reason}; {fix}")

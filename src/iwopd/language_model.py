@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iwopd.batch import Tokens
-from iwopd.errors import ModelError
+from iwopd.errors import ModelError, loading_error
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
 # What architectures do to logits beside the matrix; `LanguageModel.head` does the same.
@@ -25,7 +25,7 @@ def load_pretrained(
     key: str,
     dtype: str,
     device: torch.device,
-    attention: str = "sdpa",
+    attention: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -33,6 +33,7 @@ def load_pretrained(
 
     Args:
         key: the setting the path came from, for messages.
+        attention: transformers' name of an implementation; auto for the best that the architecture has.
 
     Raises:
         ModelError: the model cannot be loaded; says why.
@@ -44,13 +45,13 @@ def load_pretrained(
             path,
             dtype=getattr(torch, dtype),
             revision=revision or "main",
-            attn_implementation=attention,
+            attn_implementation=None if attention == "auto" else attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors raise a dozen types here
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={path}: cannot be loaded as a causal language model: {reason}; check it") from error
+        problem = "cannot be loaded as a causal language model"
+        raise loading_error(key, str(path), problem, error, "check it") from error
     _mend_generation_config(model, f"{key}={path}")
     missing = sorted(report["missing_keys"])
     if missing:
@@ -58,6 +59,8 @@ def load_pretrained(
             f"{key}={path}: {len(missing)} weights are missing from the files, first {missing[0]}; "
             "they would start at random: save the model again, or name another"
         )
+    if attention == "auto" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' sdpa leaves the cap out, and says nothing
     return model.to(device)
 
 
@@ -95,6 +98,11 @@ class LanguageModel:
         return self.model.device
 
     @property
+    def config(self) -> Any:
+        """Of the text model: one that also sees or hears keeps it in a part of its own."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the head; padding of the vocabulary included."""
         return self.output_embeddings.weight.shape[0]
@@ -127,7 +135,7 @@ class LanguageModel:
 
     def head(self, states: Tensor) -> Tensor:
         """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so."""
-        config = self.model.config
+        config = self.config
         logits = self.output_embeddings(states)
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
@@ -152,7 +160,7 @@ class LanguageModel:
     def _plain_head(self) -> bool:
         """A matrix and nothing else: no bias, no adapter, no scale, no cap."""
         plain = type(self.output_embeddings) is nn.Linear and self.output_embeddings.bias is None
-        return plain and not any(getattr(self.model.config, name, None) for name in HEAD_EXTRAS)
+        return plain and not any(getattr(self.config, name, None) for name in HEAD_EXTRAS)
 
     @torch.no_grad()
     def _check_head(self) -> None:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from iwopd.config import Config, register_schemas
+from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -123,13 +123,25 @@ def check(composed: DictConfig, verb: str, overrides: Sequence[str] = ()) -> Con
     Raises:
         ConfigError: all mistakes, one line each.
     """
+    if verb == "eval" and OmegaConf.select(composed, "eval.model") is None:
+        raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
+    config = typed(composed, overrides)
+    settle_run_folder(config, verb)
+    return config
+
+
+def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """The composed YAML as a checked `Config`.
+
+    Raises:
+        ConfigError: see `check`.
+    """
     try:
         OmegaConf.resolve(composed)
+        _type_entries(composed, overrides)
         unknown = list(_unknown_keys(composed))
         if unknown:
             raise ConfigError(*(f"{key}: no such key; {_known_keys(key, owner)}" for key, owner in unknown))
-        if verb == "eval" and composed.eval.model is None:
-            raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         key = str(error.full_key or _first_line(str(error)).rpartition(": ")[2])
@@ -137,8 +149,21 @@ def check(composed: DictConfig, verb: str, overrides: Sequence[str] = ()) -> Con
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, overrides)) from None
     assert isinstance(config, Config)
-    settle_run_folder(config, verb)
     return config
+
+
+def _type_entries(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Give the entries of ENTRIES their schema."""
+    for owner, schema in ENTRIES.items():
+        entries = OmegaConf.select(composed, owner)
+        for name in list(entries):
+            key = f"{owner}.{name}"
+            if not OmegaConf.is_dict(entries[name]):
+                raise ConfigError(f"{key}={entries[name]}: not a section; write +{key}.path=…")
+            try:
+                entries[name] = OmegaConf.merge(OmegaConf.structured(schema), entries[name])
+            except OmegaConfBaseException as error:
+                raise ConfigError(explain(error, overrides, f"{key}.")) from None
 
 
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,8 +200,12 @@ def _free_name(name: str) -> str:
     return tried
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One line for an error of Hydra or OmegaConf: key, value, reason, fix."""
+def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str:
+    """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
+
+    Args:
+        prefix: where the node stands that the error's keys count from.
+    """
     missing = str(error.missing_cfg_file or "") if isinstance(error, MissingConfigException) else ""
     if missing:
         group, _, name = missing.rpartition("/")
@@ -189,7 +218,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{group}={name}: no such preset; {hint}choose one of {', '.join(options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = str(getattr(cause, "full_key", None) or "")
+    key = prefix + str(getattr(cause, "full_key", None) or "")
     given = next((override for override in overrides if override.lstrip("+~").split("=")[0] == key), "")
     shown = given.lstrip("+~") or key
     chosen = re.match(r"eval\.benchmarks\.([^.]+)", key)
@@ -198,6 +227,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(cause, (ConfigKeyError, AttributeError)) and key:
         return f"{shown}: no such key; {_known_keys(key, getattr(cause, 'object_type', None))}"
     reason = _first_line(str(error if cause is error else cause))
+    if "OverrideParseException" in type(error).__name__:
+        shown = next((override for override in overrides if override in str(error)), " ".join(overrides))
+        name, _, value = shown.partition("=")
+        return f"{shown}: not Hydra's grammar; see --help, or quote the value for it: '{name}=\"{value}\"'"
     group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
     if group:
         shown = next((override for override in overrides if override.startswith(group[1])), group[1])

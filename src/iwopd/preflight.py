@@ -75,13 +75,16 @@ def _weights_problem(file: Path) -> str | None:
     return None if size == wanted else f"is cut short or damaged: {size} of {wanted} bytes"
 
 
-def check_tokenizers(student: Any, teacher: Any, student_path: str, teacher_path: str) -> None:
+def check_tokenizers(student: Any, teacher: Any, student_path: str, teacher_path: str, key: str = "teacher") -> None:
     """Student and teacher must give the same tokens the same ids: they score the same ids.
+
+    Args:
+        key: the teacher's section of the config.
 
     Raises:
         ModelError: says in what they differ.
     """
-    said = f"teacher.path={teacher_path}: its tokenizer differs from that of student.path={student_path}"
+    said = f"{key}.path={teacher_path}: its tokenizer differs from that of student.path={student_path}"
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         differing = sorted(

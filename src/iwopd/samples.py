@@ -21,15 +21,17 @@ def sample_rows(
     *,
     progress: float,
     tokenizer: Any,
+    base: Teacher | None = None,
+    exopd_lambda: float = 1.0,
 ) -> list[dict[str, Any]]:
     """One row per response. ``weights`` and ``advantages`` (nats) count from token ``start``, where the scheme's
     window begins; weights of a scheme that needs the whole batch are made from these few alone."""
     if not graded:
         return []
     rollouts = [item.rollout for item in graded]
-    scored = score(teacher, rollouts, weighting.window(progress), student=student)
+    scored = score(teacher, rollouts, weighting.window(progress), student=student, base=base)
     seeds = [derive_seed("samples", rollout.name) for rollout in rollouts]
-    weights, advantages = whole_batch_weights(weighting, scored, seeds, "trainer", progress)
+    weights, advantages = whole_batch_weights(weighting, scored, seeds, "trainer", progress, exopd_lambda)
     rows = []
     for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
         rollout, prompt = item.rollout, item.prompt

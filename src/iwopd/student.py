@@ -124,12 +124,14 @@ class Student:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights under their names in HF checkpoints, detached; adapters are merged into copies of theirs.
 
-        Tied weights come once.
+        Tied weights come once; buffers that are saved, such as a router's corrections, come too.
         """
         if self.adapters is None:
             weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         else:
             weights = dict(_merged_weights(self.model))
+        saved = self.model.state_dict().keys()
+        weights |= {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
         yield from revert_weight_conversion(self.model, weights).items()
 
     def save(self, folder: Path, tokenizer: Any) -> None:
@@ -164,17 +166,16 @@ def _merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights with peft's adapters added, computed beside the originals: merging in place and out again would
     leave rounding in them at every step."""
     for name, parameter in model.named_parameters():
-        module_name, _, last = name.rpartition(".")
         if "lora_" in name:
             continue
-        if not module_name.endswith(".base_layer"):
-            yield name, parameter.detach()
-            continue
-        layer: Any = model.get_submodule(module_name.removesuffix(".base_layer"))
+        holder, _, last = name.rpartition(".")
         merged = parameter.detach()
-        if last == "weight":
-            for adapter in layer.active_adapters:
-                merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
+        while holder.endswith(".base_layer"):  # fused experts have two adapted parameters, and so two wrappers
+            holder = holder.removesuffix(".base_layer")
+            layer: Any = model.get_submodule(holder)
+            if last == getattr(layer, "parameter_name", "weight"):
+                for adapter in layer.active_adapters:
+                    merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
         yield name.replace(".base_layer", ""), merged
 
 

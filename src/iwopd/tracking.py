@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from iwopd.errors import ConfigError, RunFolderError
+from iwopd.errors import RunFolderError
 
 
 class JsonLines:
@@ -68,47 +68,6 @@ class Mirror(Protocol):
     def close(self) -> None:
         """Finish writing."""
         ...
-
-
-class WandbMirror:
-    """Weights & Biases; a resumed run goes on in the same wandb run.
-
-    Raises:
-        ConfigError: wandb is not installed, or refuses to start.
-    """
-
-    def __init__(self, folder: Path, config: dict[str, Any], settings: Mapping[str, Any], name: str):
-        try:
-            import wandb
-        except ModuleNotFoundError:
-            raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'") from None
-        identity = folder / "wandb_id"
-        known = identity.read_text().strip() if identity.exists() else None
-        try:
-            self.run = wandb.init(
-                dir=folder, config=config, name=name, id=known, resume="allow" if known else None, **settings
-            )
-        except Exception as error:  # network, account and quota errors, each of its own type
-            raise ConfigError(
-                f"tracking.mode={settings['mode']}: wandb does not start ({error}); log in, or set it to offline"
-            ) from error
-        identity.write_text(self.run.id)
-        self._table = wandb.Table
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `Mirror`."""
-        self.run.log(dict(metrics), step=step)
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See `Mirror`."""
-        if rows:
-            columns: list[Any] = ["prompt", "response", "answer", "correct"]
-            table = self._table(columns=columns, data=[[row[column] for column in columns] for row in rows])
-            self.run.log({"samples": table}, step=step)
-
-    def close(self) -> None:
-        """See `Mirror`."""
-        self.run.finish()
 
 
 class Tracker:

@@ -21,6 +21,7 @@ class Prompt:
         text: the text those ids came from.
         answer: reference answer for grading; None where the dataset has none.
         row: the source row, untouched.
+        teacher: name of the teacher that scores the answers; None for the one in `teacher`.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Prompt:
     text: str
     answer: str | None = None
     row: dict[str, Any] = field(default_factory=dict[str, Any])
+    teacher: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class ScoredRollout:
         rollout: what was scored.
         start, stop: the window of response tokens that can have non-zero weight; the whole response for most schemes.
         teacher_logprobs: nats, ``stop - start`` of them.
+        base_logprobs: nats, by the base model; only for ExOPD.
         trainer_logprobs: nats, recomputed by the student under training; only where the weighting needs the whole
             batch first, or the batch feeds several updates.
         teacher_hidden: the teacher's last hidden states ``[stop - start, hidden]`` in host memory; only for
@@ -78,4 +81,5 @@ class ScoredRollout:
     stop: int
     teacher_logprobs: Sequence[float]
     trainer_logprobs: Sequence[float] | None = None
+    base_logprobs: Sequence[float] | None = None
     teacher_hidden: Any | None = None

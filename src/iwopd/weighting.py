@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iwopd.batch import Batch, Window, collate
 from iwopd.errors import ConfigError, NonFiniteError
-from iwopd.numerics import WeightInput, opd_advantage
+from iwopd.numerics import WeightInput, exopd_advantage, opd_advantage
 from iwopd.types import ScoredRollout
 
 
@@ -66,12 +66,13 @@ class Weighting:
         return weights
 
 
-def batch_advantages(batch: Batch, student_logprobs: Tensor | None, source: str) -> Tensor:
+def batch_advantages(batch: Batch, student_logprobs: Tensor | None, source: str, exopd_lambda: float = 1.0) -> Tensor:
     """A_t of a batch, with the student's log-probs that `scoring.student_logprobs` names.
 
     Args:
         student_logprobs: [batch, time], the trainer's; None where they were not made.
         source: "trainer" or "sampler".
+        exopd_lambda: λ; any but 1 needs the base model's log-probs.
 
     Raises:
         ValueError: the log-probs asked for are not there.
@@ -80,7 +81,13 @@ def batch_advantages(batch: Batch, student_logprobs: Tensor | None, source: str)
     chosen = batch.sampler_logprobs if source == "sampler" else student_logprobs
     if chosen is None:
         raise ValueError("the advantage needs the trainer's log-probs, and nothing recorded them")
-    advantages = opd_advantage(batch.teacher_logprobs, chosen, batch.tokens.mask)
+    teacher, mask = batch.teacher_logprobs, batch.tokens.mask
+    if exopd_lambda == 1:
+        advantages = opd_advantage(teacher, chosen, mask)
+    elif batch.base_logprobs is None:
+        raise ValueError("ExOPD's advantage needs the base model's log-probs, and nothing recorded them")
+    else:
+        advantages = exopd_advantage(teacher, chosen, batch.base_logprobs, mask, exopd_lambda)
     check_finite(advantages, "advantage", batch)
     return advantages
 
@@ -97,11 +104,16 @@ def check_finite(values: Tensor, what: str, batch: Batch) -> None:
 
 
 def whole_batch_weights(
-    weighting: Weighting, scored: Sequence[ScoredRollout], seeds: Sequence[int], source: str, progress: float
+    weighting: Weighting,
+    scored: Sequence[ScoredRollout],
+    seeds: Sequence[int],
+    source: str,
+    progress: float,
+    exopd_lambda: float = 1.0,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and advantages of every rollout, made from the whole batch at once; a [time] tensor per rollout each."""
     batch = collate(scored, seeds)
-    advantages = batch_advantages(batch, batch.trainer_logprobs, source)
+    advantages = batch_advantages(batch, batch.trainer_logprobs, source, exopd_lambda)
     weights = weighting.weights(batch, advantages, progress)
     counts = batch.tokens.mask.sum(-1).tolist()
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config import BenchmarkConfig, EvalConfig
-from iwopd.data import Row, load_rows, render
+from iwopd.data import Row, cell, load_rows, render
 from iwopd.errors import ConfigError, DataError
 from iwopd.grading import CodeGrader, ExactGrader, Grader, MathGrader, code_rows
 
@@ -41,7 +41,7 @@ def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
         return rows
     rows = _with_references(rows, source)
     for number, row in enumerate(rows, start=1):
-        if source.grader == "math" and not str(row[source.answer_column]).strip():
+        if source.grader == "math" and not str(cell(row, source.answer_column)).strip():
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: empty, so no answer could be right; "
                 "mend or remove the row"
@@ -56,7 +56,7 @@ def _with_references(rows: list[Row], source: BenchmarkConfig) -> list[Row]:
     assert source.answer_column is not None
     pattern, found = re.compile(source.reference_pattern), list[Row]()
     for number, row in enumerate(rows, start=1):
-        match = pattern.search(str(row[source.answer_column]))
+        match = pattern.search(str(cell(row, source.answer_column)))
         if match is None:
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: reference_pattern="

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,29 @@ from typing import Any
 from iwopd import toy
 from iwopd.build.evaluation import benchmark_rows
 from iwopd.build.vllm import check_vllm
-from iwopd.config import Config, WandbTracking
-from iwopd.data import PromptStream, Row, fitting, load_rows, render
-from iwopd.errors import ConfigError, ModelError
+from iwopd.config import (
+    BaseConfig,
+    Config,
+    DataConfig,
+    TeacherConfig,
+    TrainingSourceConfig,
+    WandbTracking,
+)
+from iwopd.data import Mixture, Prompts, PromptStream, Row, cell, fitting, load_rows, render, shares
+from iwopd.errors import ConfigError, DataError, ModelError, loading_error
 from iwopd.hub import check_on_hub
 from iwopd.preflight import check_model_folder, check_tokenizers
+from iwopd.types import Prompt
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was read before anything heavy loaded: rows of the data and of the benchmarks."""
+    """What was read before anything heavy loaded: rows of the data, by source ("data" if there is one only), and of the
+    benchmarks."""
 
-    rows: list[Row]
+    rows: dict[str, list[Row]]
     benchmarks: dict[str, list[Row]]
 
 
@@ -37,12 +46,31 @@ def check_inputs(config: Config) -> Checked:
     if isinstance(config.tracking, WandbTracking) and find_spec("wandb") is None:
         raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'")
     check_vllm(config)
-    check_path("student.path", config.student.path)
-    check_path("teacher.path", config.teacher.path)
+    check_path("student.path", config.student.path, config.student.revision)
+    for key, section in scorer_sections(config).items():
+        check_path(f"{key}.path", str(section.path), section.revision)
     return Checked(training_rows(config), benchmark_rows(config.eval))
 
 
-def check_path(key: str, path: str) -> None:
+def model_paths(config: Config) -> dict[str, str]:
+    """The models of a training run, by the setting that names them: the student, and all that score."""
+    scorers = {f"{key}.path": section.path for key, section in scorer_sections(config).items()}
+    return {"student.path": config.student.path} | {key: path for key, path in scorers.items() if path is not None}
+
+
+def scorer_sections(config: Config) -> dict[str, TeacherConfig | BaseConfig]:
+    """The sections of the models that score, by their keys: teachers, the one for problems that name none first; and
+    ExOPD's base where it is needed, by default the student's files."""
+    found: dict[str, TeacherConfig | BaseConfig] = {"teacher": config.teacher}
+    found |= {f"teachers.{name}": each for name, each in config.teachers.items()}
+    if config.loss.exopd_lambda != 1:
+        base, student = config.base, config.student
+        own = {"path": student.path, "revision": student.revision, "trust_remote_code": student.trust_remote_code}
+        found["base"] = replace(base, **own) if base.path is None else base
+    return found
+
+
+def check_path(key: str, path: str, revision: str | None = None) -> None:
     """Refuse a model path that cannot work, as far as can be told without reading weights.
 
     Raises:
@@ -55,7 +83,7 @@ def check_path(key: str, path: str) -> None:
     elif is_local(path):
         check_model_folder(key, Path(path).expanduser())
     else:
-        check_on_hub(key, path)
+        check_on_hub(key, path, revision=revision)
 
 
 def is_local(path: str) -> bool:
@@ -89,8 +117,7 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file shows as one of many types
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={folder}: its tokenizer cannot be loaded: {reason}; save one beside it") from error
+        raise loading_error(key, folder, "its tokenizer cannot be loaded", error, "save one beside it") from error
     if loaded.eos_token_id is None:
         raise ModelError(
             f"{key}={folder}: its tokenizer has no end-of-sequence token, so responses would never end; "
@@ -105,20 +132,59 @@ def student_tokenizer(config: Config, folder: str) -> Any:
     return tokenizer("student.path", folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
 
 
-def check_teacher_tokenizer(config: Config, ours: Any, folder: str) -> None:
-    """The teacher's must be the same. See `check_tokenizers`."""
-    teacher = config.teacher
-    theirs = tokenizer("teacher.path", folder, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
-    check_tokenizers(ours, theirs, config.student.path, teacher.path)
+def check_scorer_tokenizer(config: Config, ours: Any, folder: str, key: str = "teacher") -> None:
+    """The tokenizer of the model in section `key` must be the student's. See `check_tokenizers`."""
+    scorer = scorer_sections(config)[key]
+    theirs = tokenizer(f"{key}.path", folder, revision=scorer.revision, trust_remote_code=scorer.trust_remote_code)
+    check_tokenizers(ours, theirs, config.student.path, str(scorer.path), key)
 
 
-def training_rows(config: Config) -> list[Row]:
-    """The rows of `data`, columns checked."""
-    return load_rows(config.data, "data", answers=False)
+def data_sources(data: DataConfig) -> dict[str, TrainingSourceConfig]:
+    """The sources of the training problems by their keys; what one of a mixture leaves open is as in `data`."""
+    if not data.sources:
+        return {"data": data}
+    return {
+        f"data.sources.{name}": replace(
+            source,
+            **{part: getattr(data, part) for part in RENDERING if getattr(source, part) is None},
+        )
+        for name, source in data.sources.items()
+    }
 
 
-def prompt_stream(config: Config, rows: list[Row], tokenizer: Any) -> tuple[PromptStream, int]:
+RENDERING = ("template", "suffix", "system", "enable_thinking")
+
+
+def training_rows(config: Config) -> dict[str, list[Row]]:
+    """The rows of every source of `data`, columns checked, and the teachers they name.
+
+    Raises:
+        DataError: a row names a teacher that is not there.
+    """
+    sources = data_sources(config.data)
+    rows = {key: load_rows(source, key, answers=False) for key, source in sources.items()}
+    known = [config.teacher.name, *config.teachers]
+    for key, source in sources.items():
+        for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
+            named = cell(row, source.teacher_column or "")
+            if named is not None and str(named) not in known:
+                raise DataError(
+                    f"{source.path}: row {number}, column {source.teacher_column}: {named} is no teacher; there are "
+                    f"{', '.join(known)}: add teachers.{named}.path=…, or mend the row"
+                )
+    return rows
+
+
+def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Any) -> tuple[Prompts, int]:
     """Batches of rendered prompts, and how many prompts were dropped as too long."""
-    prompts = render(rows, config.data, tokenizer)
-    kept, dropped = fitting(prompts, config.data.max_prompt_tokens, config.data.overlong, "data")
-    return PromptStream(kept, config.data.batch_size, config.seed), dropped
+    data, kept, dropped = config.data, dict[str, list[Prompt]](), 0
+    for key, source in data_sources(data).items():
+        group = key.removeprefix("data.sources.") if data.sources else None
+        prompts = render(rows[key], source, tokenizer, group)
+        kept[key], overlong = fitting(prompts, data.max_prompt_tokens, data.overlong, "data")
+        dropped += overlong
+    if not data.sources:
+        return PromptStream(kept["data"], data.batch_size, config.seed), dropped
+    sizes = shares({name: source.weight for name, source in data.sources.items()}, data.batch_size)
+    streams = [PromptStream(kept[f"data.sources.{name}"], size, config.seed, name) for name, size in sizes.items()]
+    return Mixture(streams), dropped

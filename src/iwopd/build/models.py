@@ -1,6 +1,9 @@
 """Student, teacher and engine, on their devices."""
 
 import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ from iwopd.config import (
     VllmServerRolloutConfig,
     VllmServerScoringConfig,
 )
-from iwopd.errors import ConfigError, ModelError
+from iwopd.errors import ConfigError, ModelError, loading_error
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from iwopd.language_model import LanguageModel
     from iwopd.student import Student
     from iwopd.teachers.base import Teacher
+    from iwopd.types import Prompt
 
 
 def device(name: str, deterministic: bool = True) -> "torch.device":
@@ -36,15 +40,20 @@ def device(name: str, deterministic: bool = True) -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(name)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"run.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
+    chosen = _torch_device("run.device", name)
     if chosen.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    return chosen
+
+
+def _torch_device(key: str, name: str) -> "torch.device":
+    import torch
+
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{key}={name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return chosen
 
 
@@ -100,7 +109,9 @@ def student_model(
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
     lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
-    return lm, _adapters(config, lm.model, checkpoint) if lora else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match")  # says peft of fused experts, and errs
+        return lm, _adapters(config, lm.model, checkpoint) if lora else None
 
 
 def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
@@ -129,26 +140,59 @@ def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
 
 
 def teacher(config: Config, served: Served, device: "torch.device") -> "Teacher":
-    """The teacher of the `scoring` group.
+    """One teacher, where the `scoring` group wants it.
+
+    Args:
+        device: where it computes with scoring=hf, unless its section says otherwise.
 
     Raises:
         IwopdError: its model cannot be loaded, or its engine or servers cannot be used.
     """
     match config.scoring:
-        case HfScoringConfig() as scoring:
-            import torch
-
-            from iwopd.teachers.hf import HfTeacher
-
-            home = torch.device("cpu") if config.teacher.offload else device
-            lm = language_model("teacher.path", config.teacher, served.folder, home)
-            return HfTeacher(lm, device, scoring.batch_tokens, config.teacher.offload)
+        case HfScoringConfig():
+            return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
-            return vllm_teacher(config, scoring, served)
+            return vllm_teacher(scoring, served)
         case VllmServerScoringConfig() as scoring:
             return vllm_server_teacher(scoring, served)
         case other:
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
+
+
+def teachers(
+    config: Config, served: Mapping[str, Served], device: "torch.device", prompts: "Sequence[Prompt]", stack: ExitStack
+) -> "Teacher":
+    """The teacher; of several, each scores the answers to the prompts that name it.
+
+    Args:
+        served: by the key of the section.
+        stack: closes them.
+    """
+    found = {key: stack.enter_context(teacher(config, each, device)) for key, each in served.items()}
+    if len(found) == 1:
+        return found["teacher"]
+    from iwopd.teachers.several import SeveralTeachers
+
+    named = {key.removeprefix("teachers."): each for key, each in found.items() if key != "teacher"}
+    return SeveralTeachers({config.teacher.name: found["teacher"], **named}, config.teacher.name, prompts)
+
+
+def base(config: Config, served: Served, device: "torch.device") -> "Teacher":
+    """The model ExOPD starts from, scored in this process whatever the teacher runs in."""
+    return _hf_teacher(config, served, device)
+
+
+def _hf_teacher(config: Config, served: Served, device: "torch.device") -> "Teacher":
+    import torch
+
+    from iwopd.teachers.hf import HfTeacher
+
+    section: Any = served.section
+    own = _torch_device(f"{served.key}.device", section.device) if section.device else device
+    tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
+    home = torch.device("cpu") if section.offload else own
+    lm = language_model(f"{served.key}.path", section, served.folder, home)
+    return HfTeacher(lm, own, tokens, section.offload)
 
 
 def engine(config: Config, served: Served, lm: "LanguageModel | None" = None) -> "Engine":
@@ -209,8 +253,7 @@ def model_config(key: str, section: Any, folder: str) -> Any:
         )
         return config.get_text_config()
     except Exception as error:  # transformers raises a dozen types here
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{key}={folder}: its config.json cannot be read: {reason}; check it") from error
+        raise loading_error(key, folder, "its config.json cannot be read", error, "check it") from error
 
 
 def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> None:

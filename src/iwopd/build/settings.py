@@ -52,6 +52,7 @@ def loss_settings(config: Config) -> "LossSettings":
         dual_clip=loss.dual_clip,
         importance_cap=loss.importance_cap,
         student_logprobs=config.scoring.student_logprobs,
+        exopd_lambda=loss.exopd_lambda,
     )
 
 
@@ -59,7 +60,7 @@ def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list["Mirror
     """Where metrics go besides metrics.jsonl."""
     match config.tracking:
         case WandbTracking(project=project, entity=entity, group=group, mode=mode):
-            from iwopd.tracking import WandbMirror
+            from iwopd.wandb_mirror import WandbMirror
 
             settings = {"project": project, "entity": entity, "group": group, "mode": mode}
             return [WandbMirror(folder, plain, settings, config.run.name or folder.name)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from iwopd.config import (
     Config,
     HttpConfig,
+    ScorerConfig,
     StudentConfig,
-    TeacherConfig,
     VllmEngineConfig,
     VllmRolloutConfig,
     VllmScoringConfig,
@@ -38,14 +38,16 @@ class Served:
         log_file: of engines in this process.
         stop_ids: end-of-sequence token ids.
         vocabulary: sample only ids below this; None for all.
+        key: the section's, for messages.
     """
 
     folder: str
-    section: StudentConfig | TeacherConfig
+    section: StudentConfig | ScorerConfig
     context: int
     log_file: Path
     stop_ids: tuple[int, ...] = ()
     vocabulary: int | None = None
+    key: str = "teacher"
 
 
 def uses_vllm(config: Config) -> bool:
@@ -97,7 +99,7 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> "
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(config: Config, scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
+def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
     """Starts vLLM in this process.
 
     Raises:
@@ -107,7 +109,8 @@ def vllm_teacher(config: Config, scoring: VllmScoringConfig, served: Served) -> 
     from iwopd.vllm.in_process import InProcess
 
     options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
-    settings = replace(_settings(scoring.engine, served, config.teacher.dtype), sleep=config.teacher.offload)
+    section: Any = served.section
+    settings = replace(_settings(scoring.engine, served, section.dtype), sleep=section.offload)
     vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 
@@ -154,7 +157,9 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "Vl
     """Meets the servers. See `vllm_server_engine`."""
     from iwopd.teachers.vllm_server import VllmServerTeacher
 
-    servers = _servers("scoring.urls", scoring.urls, scoring.http, served.context)
+    own = getattr(served.section, "urls", None)
+    key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
+    servers = _servers(key, urls, scoring.http, served.context)
     return VllmServerTeacher(servers, scoring.overlap)
 
 

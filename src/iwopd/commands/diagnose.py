@@ -149,7 +149,7 @@ class _Work:
         paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
         self.student_folder, teacher_folder = build.model_folders(paths, display.stage).values()
         self.tokenizer = build.student_tokenizer(config, self.student_folder)
-        build.check_teacher_tokenizer(config, self.tokenizer, teacher_folder)
+        build.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
         (self.benchmark,) = build.benchmarks(config.eval, rows, self.tokenizer)
         self.device = build.device(config.run.device, config.run.deterministic)
         self.sampling = build.sampling(config.rollout)

@@ -14,7 +14,7 @@ from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
 
 if TYPE_CHECKING:
-    from iwopd.data import PromptStream
+    from iwopd.data import Prompts
     from iwopd.stages.evaluation import Benchmark
 
 
@@ -50,19 +50,16 @@ def prepare(
 ) -> "Trainer":
     """Load and check everything, cheapest first; the run folder is made as late as can be."""
     weighting = build.weighting(config.weighting)
-    paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
-    student_folder, teacher_folder = build.model_folders(paths, display.stage).values()
+    folders = build.model_folders(build.model_paths(config), display.stage)
+    student_folder = folders["student.path"]
     display.line("loading tokenizers and data")
     tokenizer = build.student_tokenizer(config, student_folder)
-    build.check_teacher_tokenizer(config, tokenizer, teacher_folder)
     stream, dropped = build.prompt_stream(config, checked.rows, tokenizer)
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     benchmarks = build.benchmarks(config.eval, checked.benchmarks, tokenizer)
     device = build.device(config.run.device, config.run.deterministic)
-    teacher_config = build.model_config("teacher.path", config.teacher, teacher_folder)
-    student_config = build.model_config("student.path", config.student, student_folder)
-    context = _check_contexts(config, student_config, teacher_config, stream, benchmarks)
+    context, vocabulary = _check_models(config, folders, tokenizer, stream, benchmarks)
 
     display.line(f"loading student {config.student.path} on {device}")
     if config.run.resume and folder.path.exists():
@@ -70,21 +67,27 @@ def prepare(
     checkpoint = folder.last_checkpoint() if config.run.resume else None
     student = build.student(config, student_folder, device, checkpoint)
     build.check_vocabulary("student", student.lm.vocabulary, config.student.path, tokenizer)
-    build.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, tokenizer)
     state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student.micro_batch_tokens = state.micro_batch_tokens or student.micro_batch_tokens
 
-    display.line(f"loading teacher {config.teacher.path}")
     log_file = folder.path / "vllm.log"
-    scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
-    stops = build.stop_ids("student.path", config.student, student_folder, tokenizer)
-    known = teacher_config.vocab_size if teacher_config.vocab_size < student.lm.vocabulary else None
-    sampled = build.Served(student_folder, config.student, context, log_file, stops, known)
     if build.uses_vllm(config):
         if not folder.held:
             stack.enter_context(folder)  # vLLM's log goes there
-        display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
-    teacher = stack.enter_context(build.teacher(config, scored, device))
+        display.line(f"vLLM starts, a matter of seconds to minutes; its log is {log_file}")
+    scored = {
+        key: build.Served(
+            folders[f"{key}.path"], section, context + 1, log_file, key=key
+        )  # vLLM samples one token more
+        for key, section in build.scorer_sections(config).items()
+    }
+    display.line("loading " + ", ".join(f"{key} {build.model_paths(config)[f'{key}.path']}" for key in scored))
+    base = scored.pop("base", None)
+    base = stack.enter_context(build.base(config, base, device)) if base else None
+    teacher = build.teachers(config, scored, device, stream.prompts, stack)
+    stops = build.stop_ids("student.path", config.student, student_folder, tokenizer)
+    known = vocabulary if vocabulary < student.lm.vocabulary else None
+    sampled = build.Served(student_folder, config.student, context, log_file, stops, known, "student")
     engine = stack.enter_context(build.engine(config, sampled, student.lm))
     engine.check_logprobs(build.sampling(config.rollout), stream.prompts[0])
     if not folder.held:
@@ -94,18 +97,30 @@ def prepare(
     stack.callback(tracker.close)
     if checkpoint:
         display.line(f"going on from {checkpoint.name} of {folder.path}")
-    parts = Parts(student, teacher, engine, weighting, stream, benchmarks, tokenizer, dropped)
+    parts = Parts(student, teacher, base, engine, weighting, stream, benchmarks, tokenizer, dropped)
     return Trainer(config, parts, folder, tracker, display, interrupts, state)
 
 
-def _check_contexts(
-    config: Config, student: Any, teacher: Any, stream: "PromptStream", benchmarks: "list[Benchmark]"
-) -> int:
-    """Prompts and responses must fit in both models; the longest of them together, tokens."""
-    longest = max(len(prompt.ids) for prompt in stream.prompts)
+def _check_models(
+    config: Config, folders: dict[str, str], tokenizer: Any, stream: "Prompts", benchmarks: "list[Benchmark]"
+) -> tuple[int, int]:
+    """Tokenizers must agree, and prompts and responses fit in every model.
+
+    Returns:
+        The longest prompt and response together, tokens; and the smallest vocabulary of those that score.
+    """
+    longest, response = max(len(prompt.ids) for prompt in stream.prompts), config.rollout.max_tokens
     evaluated = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
     eval_tokens = build.eval_sampling(config).max_tokens
-    for name, model_config in (("student", student), ("teacher", teacher)):
-        build.check_context(name, model_config, "rollout.max_tokens", longest, config.rollout.max_tokens)
+    vocabularies = []
+    for key, section in build.scorer_sections(config).items():
+        folder = folders[f"{key}.path"]
+        build.check_scorer_tokenizer(config, tokenizer, folder, key)
+        scorer = build.model_config(f"{key}.path", section, folder)
+        build.check_context(key, scorer, "rollout.max_tokens", longest, response)
+        build.check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
+        vocabularies.append(scorer.vocab_size)
+    student = build.model_config("student.path", config.student, folders["student.path"])
+    build.check_context("student", student, "rollout.max_tokens", longest, response)
     build.check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
-    return max(longest + config.rollout.max_tokens, evaluated + eval_tokens)
+    return max(longest + response, evaluated + eval_tokens), min(vocabularies)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
+from iwopd.card import write_card
 from iwopd.config import Config
 from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
@@ -20,7 +21,7 @@ from iwopd.tracking import Tracker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iwopd.data import PromptStream
+    from iwopd.data import Prompts
     from iwopd.engines.base import Engine
     from iwopd.stages.evaluation import Benchmark, Evaluation
     from iwopd.student import Student
@@ -66,9 +67,10 @@ class Parts:
 
     student: "Student"
     teacher: "Teacher"
+    base: "Teacher | None"
     engine: "Engine"
     weighting: "Weighting"
-    stream: "PromptStream"
+    stream: "Prompts"
     benchmarks: "list[Benchmark]"
     tokenizer: Any
     dropped: int
@@ -179,6 +181,7 @@ class Trainer:
                 rollouts,
                 window,
                 student=parts.student if self._needs_student_logprobs else None,
+                base=parts.base,
                 hidden=self.loss.kind == "reverse_kl",
                 progress=advance,
             )
@@ -297,6 +300,8 @@ class Trainer:
                 parts.weighting,
                 progress=self.progress,
                 tokenizer=parts.tokenizer,
+                base=parts.base,
+                exopd_lambda=self.loss.exopd_lambda,
             )
             rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
         return rows
@@ -324,12 +329,18 @@ class Trainer:
         final = self.folder.final
         if not (final / "config.json").exists():  # a finished run that is resumed has it already
             with self.interrupts.deferred():
-                self.folder.save_final(lambda folder: self.parts.student.export(folder, self.parts.tokenizer))
+                self.folder.save_final(self._write_final)
         state = self.state
         self.display.line(
             f"{self.config.run.name}: accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after "
             f"{state.step} steps; the student is in {final}"
         )
+
+    def _write_final(self, folder: Path) -> None:
+        tokenizer, state = self.parts.tokenizer, self.state
+        self.parts.student.export(folder, tokenizer)
+        chat = bool(tokenizer.chat_template)
+        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
 
 
 class Clock:

@@ -5,6 +5,7 @@ reports all mistakes at once, each as one line with the key, the value, the reas
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -24,13 +25,18 @@ from iwopd.config.engines import (
     VllmServerScoringConfig,
 )
 from iwopd.config.models import (
+    BaseConfig,
     DataConfig,
     LoraConfig,
+    MixedSourceConfig,
     RunConfig,
+    ScorerConfig,
     SourceConfig,
     StudentConfig,
     TeacherConfig,
+    TrainingSourceConfig,
 )
+from iwopd.config.push import PushConfig
 from iwopd.config.setting import setting
 from iwopd.config.training import (
     AnnealedPrefixWeighting,
@@ -56,8 +62,10 @@ from iwopd.config.verbs import (
 from iwopd.errors import ConfigError
 
 __all__ = [
+    "ENTRIES",
     "AblateConfig",
     "AnnealedPrefixWeighting",
+    "BaseConfig",
     "BenchmarkConfig",
     "Config",
     "CustomWeighting",
@@ -71,17 +79,21 @@ __all__ = [
     "IwWeighting",
     "LoraConfig",
     "LossConfig",
+    "MixedSourceConfig",
     "OptimConfig",
     "ParityConfig",
     "PrefixBoostWeighting",
     "PrefixRatioWeighting",
+    "PushConfig",
     "RolloutConfig",
     "RunConfig",
+    "ScorerConfig",
     "ScoringConfig",
     "SourceConfig",
     "StudentConfig",
     "TeacherConfig",
     "TrackingConfig",
+    "TrainingSourceConfig",
     "UniformWeighting",
     "VllmEngineConfig",
     "VllmRolloutConfig",
@@ -103,6 +115,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teachers: dict[str, Any] = setting({}, "further teachers by name, each a TeacherConfig")
+    base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = MISSING
     scoring: ScoringConfig = MISSING
@@ -113,6 +127,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
+    push: PushConfig = field(default_factory=PushConfig)
 
     def __post_init__(self) -> None:
         problems = checks.problems(self)
@@ -137,6 +152,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
+
+
+# Dictionaries whose entries have a schema: entries come from the command line too (+teachers.coder.path=…), where
+# OmegaConf would not type them.
+ENTRIES: dict[str, type] = {"data.sources": MixedSourceConfig, "teachers": TeacherConfig}
 
 
 def register_schemas() -> None:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config.engines import HfScoringConfig, RolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
+from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.training import (
     AnnealedPrefixWeighting,
     CustomWeighting,
@@ -19,7 +20,6 @@ from iwopd.config.training import (
     WeightingConfig,
     WindowWeighting,
 )
-from iwopd.config.verbs import BenchmarkConfig
 
 if TYPE_CHECKING:
     from iwopd.config import Config
@@ -37,7 +37,7 @@ def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _field_problems(value, key + ".")
         elif isinstance(value, dict):
             for name, item in value.items():  # pyright: ignore[reportUnknownVariableType]
-                if isinstance(item, BenchmarkConfig):
+                if dataclasses.is_dataclass(item):  # pyright: ignore[reportUnknownArgumentType]
                     yield from _field_problems(item, f"{key}.{name}.")
         elif value is not None and entry.metadata:
             problem = _value_problem(value, entry.metadata)
@@ -80,16 +80,69 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
             f"eval.k={evaluation.k}: larger than eval.n={evaluation.n}, and pass@k needs k samples; "
             f"raise eval.n or set eval.k={evaluation.n}"
         )
+    yield from _data_problems(data)
+    yield from _model_problems(config)
+    yield from _loss_problems(config)
+    yield from _engine_problems(config)
+    yield from _horizon_problems(config.rollout)
+    yield from _scheme_problems(config.weighting)
+
+
+OF_ONE_SOURCE = ("path", "subset", "revision", "filter", "limit", "teacher_column")
+
+
+def _data_problems(data: DataConfig) -> Iterator[str]:
+    mixed: dict[str, SourceConfig] = {f"data.sources.{name}": each for name, each in data.sources.items()}
+    for key, source in {"data": data, **mixed}.items():
+        if source.template is not None and "{prompt}" not in source.template:
+            yield f"{key}.template={source.template}: has no place for the problem; write {{prompt}} where it belongs"
+        if source.path is None and not data.sources:
+            yield f"{key}.path=null: no data; name a file or a hub dataset, or several with data.sources"
+    if data.sources:
+        for name in OF_ONE_SOURCE:
+            if getattr(data, name) is not None:
+                yield (
+                    f"data.{name}={getattr(data, name)}: data.sources has sources of its own; set "
+                    f"data.sources.{next(iter(data.sources))}.{name}, or data.{name}=null"
+                )
+
+
+def _model_problems(config: "Config") -> Iterator[str]:
     if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
         yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
-    if config.loss.kind == "reverse_kl" and config.scoring.student_logprobs == "sampler":
+    teachers: dict[str, ScorerConfig] = {f"teachers.{name}": each for name, each in config.teachers.items()}
+    for key, model in {"teacher": config.teacher, "base": config.base, **teachers}.items():
+        if model.device is not None and model.device != "cpu" and not _is_cuda(model.device):
+            yield f"{key}.device={model.device}: not a device; use cpu, cuda or cuda:N, or null for run.device"
+    for name, each in config.teachers.items():
+        if name == config.teacher.name:
+            yield f"teachers.{name}: teacher.name is {name} too; give one of them another name"
+        if each.name not in ("default", name):
+            yield f"teachers.{name}.name={each.name}: its name is {name} already; leave it out"
+        if isinstance(config.scoring, VllmServerScoringConfig):
+            yield from _url_problems(f"teachers.{name}.urls", each.urls or [])
+    known = [config.teacher.name, *config.teachers]
+    for name, source in config.data.sources.items():
+        if source.teacher is not None and source.teacher not in known:
+            yield f"data.sources.{name}.teacher={source.teacher}: no such teacher; there are {', '.join(known)}"
+
+
+def _loss_problems(config: "Config") -> Iterator[str]:
+    loss = config.loss
+    if loss.kind != "reverse_kl":
+        return
+    if config.scoring.student_logprobs == "sampler":
         yield (
             "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    yield from _engine_problems(config)
-    yield from _horizon_problems(config.rollout)
-    yield from _scheme_problems(config.weighting)
+    if loss.exopd_lambda != 1:
+        yield f"loss.exopd_lambda={loss.exopd_lambda:g}: ExOPD is a policy gradient; use loss=policy_gradient"
+    if config.teachers:
+        yield (
+            f"teachers={{{', '.join(config.teachers)}}}: loss.kind=reverse_kl needs one distribution for all; "
+            "use loss=policy_gradient"
+        )
 
 
 def _engine_problems(config: "Config") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A run, its student and teacher, and its problems."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -42,43 +43,81 @@ class StudentConfig:
     path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("float32", "dtype of the weights and of the optimiser's state", choices=DTYPES)
-    attention: str = setting("sdpa", "transformers' attention implementation")
+    attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, about 30 % slower")
     trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(kw_only=True, slots=True)
-class TeacherConfig:
-    """The model that scores."""
+class ScorerConfig:
+    """A model that only scores."""
 
-    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("bfloat16", "dtype of the weights", choices=DTYPES)
-    attention: str = setting("sdpa", "transformers' attention implementation")
+    attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
+    device: str | None = setting(None, "where it computes with scoring=hf: cpu, cuda, cuda:1; null for run.device")
     offload: bool = setting(False, "keep the weights in host memory between uses")
     trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")
+
+
+@dataclass(kw_only=True, slots=True)
+class TeacherConfig(ScorerConfig):
+    """The model that scores; of several teachers, the one for problems that name none."""
+
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher")
+    name: str = setting("default", "what problems may call it, where there are several")
+    urls: list[str] | None = setting(None, "its servers with scoring=vllm_server; null for scoring.urls")
+
+
+@dataclass(kw_only=True, slots=True)
+class BaseConfig(ScorerConfig):
+    """The model that ExOPD (loss.exopd_lambda other than 1) starts from; computes in the training process."""
+
+    path: str | None = setting(None, "folder in HF format or hub name; null for the student before training")
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """Where problems come from."""
 
-    path: str = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
+    path: str | None = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
     subset: str | None = setting(None, "configuration of a hub dataset")
     split: str = setting("train", "split of a hub dataset or of toy://")
+    revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
+    filter: str | None = setting(
+        None, "condition that kept rows fulfil, such as: difficulty >= 6 and topic != 'Algebra'"
+    )
+    limit: int | None = setting(None, "rows to take from the top of those kept; null for all", low=1)
     prompt_column: str = setting("prompt", "column with the problem: a text, or a list of chat messages")
     answer_column: str | None = setting(None, "column with the reference answer; null where none is needed")
     id_column: str | None = setting(None, "column with a unique id; null numbers the rows")
+    template: str | None = setting(None, "the user's turn, where {prompt} stands for the problem; null for it alone")
+    suffix: str | None = setting(None, "text put after every problem, within the user's turn")
     system: str | None = setting(None, "system message put before every problem")
-    suffix: str = setting("", "text put after every problem, within the user's turn")
-    limit: int | None = setting(None, "rows to take from the top; null for all", low=1)
+    enable_thinking: bool | None = setting(None, "told to the chat template: true lets Qwen3 think; null for false")
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig(SourceConfig):
+class TrainingSourceConfig(SourceConfig):
+    """Where problems to train on come from."""
+
+    teacher_column: str | None = setting(None, "column with the name of the teacher that scores the answers")
+
+
+@dataclass(kw_only=True, slots=True)
+class MixedSourceConfig(TrainingSourceConfig):
+    """One source of a mixture. Null for template, suffix, system and enable_thinking: as in `data`."""
+
+    weight: float = setting(1.0, "share of every batch, in proportion to the other sources' weights", above=0)
+    teacher: str | None = setting(None, "name of the teacher that scores the answers, where no column says so")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(TrainingSourceConfig):
     """The prompts the student answers while it is trained."""
 
     batch_size: int = setting(1024, "prompts in a step's batch", low=1)
     max_prompt_tokens: int = setting(2048, "longest prompt allowed, tokens", low=1)
     overlong: str = setting("error", "a longer prompt is an error, or dropped and counted", choices=("error", "drop"))
+    sources: dict[str, Any] = setting({}, "several sources by name instead of one, each a MixedSourceConfig")

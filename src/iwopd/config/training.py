@@ -91,6 +91,9 @@ class LossConfig:
     importance_cap: float | None = setting(
         5.0, "cap of the sampler-to-trainer importance ratio; null for no correction", above=0
     )
+    exopd_lambda: float = setting(
+        1.0, "λ of ExOPD (arXiv 2602.12125): above 1 goes beyond the teacher, away from the base model; 1 is OPD", low=0
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -75,7 +75,11 @@ class WandbTracking(TrackingConfig):
     project: str = setting("iwopd", "wandb project")
     entity: str | None = setting(None, "wandb team or user")
     group: str | None = setting(None, "wandb group")
-    mode: str = setting("online", "wandb mode", choices=("online", "offline", "disabled"))
+    mode: str = setting(
+        "auto",
+        "auto: online where wandb has a login, else offline; or as wandb's modes",
+        choices=("auto", "online", "offline", "disabled"),
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
-from iwopd.errors import NonFiniteError
+from iwopd.errors import EngineError, NonFiniteError
 from iwopd.language_model import LanguageModel
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
+
+CACHE_GAP = 0.5  # nats; rounding in bfloat16 stays well below
 
 
 def sampling_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -167,6 +170,24 @@ class HfEngine(Engine):
                 )
         return made
 
+    def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
+        """See `Engine.check_logprobs`: token by token with the cache must give what one pass over all tokens gives.
+
+        Raises:
+            EngineError: it does not, so the architecture does not use the cache as others do.
+        """
+        (rollout,) = self.generate([prompt], Sampling(max_tokens=4), seed=0, stream="check")
+        *ids, last = rollout.prompt_ids + rollout.response_ids
+        with torch.inference_mode(), self.model.autocast():
+            logits = _Decoding(self.model, [ids]).first_logits()
+            whole = sampling_logprobs(logits[:, : self.vocabulary], Sampling())[0, last].item()
+        gap = abs(whole - rollout.sampler_logprobs[-1])
+        if gap > CACHE_GAP:
+            raise EngineError(
+                f"rollout=hf: {type(self.model.model).__name__} answers otherwise with a cache than without one "
+                f"({gap:.2g} nats), so its samples would be wrong; use rollout=vllm"
+            )
+
     def sync_weights(self, student: Any, version: int) -> None:
         """Nothing to copy: the engine samples from the student's own weights."""
         self.version = version
@@ -187,9 +208,13 @@ class _Decoding:
         self.ids, self.mask = self.ids.to(model.device), self.mask.to(model.device)
         self.positions = self.mask.cumsum(-1).clamp(min=1) - 1
         self.cache = DynamicCache(config=model.model.config)
+        # State-space models name it so; their state holds no padding, so behind the prompts they want no mask.
+        self.recurrent = "cache_params" in signature(model.model.base_model.forward).parameters
+        self.past: dict[str, Any] = {"cache_params" if self.recurrent else "past_key_values": self.cache}
 
     def first_logits(self) -> Tensor:
         logits = self._forward(self.ids)
+        self.padded = self.padded and not self.recurrent
         self.positions = self.positions[:, -1:]
         return logits
 
@@ -200,7 +225,8 @@ class _Decoding:
         return self._forward(chosen[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        chosen: Any = rows
+        self.cache.reorder_cache(chosen)  # unlike batch_select_indices, recurrent layers have it too
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def _forward(self, ids: Tensor) -> Tensor:
@@ -208,8 +234,8 @@ class _Decoding:
             input_ids=ids,
             attention_mask=self.mask if self.padded else None,  # without padding, attention needs no mask
             position_ids=self.positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **self.past,
         )
         return self.model.head(output.last_hidden_state[:, -1])
 

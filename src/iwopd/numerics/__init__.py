@@ -3,7 +3,7 @@
 Tensors are ``[batch, time]`` over response tokens, log-probs in nats, masks boolean; padding may stand anywhere.
 """
 
-from iwopd.numerics.advantage import opd_advantage
+from iwopd.numerics.advantage import exopd_advantage, opd_advantage
 from iwopd.numerics.comparison import Comparison, chunked_comparison
 from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
 from iwopd.numerics.loss import LossResult, loss_scale, policy_loss, policy_token_losses
@@ -18,6 +18,7 @@ __all__ = [
     "chunked_comparison",
     "chunked_reverse_kl",
     "chunked_token_logprobs",
+    "exopd_advantage",
     "iw_weights",
     "linear_token_logprobs",
     "loss_scale",

@@ -1,4 +1,4 @@
-"""Stage 2: what the teacher, and where needed the student, says about the same token ids."""
+"""Stage 2: what the teacher, and where needed the student and its base, say about the same token ids."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ def score(
     window: Window,
     *,
     student: Student | None = None,
+    base: Teacher | None = None,
     hidden: bool = False,
     progress: Progress = silent,
 ) -> list[ScoredRollout]:
@@ -27,9 +28,16 @@ def score(
     Args:
         student: also record the trainer's own log-probs; for schemes that need the whole batch before the update, and
             for several updates per batch. Otherwise they come from the update's own forward pass.
+        base: also record the log-probs of this model, which ExOPD measures the teacher's gain from.
         hidden: keep the teacher's hidden states, for full-vocabulary losses.
     """
     scored = teacher.score(rollouts, window, hidden=hidden, progress=progress)
+    if base is not None:
+        references = base.score(rollouts, window)
+        scored = [
+            replace(record, base_logprobs=reference.teacher_logprobs)
+            for record, reference in zip(scored, references, strict=True)
+        ]
     if student is None:
         return scored
     own = trainer_logprobs(student, rollouts, [(record.start, record.stop) for record in scored])

@@ -33,6 +33,7 @@ class LossSettings:
     dual_clip: float = 3.0
     importance_cap: float | None = 5.0
     student_logprobs: str = "trainer"
+    exopd_lambda: float = 1.0
 
 
 def update(
@@ -64,7 +65,7 @@ def update(
         raise ValueError("several updates per batch need the trainer's log-probs; have score() record them")
     weights = None
     if weighting.needs_batch:
-        weights, _ = whole_batch_weights(weighting, scored, seeds, loss.student_logprobs, progress)
+        weights, _ = whole_batch_weights(weighting, scored, seeds, loss.student_logprobs, progress, loss.exopd_lambda)
     share = len(scored) // updates
     sums = Sums()
     norms = []
@@ -203,7 +204,7 @@ class _Step:
         logprobs, kl, batch = self._forward(batch)
         check_finite(logprobs.detach(), "student's log-prob", batch)
         old = logprobs.detach() if batch.trainer_logprobs is None else batch.trainer_logprobs
-        advantages = batch_advantages(batch, old, loss.student_logprobs)
+        advantages = batch_advantages(batch, old, loss.student_logprobs, loss.exopd_lambda)
         if weights is None:
             weights = self.weighting.weights(batch, advantages, self.progress)
         sampler = None if loss.importance_cap is None else batch.sampler_logprobs
@@ -231,7 +232,8 @@ class _Step:
 
         inside = weights[mask]
         gaps = (old - batch.sampler_logprobs).abs()[mask]
-        reverse_kl = -advantages if kl is None else kl.detach()
+        # To the teacher, also where ExOPD aims beyond it.
+        reverse_kl = -batch_advantages(batch, old, loss.student_logprobs) if kl is None else kl.detach()
         totals = [
             total.detach(), mask.sum(), advantages.sum(), advantages.abs().sum(), reverse_kl[mask].sum(), gaps.sum(),
             inside.sum(), inside.min(), inside.max(), (inside != 0).sum(), clipped.sum(), clipped_dual.sum(),

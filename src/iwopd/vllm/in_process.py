@@ -95,6 +95,11 @@ class InProcess:
 
             dynamo.disable = True  # else the first request with log-probs waits for a C++ compiler
         from vllm import LLM
+        from vllm.model_executor.models.transformers import TransformersForCausalLM
+
+        # Where vLLM has no code of its own for an architecture it compiles transformers', by changing the very class of
+        # which the trainer's model is one; that stops working then. Uncompiled, both do.
+        TransformersForCausalLM._decorate_for_torch_compile = lambda self: None
 
         kv_cache = None if given.kv_cache_gib is None else int(given.kv_cache_gib * GIB)
         if kv_cache is None and self.on_cpu:

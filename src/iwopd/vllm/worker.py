@@ -20,6 +20,7 @@ class StudentWeights:
     def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load weights under their names in HF checkpoints; for an engine in the trainer's process."""
         worker: Any = self
+        have_experts_packed_again(worker.model_runner.get_model())
         worker.reload_weights(weights_iterator=iter(weights))
         retie_head(worker.model_runner.get_model())
 
@@ -43,6 +44,18 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118  it is no dict
                 yield name, stored.get_tensor(name)
+
+
+def have_experts_packed_again(model: Any) -> None:
+    """To be called before a reload.
+
+    On a CPU, vLLM packs the weights of fused experts for its kernels when it first loads them, but not across a reload
+    (0.32): the kernels would read the new weights in the wrong order.
+    """
+    for layer in model.modules():
+        method: Any = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None and next(layer.parameters()).device.type == "cpu":
+            method.moe_kernel = None
 
 
 @torch.no_grad()

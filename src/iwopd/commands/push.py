@@ -1,0 +1,105 @@
+"""`iwopd push`: a run's final model to the Hugging Face hub. Nothing else in the program uploads anything."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from iwopd.card import MODEL, hub_name
+from iwopd.config import Config, PushConfig
+from iwopd.display import Display
+from iwopd.errors import ConfigError, ModelError
+from iwopd.preflight import check_model_folder
+from iwopd.store import MANIFEST
+
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+
+
+def run(config: Config) -> None:
+    """Upload `push.run`'s final/, or `push.folder`, to `push.repo`, in one commit.
+
+    Raises:
+        ConfigError: the repository or the folder is not named, or nobody is logged in.
+        ModelError: the folder is no whole model, or the hub does not take it.
+    """
+    push = config.push
+    repo, folder = _repository(push), _folder(push)
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise ConfigError(f"push.repo={repo}: nobody is logged in to the hub; {LOG_IN}")
+    with Display() as display:
+        files = _files(folder)
+        size = sum(file.stat().st_size for file in files) / 2**20
+        display.line(f"uploading {len(files)} files, {size:,.1f} MiB, from {folder} to {repo}")
+        try:
+            url = _upload(push, repo, folder, files, token)
+        except Exception as error:  # the hub's, its network library's and the disk's errors, each of its own type
+            # Not chained: a traceback could show the request, and with it the token.
+            raise ModelError(f"push.repo={repo}: {_reason(error).replace(token, '…')}") from None
+        display.line(f"{repo} is at {url}")
+
+
+def _repository(push: PushConfig) -> str:
+    if push.repo is None:
+        raise ConfigError("push.repo=null: nothing is uploaded unless it is said where to; set push.repo=USER/NAME")
+    if "/" not in push.repo or not hub_name(push.repo):
+        raise ConfigError(f"push.repo={push.repo}: not a repository's name; write push.repo=USER/NAME")
+    return push.repo
+
+
+def _folder(push: PushConfig) -> Path:
+    if (push.run is None) == (push.folder is None):
+        given = "neither is" if push.run is None else "both are"
+        raise ConfigError(f"push.run={push.run} push.folder={push.folder}: {given} set; name one of them")
+    if push.folder is not None:
+        key, folder = "push.folder", Path(push.folder).expanduser()
+    else:
+        key, folder = "push.run", Path(str(push.run)).expanduser() / "final"
+        if folder.parent.is_dir() and not folder.is_dir():
+            raise ModelError(f"{key}={push.run}: has no final/ yet; finish the run with run.resume=true")
+    check_model_folder(key, folder)
+    return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    """All but hidden files and the manifest, which vouches for this disk's copy."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return [file for file in found if file not in hidden and file.relative_to(folder) != Path(MANIFEST)]
+
+
+def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token: str) -> str:
+    """The address of the repository, with all files in it."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    api.whoami()  # a wrong token is told before anything is made
+    url = api.create_repo(repo, private=push.private, exist_ok=True)
+    if push.revision is not None:
+        api.create_branch(repo, branch=push.revision, exist_ok=True)
+    operations = [CommitOperationAdd(str(file.relative_to(folder)), _content(file, folder, repo)) for file in files]
+    api.create_commit(repo, operations, commit_message=push.message, revision=push.revision)
+    return str(url)
+
+
+def _content(file: Path, folder: Path, repo: str) -> Any:
+    """The file itself; of the card, a copy whose examples name the repository."""
+    if file != folder / "README.md":
+        return str(file)
+    return file.read_text(encoding="utf-8").replace(f'"{MODEL}"', f'"{repo}"').encode()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and what to do about it; in one line."""
+    while getattr(error, "response", None) is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the hub's library wraps what a single file met with
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return f"the hub does not know the token; {LOG_IN}"
+    if status == 403:
+        return f"the hub does not let you write there; choose a repository of yours, or {LOG_IN}"
+    said = re.sub(r"\s+", " ", getattr(error, "server_message", None) or str(error)).strip() or type(error).__name__
+    if status is not None:
+        return f"the hub answers {status} ({said[:200]}); try again later, or check push.repo and push.revision"
+    return f"the upload did not succeed ({said[:200]}); check the network and HF_HUB_OFFLINE, then try again"

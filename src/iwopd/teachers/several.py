@@ -1,0 +1,68 @@
+"""Several teachers, such as one for maths and one for code: a problem's `teacher` says which scores its answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from iwopd.batch import Window
+from iwopd.engines.base import Progress, silent
+from iwopd.teachers.base import Teacher
+from iwopd.types import Rollout, ScoredRollout
+
+
+class Asked(Protocol):
+    """The part of `iwopd.types.Prompt` that says who scores."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def teacher(self) -> str | None: ...
+
+
+class SeveralTeachers(Teacher):
+    """See `Teacher`.
+
+    Args:
+        teachers: by name.
+        default: the name of the one for prompts that name none, benchmarks' among them.
+        prompts: whose `teacher`, where there is one, is a name of `teachers`.
+
+    Raises:
+        KeyError: a prompt names another.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher], default: str, prompts: Sequence[Asked]):
+        self.teachers = teachers
+        self._default = teachers[default]
+        self._of = {prompt.id: teachers[prompt.teacher] for prompt in prompts if prompt.teacher is not None}
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`. One teacher after the other, so that those in host memory take turns on the GPU."""
+        found: dict[int, ScoredRollout] = {}
+        for teacher in self.teachers.values():
+            chosen = [index for index, rollout in enumerate(rollouts) if self._for(rollout) is teacher]
+            if not chosen:
+                continue
+            before = len(found)
+            scored = teacher.score(
+                [rollouts[index] for index in chosen],
+                window,
+                hidden=hidden,
+                progress=lambda done, _, before=before: progress(before + done, len(rollouts)),
+            )
+            found |= zip(chosen, scored, strict=True)
+        return [found[index] for index in range(len(rollouts))]
+
+    def expect(self, rollout: Rollout, window: Window) -> None:
+        """See `Teacher.expect`."""
+        self._for(rollout).expect(rollout, window)
+
+    def close(self) -> None:
+        """See `Teacher.close`."""
+        for teacher in self.teachers.values():
+            teacher.close()
+
+    def _for(self, rollout: Rollout) -> Teacher:
+        return self._of.get(rollout.prompt_id, self._default)
