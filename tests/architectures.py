@@ -38,6 +38,7 @@ _LATENT = {
     "num_experts_per_tok": 2,
     "n_group": 1,
     "topk_group": 1,
+    "first_k_dense_replace": 1,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 16,
@@ -66,7 +67,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteConfig", {**_GROUPED, "logits_scaling": 3.0, "embedding_multiplier": 2.0}),
     "cohere": ("CohereConfig", {**_GROUPED, "logit_scale": 0.3}),
     "gpt_oss": ("GptOssConfig", {**_GROUPED, **_EXPERTS, "head_dim": 32, "sliding_window": 16}),  # sinks, eager only
-    "deepseek_v3": ("DeepseekV3Config", {**_SHAPE, **_LATENT, "first_k_dense_replace": 1}),  # latent attention
+    "deepseek_v3": ("DeepseekV3Config", {**_GROUPED, **_LATENT, "num_key_value_heads": 2}),  # latent attention
     "qwen3_next": ("Qwen3NextConfig", {**_GROUPED, **_EXPERTS, **_LINEAR, "head_dim": 32}),  # half of it recurrent
     "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.2}),  # all of it
     "opt": ("OPTConfig", {**_SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),  # learned positions

@@ -158,7 +158,7 @@ def test_nan_weights_stop_the_run_and_name_step_and_rollout(
         settings = (*SMALL, f"run.dir={run_folder}", f"{key}={model}", "run.samples=0")
         line = refused(capsys, "train", *settings)
         assert "NaN" in line
-        assert "test-1#0" in line or "step 1: " in line
+        assert "train-1#0" in line or "step 1: " in line
 
 
 def test_a_divergence_stops_before_the_step_and_keeps_the_checkpoint(
