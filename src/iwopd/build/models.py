@@ -100,10 +100,15 @@ def student_model(
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
     lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
-    return lm, _adapters(config, lm.model, checkpoint) if lora else None
+    return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 
-def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
+def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
+    """The peft model around `model`, which gets adapters as `student.lora` says, or those of a checkpoint.
+
+    Raises:
+        ConfigError: peft is not installed, or the targets are no modules of the model.
+    """
     try:
         import peft
     except ModuleNotFoundError:
