@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from iwopd.config import checks
+from iwopd.config.doctor import DoctorConfig
 from iwopd.config.engines import (
     HfRolloutConfig,
     HfScoringConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "CustomWeighting",
     "DataConfig",
     "DiagnoseConfig",
+    "DoctorConfig",
     "EvalConfig",
     "HfRolloutConfig",
     "HfScoringConfig",
@@ -113,6 +115,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
 
     def __post_init__(self) -> None:
         problems = checks.problems(self)

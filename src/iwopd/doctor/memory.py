@@ -54,24 +54,24 @@ def size(number: float) -> str:
     return f"{number / 2**10:.0f} KiB"
 
 
-def weights(parameters: int, dtype: str, what: str = "weights") -> Term:
-    """One number per parameter."""
-    return Term(what, parameters * BYTES[dtype], f"{count(parameters)} × {BYTES[dtype]} bytes")
+def weights(parameters: int, each: int, what: str = "weights") -> Term:
+    """`parameters` numbers of `each` bytes."""
+    return Term(what, parameters * each, f"{count(parameters)} × {each} bytes")
 
 
-def gradients(trained: int, dtype: str) -> Term:
+def gradients(trained: int, each: int) -> Term:
     """One number per trained parameter."""
-    return Term("gradients", trained * BYTES[dtype], f"{count(trained)} × {BYTES[dtype]} bytes")
+    return Term("gradients", trained * each, f"{count(trained)} × {each} bytes")
 
 
-def adam(trained: int, dtype: str) -> Term:
+def adam(trained: int, each: int) -> Term:
     """Two moments per trained parameter, from the first optimiser step on."""
-    return Term("Adam's moments", 2 * trained * BYTES[dtype], f"2 × {count(trained)} × {BYTES[dtype]} bytes")
+    return Term("Adam's moments", 2 * trained * each, f"2 × {count(trained)} × {each} bytes")
 
 
-def cache_per_token(layers: int, kv_heads: int, head_dim: int, dtype: str) -> int:
+def cache_per_token(layers: int, kv_heads: int, head_dim: int, each: int) -> int:
     """Bytes of one token's keys and values in all layers."""
-    return 2 * layers * kv_heads * head_dim * BYTES[dtype]
+    return 2 * layers * kv_heads * head_dim * each
 
 
 def kv_cache(sequences: int, tokens: int, per_token: int) -> Term:
@@ -92,7 +92,7 @@ def prompt_logprobs(tokens: int, vocabulary: int) -> Term:
     return Term("prompt log-probs", tokens * vocabulary * 10, how)
 
 
-def checkpoint_bytes(parameters: int, trained: int, dtype: str, *, adapters: bool) -> int:
-    """Of one checkpoint: the weights (of adapters only, where they alone are trained) and two moments each."""
-    saved = trained if adapters else parameters
-    return saved * BYTES[dtype] + 2 * trained * BYTES[dtype]
+def checkpoint_bytes(parameters: int, each: int, trained: int, trained_each: int) -> int:
+    """Of one checkpoint: the weights, or those of adapters where they alone are trained, and two moments of each."""
+    saved = trained * trained_each if trained < parameters else parameters * each
+    return saved + 2 * trained * trained_each
