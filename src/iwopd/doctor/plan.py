@@ -197,18 +197,24 @@ class Plan:
         return [memory.prompt_logprobs(scoring.engine.batch_tokens, self.teacher.shape.vocabulary)]
 
     def _update(self) -> list[Term]:
-        student, work = self.student, self.micro_batch(self.config.optim.micro_batch_tokens)
-        first = self.sequences <= work.rows
+        """The larger of the first micro-batch, which has no gradients beside it yet, and the largest after it."""
+        work = self.micro_batch(self.config.optim.micro_batch_tokens)
+        whole = memory.gradients(self.student.shape.trained, self.student.trained_each)
+        rest = min(work.rows, self.sequences - work.rows)
+        candidates = [[whole]]  # the optimiser's step: all gradients, and no activations
+        if rest > 0:
+            candidates.append([whole, *self._micro_batch_terms(replace(work, rows=rest), first=False)])
+        if rest < work.rows:
+            candidates.append(self._micro_batch_terms(work, first=True))
+        return max(candidates, key=lambda terms: sum(term.bytes for term in terms))
+
+    def _micro_batch_terms(self, work: Work, *, first: bool) -> list[Term]:
         width = self.teacher.shape.width if self.config.loss.kind == "reverse_kl" else None
-        found = student.hollow.update(work, first=first, teacher_width=width)
-        whole = memory.gradients(student.shape.trained, student.trained_each)
-        if not first:
-            return [whole, *_activations(found, work, student)]
-        if found.peak < whole.bytes:  # the optimiser's step needs more: all gradients, and no activations
-            return [whole]
-        grown = replace(whole, bytes=found.gradients, how="those made by then, in one micro-batch")
-        terms = _activations(replace(found, peak=found.peak - found.gradients), work, student)
-        return [grown, *terms] if found.gradients else terms
+        found = self.student.hollow.update(work, first=first, teacher_width=width)
+        if not found.gradients:
+            return _activations(found, work, self.student)
+        grown = Term("gradients", found.gradients, "those that backward has made by then")
+        return [grown, *_activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
 
     def _elsewhere(self) -> list[Place]:
         """Host memory beside GPUs, and further GPUs of engines that are split over several."""
