@@ -2,17 +2,17 @@
 
     python scripts/bench_estimate.py                 # every case, some minutes on one CPU core; Linux
     python scripts/bench_estimate.py --cases moe     # some of them
-    python scripts/bench_estimate.py --random 6      # random shapes in place of the cases, --seed changes them
+    python scripts/bench_estimate.py --random 6      # random shapes instead; --seed changes them
 
-Each case is measured in a process of its own, with real models: rollout, score and update, at the second optimiser step,
-when Adam's state exists. Two measures, both with weights and state:
+Each case is measured in processes of its own, with real models: rollout, score and update, at the second optimiser
+step, when Adam's state exists. Two measures, both with weights and state:
 
 - tensors: the peak of what PyTorch's allocator handed out, by torch.profiler; what a GPU's memory counter says.
-- resident: the peak of resident memory (the kernel's VmHWM) above what the process held before the models were made, where
-  freed blocks go back to the kernel at once (glibc's MALLOC_MMAP_THRESHOLD_).
+- resident: the peak of resident memory (the kernel's VmHWM) above what the process held before the models were made,
+  where freed blocks go back to the kernel at once (glibc's MALLOC_MMAP_THRESHOLD_).
 
-The estimate knows the config and the models' config.json alone. Prints a table to stderr and one JSON document to stdout; exit
-status 1 where an estimate is off by more than 15 % of the tensors.
+The estimate knows the config and the models' config.json alone. Prints a table to stderr and one JSON document to
+stdout; exit status 1 where an estimate is off by more than 15 % of the tensors.
 """
 
 import argparse
@@ -117,8 +117,8 @@ CASES = {
     "vocabulary": Case(width=256, mlp=768, layers=2, vocabulary=151_936, response=200),
     "long": Case(width=256, mlp=768, layers=4, vocabulary=8_000, prompts=2, prompt=512, response=900, micro=1500),
     "checkpointing": Case(layers=10, prompts=8, response=200, micro=4096, checkpointing=True),
-    "autocast": Case(response=256, micro=2048, autocast=True),
-    "bfloat16": Case(response=256, micro=2048, dtype="bfloat16"),
+    "autocast": Case(width=256, mlp=768, layers=4, prompts=3, response=48, autocast=True),
+    "bfloat16": Case(width=256, mlp=768, layers=4, prompts=3, response=48, dtype="bfloat16"),
     "llama": Case(kind="llama", width=768, mlp=2048, tied=False, response=128),
     "gemma": Case(kind="gemma2", response=128, more={"head_dim": 64}),
     "neox": Case(kind="gpt_neox", mlp=2048, tied=False, response=200),

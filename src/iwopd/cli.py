@@ -36,7 +36,7 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Entry point of the program `iwopd`. Exit status: 0, 1 for what would not work, 2 for bad input, 130 after Ctrl-C."""
+    """Entry point of the program `iwopd`. Exit status: 0, 1 if a check fails, 2 for bad input, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")

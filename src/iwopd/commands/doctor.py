@@ -34,7 +34,13 @@ def run(config: Config) -> None:
     out, report = console(), Report()
     with Display(out) as display:
         examination = Examination(config, report, display)
-        for check in (examination.surroundings, examination.models, examination.data, examination.plan, examination.live):
+        for check in (
+            examination.surroundings,
+            examination.models,
+            examination.data,
+            examination.plan,
+            examination.live,
+        ):
             done = len(report.sections)
             with display.stage(f"checking: {check.__name__}"):
                 check()

@@ -1,8 +1,8 @@
 """FLOPs and seconds; the arithmetic alone.
 
-Forward: 2 FLOPs per weight that a token meets, and per layer 4 · heads · head_dim for each token it attends to. Embedding rows
-are looked up, not multiplied, and the head is applied where log-probs are needed only. Backward costs twice the forward,
-gradient checkpointing one forward more.
+Forward: 2 FLOPs per weight that a token meets, and per layer 4 · heads · head_dim for each token it attends to.
+Embedding rows are looked up, not multiplied, and the head is applied where log-probs are needed only. Backward costs
+twice the forward, gradient checkpointing one forward more.
 """
 
 from dataclasses import dataclass

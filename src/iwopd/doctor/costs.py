@@ -92,7 +92,7 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
     computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus) or 0.0
     if bound > computed:
         how = (
-            f"{min(at_once, sequences)} at a time, each token reads {count(weights)}B of weights and the cache at "
+            f"{min(at_once, sequences)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the cache at "
             f"{config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
         )
     return Cost(stage, tokens, flops, max(bound, computed), how)

@@ -84,7 +84,7 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
     held = min(made, run.keep + 1) if run.keep else made
     final = shape.parameters * student.each
     needed = held * each + final
-    folder = Path(run.dir).expanduser().absolute()
+    folder = Path(config.run.dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -42,7 +42,7 @@ def memory_section(plan: Plan, places: list[Place], report: Report) -> None:
 
 def _judge(plan: Plan, place: Place, section: Section) -> None:
     if place.limit is None:
-        section.note(f"{place.stage}: {size(place.total)} of {place.where}")
+        section.note(f"{place.stage}: {size(place.total)} of {place.where} beside it")
         return
     said = f"{place.stage}: {size(place.total)} of the {size(place.limit)} of {place.where}"
     if place.total > place.limit:
@@ -126,9 +126,10 @@ def what_it_does(config: Config, section: Section) -> None:
     section.note(f"student {student.path} ({student.dtype}, {trains}), teacher {config.teacher.path}")
     section.note(f"weighting {config.weighting.scheme}, loss {_loss(config.loss)}, AdamW at {config.optim.lr:g}")
     sequences = config.data.batch_size * rollout.n
+    tokens = count(config.run.steps * sequences * rollout.max_tokens)
     section.note(
-        f"{config.run.steps:,} steps of {sequences:,} rollouts ({config.data.batch_size:,} prompts × {rollout.n}), each of "
-        f"up to {rollout.max_tokens:,} tokens: up to {count(config.run.steps * sequences * rollout.max_tokens)} tokens"
+        f"{config.run.steps:,} steps of {sequences:,} rollouts ({config.data.batch_size:,} prompts × {rollout.n}) "
+        f"of up to {rollout.max_tokens:,} tokens: up to {tokens} tokens"
     )
 
 

@@ -1,4 +1,4 @@
-"""The models themselves: do engine and trainer agree, and is there nothing to learn from a teacher that is the student?"""
+"""The models themselves: do engine and trainer agree, and does a student that is its own teacher learn nothing?"""
 
 import tempfile
 from contextlib import ExitStack
@@ -108,7 +108,12 @@ def _parity(
 
 
 def _own_teacher(
-    config: Config, source: Source, student: "Student", rollouts: "list[Rollout]", weighting: "Weighting", section: Section
+    config: Config,
+    source: Source,
+    student: "Student",
+    rollouts: "list[Rollout]",
+    weighting: "Weighting",
+    section: Section,
 ) -> None:
     """The student scored by itself: A must be 0 everywhere, and the update's gradient with it."""
     from iwopd.stages import score, update
@@ -127,7 +132,9 @@ def _own_teacher(
     dtype = "bfloat16" if config.optim.autocast else config.student.dtype
     said = f"the student as its own teacher: largest |A| {max(gaps, default=0.0):.2g} nats over {len(gaps)} tokens"
     if max(gaps, default=0.0) > SAME[dtype]:
-        section.problem(f"{said}, where it should be 0; compare student.attention and dtype, and report the architecture")
+        section.problem(
+            f"{said}, where it should be 0; compare student.attention and dtype, and report the architecture"
+        )
         return
     loss = build.loss_settings(config)
     if loss.kind != "policy_gradient":

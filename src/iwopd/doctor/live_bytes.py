@@ -83,9 +83,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operator; PyTorch's shape rule of grouped products, which experts use, takes bfloat16 only, and needs help."""
+    """The operator. PyTorch's shape rule of grouped products, which experts use, takes bfloat16 only; any is meant."""
     if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor):
-        left, right, offsets = (*args, *(kwargs.get(name) for name in ("offs",)[len(args) - 2 :]))[:3]
+        left, right = args[:2]
+        offsets = args[2] if len(args) > 2 else kwargs.get("offs")
         match left.dim(), right.dim():
             case 2, 3:
                 shape = (left.shape[0], right.shape[2])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Of a process that uses CUDA: its context, the libraries' kernels and workspaces. Not tensors, so not in PyTorch's count.
+# Of a process that uses CUDA: its context, the libraries' kernels and workspaces; not in PyTorch's count of tensors.
 CUDA_CONTEXT = 1.0 * GIB
 
 

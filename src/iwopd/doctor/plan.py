@@ -221,7 +221,9 @@ class Plan:
         config, machine, places = self.config, self.machine, list[Place]()
         if machine.kind != "cuda":
             return places
-        host = Place("any", "host memory", machine.host, [Term("Python and libraries", self.program, "of this process")])
+        host = Place(
+            "all stages", "host memory", machine.host, [Term("Python and libraries", self.program, "of this process")]
+        )
         if config.teacher.offload and not _served(config.scoring):
             host.terms.append(memory.weights(self.teacher.shape.parameters, self.teacher.each, "teacher, offloaded"))
         if isinstance(config.rollout, VllmRolloutConfig) and config.rollout.sleep:
@@ -255,5 +257,7 @@ def _activations(found: Pass, work: Work, student: Model) -> list[Term]:
     if rest < 0:  # the peak comes late in backward, when most of them are freed
         return [Term("activations still held", found.peak, how)]
     chunk = max(student.hollow.lm.chunk, student.shape.width)
-    what = f"head in chunks of {min(chunk, work.scored):,} × {student.shape.vocabulary:,} logits, its gradient, backward"
+    what = (
+        f"head in chunks of {min(chunk, work.scored):,} × {student.shape.vocabulary:,} logits, its gradient, backward"
+    )
     return [kept, Term("log-probs and backward", rest, what)]

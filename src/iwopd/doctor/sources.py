@@ -64,7 +64,9 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
         section.ok(said)
     local = toy.is_toy(path) or is_local(path)
     if bare and local and not any((folder / name).is_file() for name in TOKENIZERS):
-        section.warn(f"{source.key}={path}: has no tokenizer, so tokenizers and prompts are not checked; save one there")
+        section.warn(
+            f"{source.key}={path}: has no tokenizer, so tokenizers and prompts are not checked; save one there"
+        )
         return
     source.tokenizer = build.tokenizer(
         source.key,

@@ -107,4 +107,6 @@ def _templates(ours: Any, theirs: Any, section: Section) -> None:
 def _rendered(tokenizer: Any) -> str:
     if tokenizer.chat_template is None:
         return CONVERSATION[0]["content"]
-    return tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return tokenizer.apply_chat_template(
+        CONVERSATION, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
