@@ -132,7 +132,7 @@ def kept(layers: int, **options: bool) -> int:
 
 def test_a_layer_keeps_what_its_operators_need_for_backward() -> None:
     """Per token: gate, up, silu(gate) and their product; queries and keys before the norm, normed, scaled and turned,
-    values, attention's output; two norms' inputs and outputs, two sums; of each norm and of attention a scalar a row."""
+    values, attention's output; two norms' inputs and outputs, two sums; of each norm and of attention a scalar."""
     width, mlp, query, key, heads, kv_heads = 128, 320, 128, 64, 4, 2
     numbers = 4 * mlp + 4 * query + 4 * key + 6 * width
     scalars = 2 + (heads + kv_heads) + heads

@@ -9,11 +9,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from bench_estimate import EXPERTS, STAGES, Case, estimate, measure
 
-SMALL = {"width": 256, "mlp": 768, "layers": 4, "vocabulary": 16_000, "prompts": 3, "prompt": 200, "response": 24}
+SMALL = {"width": 256, "mlp": 768, "layers": 4, "vocabulary": 16_000, "prompts": 3, "prompt": 160, "response": 12}
 CASES = {
     "one micro-batch": Case(**SMALL, micro=10_000),
     "unequal micro-batches": Case(**SMALL, micro=500),
-    "checkpointing": Case(**SMALL | {"layers": 8, "prompts": 4}, checkpointing=True),
+    "checkpointing": Case(**SMALL | {"layers": 8}, checkpointing=True),
     "a large vocabulary": Case(**SMALL | {"width": 128, "vocabulary": 100_000}),
     "autocast": Case(**SMALL | {"layers": 2, "vocabulary": 4_000}, autocast=True),
     "Llama, untied": Case(**SMALL, kind="llama", tied=False),

@@ -97,7 +97,9 @@ class Hollow:
                 )
             except Exception as error:  # transformers raises a dozen types here
                 raise ModelError(f"no causal language model can be made of it: {_reason(error)}") from error
-            self.wrapped = None if adapt is None else adapt(model)
+            if adapt is not None:
+                with _replaced(nn.Module, "to", lambda module, *_, **__: module):  # fake tensors cannot be moved
+                    self.wrapped = adapt(model)
             if checkpointing:
                 # Nothing random happens without data, and the generator's state is data.
                 options = {"use_reentrant": False, "preserve_rng_state": False}
@@ -215,14 +217,21 @@ class _HollowLanguageModel(LanguageModel):
 def _unpacked() -> Iterator[None]:
     """transformers looks into the positions for sequences packed into one row, and without data takes them for packed,
     which would cost a mask of [tokens × tokens]. Rows are never packed here."""
-    found = getattr(masking_utils, "find_packed_sequence_indices", None)
+    with _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """`owner.name` is `function` while the block lasts; one that is not there stays away."""
+    found = getattr(owner, name, None)
     if found is not None:
-        masking_utils.find_packed_sequence_indices = lambda position_ids: None
+        setattr(owner, name, function)
     try:
         yield
     finally:
         if found is not None:
-            masking_utils.find_packed_sequence_indices = found
+            setattr(owner, name, found)
 
 
 def _tokens(work: Work) -> Tokens:
