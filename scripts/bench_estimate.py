@@ -72,9 +72,9 @@ class Case:
     mlp: int = 1536
     tied: bool = True
     prompts: int = 4
-    prompt: int = 128
-    response: int = 64
-    micro: int = 1024
+    prompt: int = 300
+    response: int = 24
+    micro: int = 2048
     checkpointing: bool = False
     autocast: bool = False
     dtype: str = "float32"
@@ -112,17 +112,16 @@ class Case:
 
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384}
 CASES = {
-    "qwen3": Case(response=256, micro=2048),
-    "wide": Case(width=1024, mlp=3072, layers=3, prompts=3, response=160, micro=400),
-    "vocabulary": Case(width=256, mlp=768, layers=2, vocabulary=151_936, response=200),
-    "long": Case(width=256, mlp=768, layers=4, vocabulary=8_000, prompts=2, prompt=512, response=900, micro=1500),
-    "checkpointing": Case(layers=10, prompts=8, response=200, micro=4096, checkpointing=True),
-    "autocast": Case(width=256, mlp=768, layers=4, prompts=3, response=48, autocast=True),
-    "bfloat16": Case(width=256, mlp=768, layers=4, prompts=3, response=48, dtype="bfloat16"),
-    "llama": Case(kind="llama", width=768, mlp=2048, tied=False, response=128),
-    "gemma": Case(kind="gemma2", response=128, more={"head_dim": 64}),
-    "neox": Case(kind="gpt_neox", mlp=2048, tied=False, response=200),
-    "moe": Case(kind="qwen3_moe", layers=4, response=200, more=EXPERTS),
+    "qwen3": Case(),
+    "wide": Case(width=1024, mlp=3072, layers=3, prompts=3, micro=500),
+    "vocabulary": Case(width=256, mlp=768, layers=2, vocabulary=151_936),
+    "checkpointing": Case(layers=10, checkpointing=True),
+    "autocast": Case(width=256, mlp=768, layers=4, prompts=3, autocast=True),
+    "bfloat16": Case(width=256, mlp=768, layers=4, prompts=3, dtype="bfloat16"),
+    "llama": Case(kind="llama", width=768, mlp=2048, tied=False),
+    "gemma": Case(kind="gemma2", more={"head_dim": 64}),
+    "neox": Case(kind="gpt_neox", mlp=2048, tied=False),
+    "moe": Case(kind="qwen3_moe", layers=4, more=EXPERTS),
 }
 
 
@@ -131,7 +130,7 @@ def random_case(drawn: random.Random) -> Case:
     kind = drawn.choice(["qwen3", "llama", "qwen2", "gemma2", "gpt_neox", "qwen3_moe"])
     heads = drawn.choice([4, 8])
     width = heads * drawn.choice([32, 64, 96])
-    prompts, prompt, response = drawn.randint(2, 8), drawn.randint(32, 200), drawn.randint(64, 240)
+    prompts, prompt, response = drawn.randint(2, 8), drawn.randint(64, 400), drawn.randint(8, 32)
     more = {"qwen3_moe": EXPERTS, "gemma2": {"head_dim": width // heads}}.get(kind, {})
     return Case(
         kind=kind,

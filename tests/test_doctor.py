@@ -113,7 +113,7 @@ def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
         "data=file",
         f"data.path={SHARED / 'aime24.jsonl'}",
         "data.prompt_column=problem",
-        "benchmark=[file]",
+        "benchmark=[smoke,file]",
         f"eval.benchmarks.file.path={SHARED / 'aime25.jsonl'}",
         "eval.benchmarks.file.prompt_column=problem",
     )
