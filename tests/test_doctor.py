@@ -154,6 +154,15 @@ def test_more_gpus_than_there_are(doctor: Examined) -> None:
     assert "tensor_parallel=4: there are 2" in texts(report, "problem", "Where")[0]
 
 
+def test_an_engine_without_room_for_one_sequence(doctor: Examined) -> None:
+    status, report = doctor(*STUDENT, "doctor.card=l4", "rollout.engine.gpu_memory=0.06")
+    assert status == 1
+    # 2,048 + 2,048 tokens × 28 layers × 2 × 8 · 128 numbers × 2 bytes; 0.06 of the card less the weights.
+    (said,) = [text for text in texts(report, "problem", "Memory") if text.startswith("rollout.engine: ")]
+    assert "215 MiB are left" in said
+    assert "one sequence of 4,096 tokens takes 448 MiB" in said
+
+
 # ---------------------------------------------------------------------------------------------- what does not work
 
 

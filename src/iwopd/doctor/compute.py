@@ -22,6 +22,7 @@ class Shape:
         embedding: parameters of the input's rows; of the head where the two are tied.
         head: parameters of the matrix that makes logits.
         attention: heads · head_dim.
+        grouped: several heads share keys and values.
         cache: bytes of one token's keys and values, in the dtype it computes in.
         context: longest sequence it can attend to, tokens; None where its config does not say.
     """
@@ -36,6 +37,7 @@ class Shape:
     tied: bool
     layers: int
     attention: int
+    grouped: bool
     cache: int
     vocabulary: int
     width: int

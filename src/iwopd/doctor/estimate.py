@@ -28,6 +28,7 @@ def memory_section(plan: Plan, places: list[Place], report: Report) -> None:
         rows.append(["sum", size(place.total), f"of {size(place.limit)}" if place.limit else ""])
         section.tables.append(Table(f"{place.stage}, {place.where}", ["", "bytes", "how"], rows))
         _judge(plan, place, section)
+    _engines(plan, section)
     report.values["memory"] = [
         {
             "stage": place.stage,
@@ -38,6 +39,23 @@ def memory_section(plan: Plan, places: list[Place], report: Report) -> None:
         }
         for place in places
     ]
+
+
+def _engines(plan: Plan, section: Section) -> None:
+    """Room for keys and values in vLLM's share, and what the student's attention may cost beside the estimate."""
+    for key, room, sequence in plan.rooms():
+        if room < sequence:
+            section.problem(
+                f"{key}: {size(max(0.0, room))} are left for keys and values, and one sequence of {plan.context:,} "
+                f"tokens takes {size(sequence)}; raise {key}.gpu_memory, or split the model with {key}.tensor_parallel"
+            )
+        else:
+            section.ok(f"{key}: room for {room / sequence:,.0f} sequences of {plan.context:,} tokens at one time")
+    if plan.machine.kind == "cuda" and plan.student.computes_in == 4 and plan.student.shape.grouped:
+        section.warn(
+            "the student computes in float32, for which PyTorch may have no fused attention with grouped heads on a "
+            "GPU: heads × tokens² numbers more, not counted here; use optim.autocast=true or student.dtype=bfloat16"
+        )
 
 
 def _judge(plan: Plan, place: Place, section: Section) -> None:

@@ -23,12 +23,14 @@ class Model:
         shape: what counts of it.
         each: bytes of a weight.
         trained_each: bytes of a trained weight: adapters are float32 whatever the model is.
+        computes_in: bytes of a number in its products.
     """
 
     hollow: Hollow
     shape: Shape
     each: int
     trained_each: int
+    computes_in: int
 
 
 def student_model(config: Config, model_config: Any, kind: str) -> Model:
@@ -63,7 +65,7 @@ def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Mode
 def _model(name: str, hollow: Hollow, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
     learnt = hollow.trained() if trained else []
     shape = shape_of(name, hollow.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
-    return Model(hollow, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype])
+    return Model(hollow, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype], BYTES[computed])
 
 
 def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Shape:
@@ -90,6 +92,7 @@ def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Sha
         tied=head is embedding,
         layers=config.num_hidden_layers,
         attention=heads * head_dim,
+        grouped=kv_heads < heads,
         cache=cache_per_token(config.num_hidden_layers, kv_heads, head_dim, each),
         vocabulary=head.shape[0],
         width=config.hidden_size,

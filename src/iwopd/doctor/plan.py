@@ -1,6 +1,6 @@
 """What each stage of a run keeps in memory, and where: from the config and models without data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,7 +136,7 @@ class Plan:
         held = memory.weights(shape.parameters // share, each, f"{what}: weights")
         if self.machine.kind == "cuda" and engine.kv_cache_gib is None:
             return [replace(memory.vllm_share(engine.gpu_memory, self.machine.memory), what=what)]
-        token = shape.cache * each // self._cached_each(model)
+        token = shape.cache * each // model.computes_in
         room = cache_room(token, self.context, engine.sequences)
         if engine.kv_cache_gib is not None:
             room = engine.kv_cache_gib * memory.GIB
@@ -145,14 +145,25 @@ class Plan:
             terms.append(Term("vLLM's libraries", VLLM_LIBRARIES, "assumed"))
         return terms
 
+    def rooms(self) -> Iterator[tuple[str, float, float]]:
+        """Of each vLLM engine on a GPU: its setting, bytes for keys and values, and bytes of one longest sequence."""
+        if self.machine.kind != "cuda":
+            return
+        groups = (("rollout", self.config.rollout, self.student), ("scoring", self.config.scoring, self.teacher))
+        for key, group, model in groups:
+            if isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):
+                engine, each = group.engine, memory.BYTES[self._engine_dtype(model)]
+                held = model.shape.parameters * each / engine.tensor_parallel
+                room = engine.gpu_memory * self.machine.memory - held
+                if engine.kv_cache_gib is not None:
+                    room = engine.kv_cache_gib * memory.GIB
+                token = model.shape.cache * each / model.computes_in / engine.tensor_parallel
+                yield f"{key}.engine", room, token * self.context
+
     def _engine_dtype(self, model: Model) -> str:
         if model is self.student and isinstance(self.config.rollout, VllmRolloutConfig):
             return build.engine_dtype(self.config, self.config.rollout.dtype)
         return self.config.teacher.dtype
-
-    def _cached_each(self, model: Model) -> int:
-        """Bytes of a cached number in `Shape.cache`."""
-        return 2 if model is self.student and self.config.optim.autocast else model.each
 
     @property
     def context(self) -> int:
