@@ -164,16 +164,17 @@ def main() -> int:
     cases = {name: CASES[name] for name in options.cases}
     if options.random:
         cases = {f"random {number + 1}": random_case(drawn) for number in range(options.random)}
-    found = {name: compared(name, case) for name, case in cases.items()}
-    print(table(found), file=sys.stderr)
+    found: dict[str, Any] = {}
+    for name, case in cases.items():
+        found[name] = compared(case)
+        print(table({name: found[name]}), file=sys.stderr, flush=True)
     worst = max(abs(entry["ratio"] - 1) for stages in found.values() for entry in stages["stages"].values())
     print(json.dumps({"torch": torch.__version__, "limit": LIMIT, "worst": round(worst, 3), "cases": found}, indent=2))
     return 0 if worst <= LIMIT else 1
 
 
-def compared(name: str, case: Case) -> dict[str, Any]:
+def compared(case: Case) -> dict[str, Any]:
     """Estimate and both measures of each stage, MiB."""
-    print(f"{name} …", file=sys.stderr, flush=True)
     guessed = estimate(case)
 
     def run(**environment: str) -> dict[str, float]:
