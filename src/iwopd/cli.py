@@ -9,6 +9,7 @@ VERBS = {
     "diagnose": ("iwopd.commands.diagnose", "where in a response do student and teacher disagree? before any training"),
     "eval": ("iwopd.commands.evaluate", "mean@k and pass@k of a model (eval.model=PATH)"),
     "push": ("iwopd.commands.push", "upload a run's final model to the hub (push.repo=USER/NAME push.run=PATH)"),
+    "doctor": ("iwopd.commands.doctor", "would this run work here, and what would it cost? on which card?"),
 }
 
 USAGE = """\
@@ -25,6 +26,7 @@ examples:
   iwopd diagnose diagnose.run=runs/a            position bias of a pair, and how training changed it
   iwopd eval eval.model=runs/a/final            measure a trained model
   iwopd push push.run=runs/a push.repo=ME/NAME  share it
+  iwopd doctor doctor.card=h100                 memory and hours on a card, before renting one
 
 iwopd VERB --help lists the config groups and the composed config; --cfg job prints it as YAML; -m sweeps.
 """
@@ -36,7 +38,7 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Entry point of the program `iwopd`. Exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Entry point of the program `iwopd`. Exit status: 0, 1 if a check fails, 2 for bad input, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")

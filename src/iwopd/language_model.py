@@ -19,6 +19,11 @@ HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
+def chunk_tokens(device: str, vocabulary: int) -> int:
+    """Tokens whose logits may exist at one time on a device of that type."""
+    return max(LOGITS_BYTES.get(device, LOGITS_BYTES["cuda"]) // (4 * vocabulary), 8)
+
+
 def load_pretrained(
     path: str | Path,
     *,
@@ -115,8 +120,7 @@ class LanguageModel:
     @property
     def chunk(self) -> int:
         """Tokens whose logits may exist at one time."""
-        budget = LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"])
-        return max(budget // (4 * self.vocabulary), 8)
+        return chunk_tokens(self.device.type, self.vocabulary)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""

@@ -31,7 +31,7 @@ from iwopd.build.models import (
     teachers,
 )
 from iwopd.build.settings import eval_sampling, loss_settings, mirrors, parity, sampling
-from iwopd.build.vllm import Served, check_vllm, uses_vllm
+from iwopd.build.vllm import Served, check_vllm, engine_dtype, uses_vllm
 from iwopd.build.weighting import schemes, weighting
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "data_sources",
     "device",
     "engine",
+    "engine_dtype",
     "eval_sampling",
     "language_model",
     "loss_settings",

@@ -111,10 +111,15 @@ def student_model(
     lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*_pattern keys did not match")  # says peft of fused experts, and errs
-        return lm, _adapters(config, lm.model, checkpoint) if lora else None
+        return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 
-def _adapters(config: Config, model: Any, checkpoint: Path | None) -> Any:
+def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
+    """The peft model around `model`, which gets adapters as `student.lora` says, or those of a checkpoint.
+
+    Raises:
+        ConfigError: peft is not installed, or the targets are no modules of the model.
+    """
     try:
         import peft
     except ModuleNotFoundError:

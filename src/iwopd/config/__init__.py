@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from iwopd.config import checks
+from iwopd.config.doctor import DoctorConfig
 from iwopd.config.engines import (
     HfRolloutConfig,
     HfScoringConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "CustomWeighting",
     "DataConfig",
     "DiagnoseConfig",
+    "DoctorConfig",
     "EvalConfig",
     "HfRolloutConfig",
     "HfScoringConfig",
@@ -128,6 +130,7 @@ class Config:
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
     push: PushConfig = field(default_factory=PushConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
 
     def __post_init__(self) -> None:
         problems = checks.problems(self)

@@ -208,8 +208,13 @@ def cache_bytes(settings: Settings) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * size * getattr(torch, settings.dtype).itemsize
-    sequence = token * BLOCK * (settings.context // BLOCK + 1)
-    return max(2 * sequence, min(sequence * settings.sequences, GIB))
+    return cache_room(token, settings.context, settings.sequences)
+
+
+def cache_room(token: int, context: int, sequences: int) -> int:
+    """`cache_bytes` from the bytes of one token's keys and values."""
+    sequence = token * BLOCK * (context // BLOCK + 1)
+    return max(2 * sequence, min(sequence * sequences, GIB))
 
 
 class _Log:

@@ -1,0 +1,141 @@
+"""`iwopd doctor`: would this run work here, or on the card that is to be rented? And what would it cost?"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iwopd import build
+from iwopd.config import Config
+from iwopd.display import Display
+from iwopd.doctor import environment, estimate, prompts, tokenizers
+from iwopd.doctor.costs import costs
+from iwopd.doctor.findings import Report, Section
+from iwopd.doctor.live import Pair, try_out
+from iwopd.doctor.machine import Machine, machine_for, resident_bytes
+from iwopd.doctor.render import conclude, console, show
+from iwopd.doctor.sources import model_sources
+from iwopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iwopd.doctor.plan import Plan
+    from iwopd.weighting import Weighting
+
+
+def run(config: Config) -> None:
+    """Check everything that can be checked, and print what was found; exit status 1 where the run would not work.
+
+    Nothing is written but `doctor.json`, where it is asked for.
+
+    Raises:
+        ConfigError: `doctor.json` cannot be written.
+    """
+    environment.check_json(config)
+    out, report = console(), Report()
+    with Display(out) as display:
+        examination = Examination(config, report, display)
+        for check in (
+            examination.surroundings,
+            examination.models,
+            examination.data,
+            examination.plan,
+            examination.live,
+        ):
+            done = len(report.sections)
+            with display.stage(f"checking: {check.__name__}"):
+                check()
+            for section in report.sections[done:]:
+                show(section, out)
+    conclude(report, out)
+    if config.doctor.json is not None:
+        try:
+            Path(config.doctor.json).expanduser().write_text(json.dumps(report.plain(), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"doctor.json={config.doctor.json}: cannot be written ({error.strerror}); name another file"
+            ) from error
+    if not report.works:
+        sys.exit(1)
+
+
+class Examination:
+    """The checks, in order; each uses what those before it could find out."""
+
+    def __init__(self, config: Config, report: Report, display: Display):
+        self.config = config
+        self.report = report
+        self.display = display
+        self.machine: Machine = machine_for(config.doctor, config.run.device)
+        self.found = prompts.Found()
+        self.made: Plan | None = None
+
+    def surroundings(self) -> None:
+        """Versions, GPUs, and what the config says."""
+        environment.versions(self.config, self.report.section("Versions"))
+        environment.gpus(self.config, self.machine, self.report.section("Where it would run"))
+        settings = self.report.section("What it would do")
+        estimate.what_it_does(self.config, settings)
+        self.weighting = self._weighting(settings)
+
+    def models(self) -> None:
+        """Folders, configs and tokenizers."""
+        self.student, self.teacher = model_sources(self.config, self.report.section("Models"), self.display.stage)
+        tokenizers.compare(self.student, self.teacher, self.report.section("Tokenizers"))
+
+    def data(self) -> None:
+        """Rows, prompts and lengths."""
+        self.found = prompts.look(self.config, self.student, self.report.section("Data"))
+        most = self.config.data.max_prompt_tokens
+        longest = max((len(prompt.ids) for prompt in self.found.prompts), default=most)
+        evaluated = max((len(prompt.ids) for prompt in self.found.evaluated), default=longest)
+        section = self.report.section("Context")
+        prompts.contexts(self.config, [self.student, self.teacher], longest, evaluated, section)
+
+    def plan(self) -> None:
+        """Memory, disk, FLOPs and hours."""
+        section = Section("Memory, at the second step")
+        with section.guarded():
+            self.made = self._plan()
+        if self.made is None:
+            if not section.findings:
+                section.warn("not estimated: the config of a model is not here")
+            self.report.sections.append(section)
+            return
+        estimate.memory_section(self.made, self.made.places(), self.report)
+        environment.disk(self.config, self.made, self.report.section("Disk"))
+        estimate.cost_section(self.made, costs(self.made, self.found.problems), self.report)
+
+    def live(self) -> None:
+        """The models themselves."""
+        pair = Pair(self.student, self.teacher, self.found.prompts)
+        try_out(self.config, pair, self.made, self.weighting, self.report.section("Tried out"))
+
+    def _weighting(self, section: Section) -> "Weighting":
+        from iwopd.numerics import WeightInput
+        from iwopd.weighting import Weighting
+
+        def uniform(given: WeightInput):
+            return given.mask.to(given.advantages.dtype)
+
+        with section.guarded():
+            return build.weighting(self.config.weighting)
+        return Weighting("uniform", uniform)
+
+    def _plan(self) -> "Plan | None":
+        from iwopd.doctor.models import student_model, teacher_model
+        from iwopd.doctor.plan import Plan, lengths
+
+        program = resident_bytes()
+        if self.student.config is None or self.teacher.config is None:
+            return None
+        kind, config = self.machine.kind, self.config
+        return Plan(
+            config=config,
+            machine=self.machine,
+            student=student_model(config, self.student.config, kind),
+            teacher=teacher_model("teacher", config.teacher, self.teacher.config, kind),
+            lengths=lengths(config, [len(prompt.ids) for prompt in self.found.prompts]),
+            window=self.weighting.bounds,
+            needs_batch=self.weighting.needs_batch,
+            program=program,
+        )

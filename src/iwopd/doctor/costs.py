@@ -1,0 +1,98 @@
+"""Tokens, FLOPs and hours of a run, from its plan."""
+
+from dataclasses import dataclass
+
+from iwopd import build
+from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig
+from iwopd.doctor.compute import Cost, Shape, decode_seconds, matmul_seconds
+from iwopd.doctor.memory import count
+from iwopd.doctor.plan import PROGRESS, Plan
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one step, of one evaluation, and of the run.
+
+    Attributes:
+        evaluations: how many there are.
+        hours: of the run; None where the card is not known.
+    """
+
+    stages: list[Cost]
+    evaluation: Cost
+    evaluations: int
+    hours: float | None
+    flops: float
+
+
+def costs(plan: Plan, problems: int) -> Costs:
+    """What a run costs.
+
+    Args:
+        problems: of all benchmarks together.
+    """
+    config, shape = plan.config, plan.student.shape
+    prompt, doctor = plan.lengths.mean_prompt, config.doctor
+    response = min(doctor.response_tokens or plan.lengths.response, plan.lengths.response)
+    start, stop = _mean_window(plan, response)
+    sequences = config.data.batch_size * config.rollout.n
+    stages = [_decoding(plan, "rollout", sequences, response)]
+    read, scored = sequences * (prompt + stop), sequences * (stop - start)
+    card, utilisation = plan.machine.card, doctor.utilisation
+
+    def passes(stage: str, model: Shape, times: int, words: str) -> Cost:
+        flops = times * model.forward(read, scored, prompt + stop)
+        how = f"{words} × {count(model.active)} × {count(read)} tokens, and attention"
+        return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation), how)
+
+    stages.append(passes("score", plan.teacher.shape, 1, "2"))
+    if plan.scores_itself:
+        stages.append(passes("score itself", shape, 1, "2"))
+    again = config.student.gradient_checkpointing
+    stages.append(passes("update", shape, 4 if again else 3, "8" if again else "6"))
+
+    evaluated = min(doctor.response_tokens or plan.lengths.evaluated, plan.lengths.evaluated)
+    samples = (config.eval.n or config.eval.k) + (1 if config.eval.greedy else 0)
+    evaluation = _decoding(plan, "evaluation", problems * samples, evaluated)
+    steps, every = config.run.steps, config.eval.every
+    evaluations = 1 + (-(-steps // every) if every else 1) if steps else 1
+    seconds = [cost.seconds for cost in stages]
+    hours = None
+    if evaluation.seconds is not None and all(part is not None for part in seconds):
+        hours = (steps * sum(part or 0.0 for part in seconds) + evaluations * evaluation.seconds) / 3600
+    flops = steps * sum(cost.flops for cost in stages) + evaluations * evaluation.flops
+    return Costs(stages, evaluation, evaluations, hours, flops)
+
+
+def _mean_window(plan: Plan, length: int) -> tuple[float, float]:
+    """The window of a response of that length, averaged over the training."""
+    found = [plan.window(length, at) for at in PROGRESS]
+    return tuple(sum(edge) / len(found) for edge in zip(*found, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
+    """Answers of the student: bound by arithmetic or by memory, whichever takes longer."""
+    config, shape, card, prompt = plan.config, plan.student.shape, plan.machine.card, plan.lengths.mean_prompt
+    tokens = sequences * response
+    flops = shape.forward(sequences * (prompt + response), tokens, prompt + response)
+    how = f"2 × {count(shape.active)} × {count(sequences * (prompt + response))} tokens, and attention"
+    if card is None or not sequences:
+        return Cost(stage, tokens, flops, None if card is None else 0.0, how)
+    gpus, at_once = 1, sequences
+    rollout = config.rollout
+    if isinstance(rollout, VllmRolloutConfig):
+        gpus, at_once = rollout.engine.tensor_parallel, rollout.engine.sequences
+    elif isinstance(rollout, HfRolloutConfig):
+        at_once = rollout.batch_size
+    elif isinstance(rollout, VllmServerRolloutConfig):
+        gpus, at_once = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
+    each = 2 if build.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
+    weights, cache = shape.parameters * each, shape.cache
+    bound = decode_seconds(sequences, at_once, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
+    computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus) or 0.0
+    if bound > computed:
+        how = (
+            f"{min(at_once, sequences)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the cache at "
+            f"{config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
+        )
+    return Cost(stage, tokens, flops, max(bound, computed), how)

@@ -1,0 +1,114 @@
+"""Versions, GPUs, disk: what the machine has and the config needs."""
+
+import platform
+import shutil
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from iwopd import build
+from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, WandbTracking
+from iwopd.doctor import memory
+from iwopd.doctor.findings import Section
+from iwopd.doctor.machine import Machine
+from iwopd.doctor.plan import Plan
+from iwopd.errors import ConfigError
+from iwopd.store import PACKAGES
+
+
+def versions(config: Config, section: Section) -> None:
+    """Of Python and the packages, and what the config needs that is not installed."""
+    found = [f"python {platform.python_version()}"]
+    for package in (*PACKAGES, "math-verify", "evalplus"):
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    section.note(", ".join(found))
+    missing = 0
+    needs = {
+        "wandb": ("tracking=wandb", isinstance(config.tracking, WandbTracking)),
+        "peft": (f"student.lora.rank={config.student.lora.rank}", bool(config.student.lora.rank)),
+    }
+    extras = {"wandb": "wandb", "peft": "lora"}
+    for package, (setting, needed) in needs.items():
+        if needed and find_spec(package) is None:
+            missing += 1
+            section.problem(f"{setting}: {package} is not installed; pip install 'iwopd[{extras[package]}]'")
+    with section.guarded():
+        build.check_vllm(config)
+        if not missing:
+            section.ok("everything the config needs is installed")
+
+
+def gpus(config: Config, machine: Machine, section: Section) -> None:
+    """What there is to compute with, and whether the config fits it."""
+    import torch
+
+    if config.doctor.card is not None:
+        section.note(
+            f"planned for {machine.gpus} × {machine.name}, {memory.size(machine.memory)} each; not for this machine"
+        )
+    elif torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            section.note(f"GPU {index}: {name}, {memory.size(total)}, {memory.size(free)} free")
+    else:
+        section.note(f"no GPU; {memory.size(machine.memory)} of host memory, {memory.size(machine.free)} free")
+    if config.doctor.card is None:
+        with section.guarded():
+            device = build.device(config.run.device, deterministic=False)
+            section.ok(f"run.device={config.run.device}: the student trains on {device}")
+    for key, group in (("rollout", config.rollout), ("scoring", config.scoring)):
+        if not isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):
+            continue
+        wanted = group.engine.tensor_parallel
+        if machine.kind == "cuda" and wanted > machine.gpus:
+            section.problem(
+                f"{key}.engine.tensor_parallel={wanted}: there {'is' if machine.gpus == 1 else 'are'} {machine.gpus}; "
+                "lower it, or plan with doctor.gpus"
+            )
+        elif machine.kind == "cpu" and wanted > 1:
+            section.problem(f"{key}.engine.tensor_parallel={wanted}: there is no GPU to split over; set it to 1")
+
+
+def disk(config: Config, plan: Plan, section: Section) -> None:
+    """Room for checkpoints and the final model."""
+    assert config.run.dir is not None, "launch settles it"
+    student, run = plan.student, config.run
+    shape = student.shape
+    each = memory.checkpoint_bytes(shape.parameters, student.each, shape.trained, student.trained_each)
+    made = 1 + (-(-run.steps // run.save_every) if run.save_every else 0)
+    # A new one is whole before an old one goes.
+    held = min(made, run.keep + 1) if run.keep else made
+    final = shape.parameters * student.each
+    needed = held * each + final
+    folder = Path(config.run.dir).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    said = (
+        f"{held} checkpoints × {memory.size(each)} (weights and Adam's moments) and final/ of {memory.size(final)}: "
+        f"{memory.size(needed)}; {folder} has {memory.size(free)} free"
+    )
+    if needed > free and config.doctor.card is None:
+        section.problem(f"{said}: make room, choose another run.dir, or lower run.keep={run.keep}")
+    elif needed > free:
+        section.warn(f"{said}, here; see that the machine you rent has more")
+    else:
+        section.ok(said)
+
+
+def check_json(config: Config) -> None:
+    """Refuse a `doctor.json` that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if config.doctor.json is None:
+        return
+    file = Path(config.doctor.json).expanduser()
+    if file.is_dir() or not file.parent.is_dir():
+        reason = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"doctor.json={config.doctor.json}: {reason}; name a file in a folder that exists")

@@ -1,0 +1,265 @@
+"""A model without data, and what its passes keep in memory.
+
+Activations are not a formula here. The product's own code (`LanguageModel`, the chunks of the head, PyTorch's autograd,
+peft, gradient checkpointing, autocast) is run on fake tensors, which have a shape, a dtype and no data, and `LiveBytes`
+counts what is alive. So it holds for any architecture that transformers can make, and changes when the code changes.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
+
+from iwopd.batch import Tokens
+from iwopd.doctor.live_bytes import LiveBytes
+from iwopd.engines.base import Sampling
+from iwopd.engines.hf import draw, sampling_logprobs
+from iwopd.errors import ModelError
+from iwopd.language_model import LanguageModel, chunk_tokens
+from iwopd.numerics import chunked_reverse_kl
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch of equal sequences: `rows` of `prompt` tokens and a response whose window is ``[start, stop)``."""
+
+    rows: int
+    prompt: int
+    start: int
+    stop: int
+
+    @property
+    def read(self) -> int:
+        """Tokens the model reads; the last one is predicted only."""
+        return self.rows * (self.prompt + self.stop - 1)
+
+    @property
+    def scored(self) -> int:
+        """Tokens whose log-probs are made."""
+        return self.rows * (self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes of one pass beside the weights.
+
+    Attributes:
+        peak: the most that was alive.
+        kept: of an update, what the layers kept for backward; of a rollout, keys and values at their longest.
+        gradients: of the peak, the parameters' gradients.
+    """
+
+    peak: int
+    kept: int = 0
+    gradients: int = 0
+
+
+class Hollow:
+    """A model of `config`'s shape.
+
+    Args:
+        config: transformers' configuration.
+        device: "cpu" or "cuda": the kind of device the estimate is for.
+        checkpointing: recompute activations in backward.
+        adapt: puts adapters on the model.
+
+    Raises:
+        ModelError: transformers cannot make a causal language model of it.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: str,
+        attention: str = "sdpa",
+        device: str = "cpu",
+        autocast: bool = False,
+        checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        adapt: Callable[[Any], Any] | None = None,
+    ):
+        self._fake = FakeTensorMode()
+        with self._quiet(), self._fake:
+            try:
+                model = AutoModelForCausalLM.from_config(
+                    copy.deepcopy(config),  # it is written to
+                    dtype=getattr(torch, dtype),
+                    attn_implementation=attention,
+                    trust_remote_code=trust_remote_code,
+                )
+            except Exception as error:  # transformers raises a dozen types here
+                raise ModelError(f"no causal language model can be made of it: {_reason(error)}") from error
+            if adapt is not None:
+                with _replaced(nn.Module, "to", lambda module, *_, **__: module):  # fake tensors cannot be moved
+                    self.wrapped = adapt(model)
+            if checkpointing:
+                # Nothing random happens without data, and the generator's state is data.
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                if adapt is not None:
+                    model.enable_input_require_grads()
+            self.lm = _HollowLanguageModel(model, device, autocast)
+        self.checkpointing = checkpointing
+
+    @property
+    def model(self) -> Any:
+        """transformers' model, its parameters fake."""
+        return self.lm.model
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that get gradients."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def update(self, work: Work, *, first: bool, teacher_width: int | None = None) -> Pass:
+        """Forward and backward of one micro-batch.
+
+        Args:
+            first: no gradients are there yet; else all are, and are not counted.
+            teacher_width: of the teacher's hidden states, for full-vocabulary losses.
+        """
+        with self._quiet(), self._fake:
+            trained = self.trained()
+            for parameter in trained:
+                parameter.grad = None if first else torch.empty_like(parameter)
+            self.model.train()
+            tokens = _tokens(work)
+            with LiveBytes(self._there(), trained) as live:
+                with self.lm.autocast():
+                    states = self.lm.states(tokens)
+                    kept = live.now
+                    logprobs = self._logprobs(states, tokens, teacher_width)
+                del states
+                logprobs.sum().backward()
+            for parameter in trained:
+                parameter.grad = None
+            return Pass(live.peak, kept, live.gradients_at_peak)
+
+    def _logprobs(self, states: Tensor, tokens: Tokens, teacher_width: int | None) -> Tensor:
+        if teacher_width is None:
+            return self.lm.logprobs_of(states, tokens.targets)
+        hidden = torch.empty(len(tokens.targets), teacher_width)
+        matrix = torch.empty(self.lm.vocabulary, teacher_width)
+        scores = chunked_reverse_kl(
+            states, hidden, tokens.targets, self.lm.head, lambda states: states @ matrix.T, self.lm.chunk
+        )
+        return scores.reverse_kl
+
+    def score(self, work: Work) -> Pass:
+        """Log-probs without gradients."""
+        with self._quiet(), self._fake, torch.no_grad():
+            self.model.eval()
+            tokens = _tokens(work)
+            with LiveBytes(self._there()) as live:
+                self.lm.token_logprobs(tokens)
+            return Pass(live.peak)
+
+    def rollout(self, rows: int, prompt: int, response: int, sampling: Sampling) -> Pass:
+        """Sampling with a cache of keys and values, as `HfEngine` does it, with prompts of several lengths."""
+        with self._quiet(), self._fake, torch.no_grad():
+            self.model.eval()
+            with LiveBytes(self._there()) as live, self.lm.autocast():
+                cache: Any = DynamicCache(config=self.model.config)
+                logits = self._read(cache, rows, prompt, prompt)
+                _lengthen(cache, prompt + response - 1)
+                kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+                choices = sampling_logprobs(logits, sampling)
+                draw(choices, torch.empty(rows, dtype=torch.float64))
+                del choices
+                self._read(cache, rows, 1, prompt + response)
+            return Pass(live.peak, kept)
+
+    def _read(self, cache: Any, rows: int, new: int, seen: int) -> Tensor:
+        output = self.model.base_model(
+            input_ids=torch.empty(rows, new, dtype=torch.long),
+            attention_mask=torch.empty(rows, seen, dtype=torch.long),
+            position_ids=torch.empty(rows, new, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.lm.head(output.last_hidden_state[:, -1])
+
+    def _there(self) -> list[Tensor]:
+        model: Any = self.model
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return [*model.parameters(), *model.buffers(), *gradients]
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        with warnings.catch_warnings(), _unpacked():
+            warnings.simplefilter("ignore")
+            yield
+
+
+class _HollowLanguageModel(LanguageModel):
+    """Chunks as on the device the estimate is for."""
+
+    def __init__(self, model: Any, kind: str, autocast: bool):
+        self.kind = kind
+        super().__init__(model, autocast=autocast)
+
+    @property
+    def chunk(self) -> int:
+        return chunk_tokens(self.kind, self.vocabulary)
+
+    def _check_head(self) -> None:
+        """There are no numbers to compare."""
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """transformers looks into the positions for sequences packed into one row, and without data takes them for packed,
+    which would cost a mask of [tokens × tokens]. Rows are never packed here."""
+    with _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """`owner.name` is `function` while the block lasts; one that is not there stays away."""
+    found = getattr(owner, name, None)
+    if found is not None:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if found is not None:
+            setattr(owner, name, found)
+
+
+def _tokens(work: Work) -> Tokens:
+    shape, time = (work.rows, work.prompt + work.stop - 1), work.stop - work.start
+    return Tokens(
+        input_ids=torch.empty(shape, dtype=torch.long),
+        attention_mask=None,
+        position_ids=None,
+        rows=torch.empty(work.scored, dtype=torch.long),
+        columns=torch.empty(work.scored, dtype=torch.long),
+        targets=torch.empty(work.scored, dtype=torch.long),
+        mask=torch.empty(work.rows, time, dtype=torch.bool),
+        positions=torch.empty(work.rows, time, dtype=torch.long),
+        lengths=torch.empty(work.rows, dtype=torch.long),
+    )
+
+
+def _lengthen(cache: Any, length: int) -> None:
+    """Keys and values of `length` tokens, or of as many as a layer's window keeps."""
+    for layer in cache.layers:
+        window = getattr(layer, "sliding_window", None)
+        kept = length if window is None else min(length, window - 1)
+        for name in ("keys", "values"):
+            held = getattr(layer, name)
+            setattr(layer, name, held.new_empty((*held.shape[:-2], kept, held.shape[-1])))
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = length
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

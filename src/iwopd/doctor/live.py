@@ -1,0 +1,144 @@
+"""The models themselves: do engine and trainer agree, and does a student that is its own teacher learn nothing?"""
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iwopd import build
+from iwopd.config import Config
+from iwopd.doctor.findings import Section
+from iwopd.doctor.memory import GIB, size
+from iwopd.doctor.plan import Plan
+from iwopd.doctor.sources import Source
+
+if TYPE_CHECKING:
+    from iwopd.engines.base import Engine
+    from iwopd.student import Student
+    from iwopd.types import Prompt, Rollout
+    from iwopd.weighting import Weighting
+
+PROMPTS, TOKENS = 4, 32
+# Largest |A| of a student that is its own teacher, nats: rounding of sums made in another order.
+SAME = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher that are here, and prompts of the run's."""
+
+    student: Source
+    teacher: Source
+    prompts: "list[Prompt]"
+
+
+def try_out(config: Config, pair: Pair, plan: Plan | None, weighting: "Weighting", section: Section) -> None:
+    """Load the models and compare; says what was left out, and why."""
+    reason = why_not(config, pair, plan)
+    if reason is not None:
+        section.note(f"not tried: {reason}")
+        return
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, section.guarded():
+        _try(config, pair, weighting, Path(folder) / "vllm.log", stack, section)
+
+
+def why_not(config: Config, pair: Pair, plan: Plan | None) -> str | None:
+    """Why the models are not loaded; None where they are."""
+    if not config.doctor.live:
+        return "doctor.live=false"
+    absent = [source.name for source in (pair.student, pair.teacher) if not source.weights or source.tokenizer is None]
+    if absent or plan is None:
+        return f"the weights of {' and '.join(absent) or 'a model'} are not here"
+    if not pair.prompts:
+        return "there are no prompts"
+    needed = sum(model.shape.parameters * model.each for model in (plan.student, plan.teacher))
+    if needed > config.doctor.live_gib * GIB:
+        return f"the weights take {size(needed)}, more than doctor.live_gib={config.doctor.live_gib:g}"
+    return None
+
+
+def _try(
+    config: Config, pair: Pair, weighting: "Weighting", log_file: Path, stack: ExitStack, section: Section
+) -> None:
+    device = build.device(config.run.device, config.run.deterministic)
+    assert pair.student.folder is not None
+    assert pair.teacher.folder is not None
+    student = build.student(config, pair.student.folder, device)
+    section.ok(f"the student loads, on {device}")
+    stops = build.stop_ids(pair.student.key, config.student, pair.student.folder, pair.student.tokenizer)
+    prompts = pair.prompts[:PROMPTS]
+    context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1
+    served = build.Served(pair.student.folder, config.student, context, log_file, stops)
+    engine = stack.enter_context(build.engine(config, served, student.lm))
+    engine.check_logprobs(build.sampling(config.rollout), prompts[0])
+    rollouts = _parity(config, engine, student, prompts, section)
+    with section.guarded():
+        scored = build.Served(pair.teacher.folder, config.teacher, context, log_file)
+        teacher = stack.enter_context(build.teacher(config, scored, device))
+        window = weighting.window(0.0)
+        found = teacher.score(rollouts, window)
+        count = sum(len(record.teacher_logprobs) for record in found)
+        section.ok(f"the teacher scores them: {count} log-probs, {_mean(found):.3f} nats on average")
+    _own_teacher(config, pair.student, student, rollouts, weighting, section)
+
+
+def _mean(scored: list) -> float:
+    values = [value for record in scored for value in record.teacher_logprobs]
+    return sum(values) / max(1, len(values))
+
+
+def _parity(
+    config: Config, engine: "Engine", student: "Student", prompts: "list[Prompt]", section: Section
+) -> "list[Rollout]":
+    """Engine and trainer on the engine's own samples, after a sync; those samples."""
+    from iwopd.engines.base import Sampling
+    from iwopd.stages.parity import Thresholds, check_parity
+
+    engine.sync_weights(student, 0)
+    limits = build.parity(config.rollout) or Thresholds()
+    with section.guarded():
+        found = check_parity(engine, student, prompts, limits, config.seed)
+        section.ok(
+            f"engine and trainer agree: mean gap {found.mean_gap:.2g}, largest {found.max_gap:.2g} nats per token"
+            + ("" if engine.has_own_weights else " (the engine samples from the trainer's own weights)")
+        )
+    tokens = min(TOKENS, config.rollout.max_tokens)
+    return engine.generate(prompts, Sampling(max_tokens=tokens), seed=config.seed, stream="doctor")
+
+
+def _own_teacher(
+    config: Config,
+    source: Source,
+    student: "Student",
+    rollouts: "list[Rollout]",
+    weighting: "Weighting",
+    section: Section,
+) -> None:
+    """The student scored by itself: A must be 0 everywhere, and the update's gradient with it."""
+    from iwopd.stages import score, update
+    from iwopd.teachers.hf import HfTeacher
+
+    assert source.folder is not None
+    copy = build.language_model(
+        source.key, config.student, source.folder, student.device, autocast=config.optim.autocast
+    )
+    own = score(HfTeacher(copy, student.device), rollouts, weighting.window(0.0), student=student)
+    gaps = [
+        abs(teacher - trainer)
+        for record in own
+        for teacher, trainer in zip(record.teacher_logprobs, record.trainer_logprobs or [], strict=True)
+    ]
+    dtype = "bfloat16" if config.optim.autocast else config.student.dtype
+    said = f"the student as its own teacher: largest |A| {max(gaps, default=0.0):.2g} nats over {len(gaps)} tokens"
+    if max(gaps, default=0.0) > SAME[dtype]:
+        section.problem(
+            f"{said}, where it should be 0; compare student.attention and dtype, and report the architecture"
+        )
+        return
+    loss = build.loss_settings(config)
+    if loss.kind != "policy_gradient":
+        section.ok(said)
+        return
+    found = update(student, own, weighting, loss, seeds=range(len(own)))
+    section.ok(f"{said}, reverse KL {abs(found['train/reverse_kl']):.2g}, gradient norm {found['train/grad_norm']:.2g}")

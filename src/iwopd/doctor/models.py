@@ -1,0 +1,100 @@
+"""Student and teacher without data, and the numbers that count of them."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from iwopd.build.models import adapters
+from iwopd.config import Config
+from iwopd.doctor.compute import Shape
+from iwopd.doctor.hollow import Hollow
+from iwopd.doctor.memory import BYTES, cache_per_token
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a run.
+
+    Attributes:
+        hollow: it, without data.
+        shape: what counts of it.
+        each: bytes of a weight.
+        trained_each: bytes of a trained weight: adapters are float32 whatever the model is.
+        computes_in: bytes of a number in its products.
+    """
+
+    hollow: Hollow
+    shape: Shape
+    each: int
+    trained_each: int
+    computes_in: int
+
+
+def student_model(config: Config, model_config: Any, kind: str) -> Model:
+    """The student as it is trained on a device of that kind."""
+    section = config.student
+    hollow = Hollow(
+        model_config,
+        dtype=section.dtype,
+        attention=section.attention,
+        device=kind,
+        autocast=config.optim.autocast,
+        checkpointing=section.gradient_checkpointing,
+        trust_remote_code=section.trust_remote_code,
+        adapt=partial(adapters, config) if section.lora.rank else None,
+    )
+    computed = "bfloat16" if config.optim.autocast else section.dtype
+    return _model("student", hollow, model_config, section.dtype, computed, trained=True)
+
+
+def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Model:
+    """A model that only scores, of the config section `name`."""
+    hollow = Hollow(
+        model_config,
+        dtype=section.dtype,
+        attention=section.attention,
+        device=kind,
+        trust_remote_code=section.trust_remote_code,
+    )
+    return _model(name, hollow, model_config, section.dtype, section.dtype, trained=False)
+
+
+def _model(name: str, hollow: Hollow, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
+    learnt = hollow.trained() if trained else []
+    shape = shape_of(name, hollow.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
+    return Model(hollow, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype], BYTES[computed])
+
+
+def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Shape:
+    """Parameters are counted exactly; the rest is read from the config, under the names that architectures use.
+
+    Args:
+        each: bytes of a cached number.
+    """
+    heads = getattr(config, "num_attention_heads", 1)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    experts = next((found for key in EXPERTS if (found := getattr(config, key, None))), 0)
+    chosen = next((found for key in CHOSEN if (found := getattr(config, key, None))), experts)
+    return Shape(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained=trained,
+        # transformers holds the experts of a layer in one tensor, [experts, …].
+        experts=sum(p.numel() for p in model.parameters() if experts and p.dim() == 3 and p.shape[0] == experts),
+        expert_share=chosen / experts if experts else 1.0,
+        embedding=embedding.numel(),
+        head=head.numel(),
+        tied=head is embedding,
+        layers=config.num_hidden_layers,
+        attention=heads * head_dim,
+        grouped=kv_heads < heads,
+        cache=cache_per_token(config.num_hidden_layers, kv_heads, head_dim, each),
+        vocabulary=head.shape[0],
+        width=config.hidden_size,
+        context=getattr(config, "max_position_embeddings", None),
+    )

@@ -1,0 +1,93 @@
+"""The data and the benchmarks: rows, columns, rendered prompts, lengths."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from iwopd import build
+from iwopd.build.inputs import training_rows
+from iwopd.config import Config
+from iwopd.doctor.findings import Section
+from iwopd.doctor.sources import Source
+
+if TYPE_CHECKING:
+    from iwopd.types import Prompt
+
+SHOWN = 600  # characters of a rendered prompt
+
+
+@dataclass
+class Found:
+    """Attributes:
+    prompts: of the training data, rendered; empty where that could not be done.
+    evaluated: of all benchmarks.
+    problems: rows of all benchmarks together.
+    """
+
+    prompts: "list[Prompt]" = field(default_factory=list["Prompt"])
+    evaluated: "list[Prompt]" = field(default_factory=list["Prompt"])
+    problems: int = 0
+
+
+def look(config: Config, student: Source, section: Section) -> Found:
+    """Everything that can be said of the data without a model."""
+    found = Found()
+    with section.guarded():
+        rows = training_rows(config)
+        section.ok(f"data.path={config.data.path}: {len(rows):,} rows with columns {_columns(rows)}")
+        if student.tokenizer is not None:
+            stream, dropped = build.prompt_stream(config, rows, student.tokenizer)
+            found.prompts = list(stream.prompts)
+            _describe(found.prompts, student.tokenizer, section, shown=3)
+            if dropped:
+                most = config.data.max_prompt_tokens
+                section.warn(f"{dropped:,} prompts of more than {most:,} tokens are dropped (data.overlong=drop)")
+            section.ok(
+                f"batches of {config.data.batch_size:,} prompts: {stream.steps_per_epoch:,} steps per epoch, "
+                f"{config.run.steps / stream.steps_per_epoch:.2g} epochs in {config.run.steps} steps"
+            )
+    for name, source in config.eval.benchmarks.items():
+        with section.guarded():
+            chosen = replace(config.eval, benchmarks={name: source})
+            rows = build.benchmark_rows(chosen)
+            count = sum(map(len, rows.values()))
+            found.problems += count
+            section.ok(f"benchmark {name}: {count:,} problems with columns {_columns(next(iter(rows.values())))}")
+            if student.tokenizer is not None:
+                for made in build.benchmarks(chosen, rows, student.tokenizer):
+                    prompts: Any = made.prompts
+                    found.evaluated += prompts
+                    _describe(prompts, student.tokenizer, section, shown=1)
+    return found
+
+
+def _columns(rows: Any) -> str:
+    return ", ".join(rows[0])
+
+
+def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, shown: int) -> None:
+    counts = [len(prompt.ids) for prompt in prompts]
+    section.note(f"prompts of {min(counts):,} to {max(counts):,} tokens, {sum(counts) / len(counts):,.0f} on average")
+    for prompt in prompts[:shown]:
+        text = tokenizer.decode(prompt.ids)
+        cut = text if len(text) <= SHOWN else text[: SHOWN // 2] + " … " + text[-SHOWN // 2 :]
+        section.note(f"prompt {prompt.id}, {len(prompt.ids):,} tokens: {cut!r}")
+
+
+def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:
+    """Prompt and response against what the models can attend to."""
+    limit = config.eval.max_tokens or config.rollout.max_tokens
+    for source in sources:
+        if source.config is None:
+            continue
+        with section.guarded():
+            build.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
+            if source.name == "student":
+                build.check_context(source.name, source.config, "eval.max_tokens", evaluated, limit)
+            context = getattr(source.config, "max_position_embeddings", None)
+            scaling = getattr(source.config, "rope_parameters", None) or getattr(source.config, "rope_scaling", None)
+            kind = scaling.get("rope_type", "default") if isinstance(scaling, dict) else "default"
+            section.ok(
+                f"{source.name}: {longest + config.rollout.max_tokens:,} tokens of prompt and response, of "
+                f"{f'{context:,}' if context else 'any number'} it can attend to"
+                + (f", with rope scaling {kind}" if kind != "default" else "")
+            )

@@ -1,0 +1,85 @@
+"""The models of a run, as far as they are here: folder, config.json, tokenizer, weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iwopd import build, toy
+from iwopd.build.inputs import Stage, is_local
+from iwopd.config import Config
+from iwopd.doctor.findings import Section
+from iwopd.preflight import WEIGHTS
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+
+@dataclass
+class Source:
+    """One model.
+
+    Attributes:
+        name: student or teacher, or a further teacher's.
+        section: its section of the config.
+        folder: what transformers can load; None where it cannot be had.
+        config: transformers', of the text part.
+        tokenizer: None where there is none, or it cannot be loaded.
+        weights: they are there.
+    """
+
+    name: str
+    section: Any
+    folder: str | None = None
+    config: Any = None
+    tokenizer: Any = None
+    weights: bool = False
+
+    @property
+    def key(self) -> str:
+        """The setting that names it."""
+        return f"{self.name}.path"
+
+
+def model_sources(config: Config, section: Section, stage: Stage) -> list[Source]:
+    """Student and teacher; what is missing is said."""
+    found = [Source("student", config.student), Source("teacher", config.teacher)]
+    for source in found:
+        with section.guarded():
+            _find(source, section, stage)
+    return found
+
+
+def _find(source: Source, section: Section, stage: Stage) -> None:
+    path = source.section.path
+    folder = Path(path).expanduser()
+    bare = _has_config_alone(path, folder)
+    if not bare:
+        build.check_path(source.key, path)
+    source.folder = build.model_folders({source.key: path}, stage)[source.key]
+    source.config = build.model_config(source.key, source.section, source.folder)
+    source.weights = not bare
+    said = f"{source.key}={path}: {source.config.model_type}, {source.config.num_hidden_layers} layers"
+    if bare:
+        section.warn(f"{said}; its config.json alone is here: enough for a plan, but training needs its weights")
+    else:
+        section.ok(said)
+    local = toy.is_toy(path) or is_local(path)
+    if bare and local and not any((folder / name).is_file() for name in TOKENIZERS):
+        section.warn(
+            f"{source.key}={path}: has no tokenizer, so tokenizers and prompts are not checked; save one there"
+        )
+        return
+    source.tokenizer = build.tokenizer(
+        source.key,
+        source.folder,
+        revision=source.section.revision,
+        trust_remote_code=source.section.trust_remote_code,
+    )
+
+
+def _has_config_alone(path: str, folder: Path) -> bool:
+    if toy.is_toy(path) or not is_local(path):
+        return False
+    try:
+        return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in WEIGHTS)
+    except (OSError, ValueError):  # not a path: told by the check of it
+        return False
