@@ -45,9 +45,10 @@ from iwopd.config import (
     TeacherConfig,
     UniformWeighting,
 )
+from iwopd.doctor.lengths import lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.models import student_model, teacher_model
-from iwopd.doctor.plan import Plan, lengths
+from iwopd.doctor.plan import Plan
 from iwopd.engines.hf import HfEngine
 from iwopd.language_model import LanguageModel
 from iwopd.stages import score, update

@@ -11,7 +11,7 @@ from iwopd.display import Display
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
 from iwopd.doctor.findings import Report, Section
-from iwopd.doctor.live import Pair, try_out
+from iwopd.doctor.live import Models, try_out
 from iwopd.doctor.machine import Machine, machine_for, resident_bytes
 from iwopd.doctor.render import conclude, console, show
 from iwopd.doctor.sources import model_sources
@@ -79,8 +79,9 @@ class Examination:
 
     def models(self) -> None:
         """Folders, configs and tokenizers."""
-        self.student, self.teacher = model_sources(self.config, self.report.section("Models"), self.display.stage)
-        tokenizers.compare(self.student, self.teacher, self.report.section("Tokenizers"))
+        self.student, *self.scorers = model_sources(self.config, self.report.section("Models"), self.display.stage)
+        for scorer in self.scorers:
+            tokenizers.compare(self.student, scorer, self.report.section(f"Tokenizers of student and {scorer.name}"))
 
     def data(self) -> None:
         """Rows, prompts and lengths."""
@@ -89,7 +90,7 @@ class Examination:
         longest = max((len(prompt.ids) for prompt in self.found.prompts), default=most)
         evaluated = max((len(prompt.ids) for prompt in self.found.evaluated), default=longest)
         section = self.report.section("Context")
-        prompts.contexts(self.config, [self.student, self.teacher], longest, evaluated, section)
+        prompts.contexts(self.config, [self.student, *self.scorers], longest, evaluated, section)
 
     def plan(self) -> None:
         """Memory, disk, FLOPs and hours."""
@@ -107,8 +108,8 @@ class Examination:
 
     def live(self) -> None:
         """The models themselves."""
-        pair = Pair(self.student, self.teacher, self.found.prompts)
-        try_out(self.config, pair, self.made, self.weighting, self.report.section("Tried out"))
+        models = Models(self.student, self.scorers, self.found.prompts)
+        try_out(self.config, models, self.made, self.weighting, self.report.section("Tried out"))
 
     def _weighting(self, section: Section) -> "Weighting":
         from iwopd.numerics import WeightInput
@@ -122,18 +123,24 @@ class Examination:
         return Weighting("uniform", uniform)
 
     def _plan(self) -> "Plan | None":
-        from iwopd.doctor.models import student_model, teacher_model
-        from iwopd.doctor.plan import Plan, lengths
+        from iwopd.doctor.lengths import lengths
+        from iwopd.doctor.models import Scorer, student_model, teacher_model
+        from iwopd.doctor.plan import Plan
 
         program = resident_bytes()
-        if self.student.config is None or self.teacher.config is None:
+        if any(source.config is None for source in (self.student, *self.scorers)):
             return None
         kind, config = self.machine.kind, self.config
+        teacher, *further = [
+            Scorer(source.name, source.section, teacher_model(source.name, source.section, source.config, kind))
+            for source in self.scorers
+        ]
         return Plan(
             config=config,
             machine=self.machine,
             student=student_model(config, self.student.config, kind),
-            teacher=teacher_model("teacher", config.teacher, self.teacher.config, kind),
+            teacher=teacher.model,
+            further=tuple(further),
             lengths=lengths(config, [len(prompt.ids) for prompt in self.found.prompts]),
             window=self.weighting.bounds,
             needs_batch=self.weighting.needs_batch,

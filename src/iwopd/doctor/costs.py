@@ -45,7 +45,10 @@ def costs(plan: Plan, problems: int) -> Costs:
         how = f"{words} × {count(model.active)} × {count(read)} tokens, and attention"
         return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation), how)
 
-    stages.append(passes("score", plan.teacher.shape, 1, "2"))
+    # A problem has one teacher: the plan is for the largest of several.
+    teachers = [scorer.model.shape for scorer in plan.scorers if scorer.key != "base"]
+    stages.append(passes("score", max(teachers, key=lambda teacher: teacher.active), 1, "2"))
+    stages += [passes("score by base", each.model.shape, 1, "2") for each in plan.scorers if each.key == "base"]
     if plan.scores_itself:
         stages.append(passes("score itself", shape, 1, "2"))
     again = config.student.gradient_checkpointing

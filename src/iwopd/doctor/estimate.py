@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from iwopd import build
 from iwopd.config import Config, HfScoringConfig, LossConfig
 from iwopd.doctor.costs import Costs
 from iwopd.doctor.findings import Report, Section, Table
@@ -83,15 +84,21 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("activations", "a smaller rollout.max_tokens", work.rows == 1),
         ("Adam's moments", "student.lora.rank=64", not student.lora.rank),
         ("Adam's moments", "student.dtype=bfloat16", student.dtype == "float32"),
-        ("teacher's weights", "teacher.dtype=bfloat16", config.teacher.dtype == "float32"),
-        ("teacher's weights", "teacher.offload=true", cuda and not config.teacher.offload and place.stage != "score"),
-        ("teacher's weights", "scoring=vllm_server on other GPUs", True),
-        ("teacher's vLLM engine", "a smaller scoring.engine.gpu_memory, or scoring=vllm_server", True),
         ("student's vLLM engine", "a smaller rollout.engine.gpu_memory, or rollout=vllm_server", True),
-        ("teacher's pass", "a smaller scoring.batch_tokens", isinstance(config.scoring, HfScoringConfig)),
         ("prompt log-probs", "a smaller scoring.engine.batch_tokens", True),
         ("keys and values", "a smaller rollout.batch_size, or rollout=vllm", True),
     ]
+    hf = isinstance(config.scoring, HfScoringConfig)
+    for key, section in build.scorer_sections(config).items():
+        stays = cuda and not section.offload and place.stage != "score"
+        ways += [
+            (f"{key}'s weights", f"{key}.dtype=bfloat16", section.dtype == "float32"),
+            (f"{key}'s weights", f"{key}.offload=true", stays),
+            (f"{key}'s weights", "scoring=vllm_server on other GPUs", key != "base"),
+            (f"{key}'s weights", f"{key}.device=cuda:1", cuda and section.device is None),
+            (f"{key}'s vLLM engine", "a smaller scoring.engine.gpu_memory, or scoring=vllm_server", True),
+            (f"{key}'s pass", "a smaller scoring.batch_tokens", hf),
+        ]
     largest = sorted(place.terms, key=lambda term: -term.bytes)[:3]
     chosen = [fix for term in largest for what, fix, useful in ways if useful and term.what.startswith(what)]
     return chosen[:4] or ["use a smaller model or a larger card"]

@@ -25,62 +25,64 @@ SAME = {"float32": 1e-3, "bfloat16": 0.25}
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Student and teacher that are here, and prompts of the run's."""
+class Models:
+    """Those that are here, and prompts of the run's."""
 
     student: Source
-    teacher: Source
+    scorers: list[Source]
     prompts: "list[Prompt]"
 
 
-def try_out(config: Config, pair: Pair, plan: Plan | None, weighting: "Weighting", section: Section) -> None:
+def try_out(config: Config, models: Models, plan: Plan | None, weighting: "Weighting", section: Section) -> None:
     """Load the models and compare; says what was left out, and why."""
-    reason = why_not(config, pair, plan)
+    reason = why_not(config, models, plan)
     if reason is not None:
         section.note(f"not tried: {reason}")
         return
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, section.guarded():
-        _try(config, pair, weighting, Path(folder) / "vllm.log", stack, section)
+        _try(config, models, weighting, Path(folder) / "vllm.log", stack, section)
 
 
-def why_not(config: Config, pair: Pair, plan: Plan | None) -> str | None:
+def why_not(config: Config, models: Models, plan: Plan | None) -> str | None:
     """Why the models are not loaded; None where they are."""
     if not config.doctor.live:
         return "doctor.live=false"
-    absent = [source.name for source in (pair.student, pair.teacher) if not source.weights or source.tokenizer is None]
+    everyone = (models.student, *models.scorers)
+    absent = [source.name for source in everyone if not source.weights or source.tokenizer is None]
     if absent or plan is None:
         return f"the weights of {' and '.join(absent) or 'a model'} are not here"
-    if not pair.prompts:
+    if not models.prompts:
         return "there are no prompts"
-    needed = sum(model.shape.parameters * model.each for model in (plan.student, plan.teacher))
+    loaded = (plan.student, *(scorer.model for scorer in plan.scorers))
+    needed = sum(model.shape.parameters * model.each for model in loaded)
     if needed > config.doctor.live_gib * GIB:
         return f"the weights take {size(needed)}, more than doctor.live_gib={config.doctor.live_gib:g}"
     return None
 
 
 def _try(
-    config: Config, pair: Pair, weighting: "Weighting", log_file: Path, stack: ExitStack, section: Section
+    config: Config, models: Models, weighting: "Weighting", log_file: Path, stack: ExitStack, section: Section
 ) -> None:
     device = build.device(config.run.device, config.run.deterministic)
-    assert pair.student.folder is not None
-    assert pair.teacher.folder is not None
-    student = build.student(config, pair.student.folder, device)
+    assert models.student.folder is not None
+    student = build.student(config, models.student.folder, device)
     section.ok(f"the student loads, on {device}")
-    stops = build.stop_ids(pair.student.key, config.student, pair.student.folder, pair.student.tokenizer)
-    prompts = pair.prompts[:PROMPTS]
+    stops = build.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
+    prompts = models.prompts[:PROMPTS]
     context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1
-    served = build.Served(pair.student.folder, config.student, context, log_file, stops)
+    served = build.Served(models.student.folder, config.student, context, log_file, stops)
     engine = stack.enter_context(build.engine(config, served, student.lm))
     engine.check_logprobs(build.sampling(config.rollout), prompts[0])
     rollouts = _parity(config, engine, student, prompts, section)
-    with section.guarded():
-        scored = build.Served(pair.teacher.folder, config.teacher, context, log_file)
-        teacher = stack.enter_context(build.teacher(config, scored, device))
-        window = weighting.window(0.0)
-        found = teacher.score(rollouts, window)
-        count = sum(len(record.teacher_logprobs) for record in found)
-        section.ok(f"the teacher scores them: {count} log-probs, {_mean(found):.3f} nats on average")
-    _own_teacher(config, pair.student, student, rollouts, weighting, section)
+    for source in models.scorers:
+        with section.guarded():
+            assert source.folder is not None
+            scored = build.Served(source.folder, source.section, context, log_file, key=source.name)
+            make = build.base if source.name == "base" else build.teacher
+            found = stack.enter_context(make(config, scored, device)).score(rollouts, weighting.window(0.0))
+            count = sum(len(record.teacher_logprobs) for record in found)
+            section.ok(f"{source.name} scores them: {count} log-probs, {_mean(found):.3f} nats on average")
+    _own_teacher(config, models.student, student, rollouts, weighting, section)
 
 
 def _mean(scored: list) -> float:

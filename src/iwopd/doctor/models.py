@@ -33,6 +33,20 @@ class Model:
     computes_in: int
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """A model that only scores: a teacher, or ExOPD's base.
+
+    Attributes:
+        key: its section of the config.
+        section: a TeacherConfig or BaseConfig.
+    """
+
+    key: str
+    section: Any
+    model: Model
+
+
 def student_model(config: Config, model_config: Any, kind: str) -> Model:
     """The student as it is trained on a device of that kind."""
     section = config.student

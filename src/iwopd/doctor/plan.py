@@ -8,44 +8,15 @@ from iwopd import build
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
 from iwopd.doctor.hollow import Pass, Work
+from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
-from iwopd.doctor.models import Model
+from iwopd.doctor.models import Model, Scorer
 from iwopd.teachers.hf import BATCH_TOKENS
 from iwopd.vllm.in_process import cache_room
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # points of the training at which windows that grow are looked at
 VLLM_LIBRARIES = 0.6 * memory.GIB  # of host memory, when vLLM is imported
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens.
-
-    Attributes:
-        prompt: the longest.
-        mean_prompt: on average.
-        response: the longest while training.
-        evaluated: the longest response of an evaluation.
-    """
-
-    prompt: int
-    mean_prompt: float
-    response: int
-    evaluated: int
-
-
-def lengths(config: Config, prompts: list[int] | None = None) -> Lengths:
-    """From the config, and the prompts' own lengths where they are known."""
-    rollout, most = config.rollout, config.data.max_prompt_tokens
-    horizon = rollout.horizon_end or rollout.horizon
-    response = rollout.max_tokens
-    if horizon is not None and horizon > 1:
-        response = min(response, int(horizon))
-    evaluated = config.eval.max_tokens or rollout.max_tokens
-    if not prompts:
-        return Lengths(most, most, response, evaluated)
-    return Lengths(max(prompts), sum(prompts) / len(prompts), response, evaluated)
 
 
 Window = Callable[[int, float], tuple[int, int]]  # of a response's length and the progress
@@ -56,6 +27,7 @@ class Plan:
     """A run on a machine.
 
     Attributes:
+        further: models that score beside the teacher.
         window: the weighting's.
         needs_batch: the student scores the whole batch before the update.
         program: bytes of host memory that Python and its libraries take.
@@ -69,6 +41,32 @@ class Plan:
     window: Window
     needs_batch: bool
     program: float = 0.0
+    further: tuple[Scorer, ...] = ()
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """The teacher, further ones, and ExOPD's base."""
+        return [Scorer("teacher", self.config.teacher, self.teacher), *self.further]
+
+    @property
+    def in_transformers(self) -> list[Scorer]:
+        """Those that score in the training process without vLLM: the base always does."""
+        hf = isinstance(self.config.scoring, HfScoringConfig)
+        return [scorer for scorer in self.scorers if hf or scorer.key == "base"]
+
+    @property
+    def in_vllm(self) -> list[Scorer]:
+        """Those with an engine in the training process."""
+        vllm = isinstance(self.config.scoring, VllmScoringConfig)
+        return [scorer for scorer in self.scorers if vllm and scorer.key != "base"]
+
+    def device_of(self, scorer: Scorer) -> str | None:
+        """Where a model in transformers computes, if that is not where the student trains."""
+        own, student = scorer.section.device, self.config.run.device
+        if self.machine.kind != "cuda" or own is None:
+            return None
+        named = {"auto": "cuda:0", "cuda": "cuda:0"}
+        return None if named.get(own, own) == named.get(student, student) else named.get(own, own)
 
     @property
     def sequences(self) -> int:
@@ -105,14 +103,17 @@ class Plan:
 
     def _resident(self, stage: str) -> list[Term]:
         student, config, cuda = self.student, self.config, self.machine.kind == "cuda"
+        scoring: Any = config.scoring
         terms = self._student_weights()
         terms.append(memory.adam(student.shape.trained, student.trained_each))
-        scoring = config.scoring
-        offloaded = config.teacher.offload and cuda
-        if isinstance(scoring, HfScoringConfig) and not (offloaded and stage != "score"):
-            terms.append(memory.weights(self.teacher.shape.parameters, self.teacher.each, "teacher's weights"))
-        if isinstance(scoring, VllmScoringConfig) and not (offloaded and stage != "score" and not self._overlaps):
-            terms += self._engine(scoring.engine, self.teacher, "teacher's vLLM engine")
+        beside = [scorer for scorer in self.in_transformers if self.device_of(scorer) is None]
+        turns = [_weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
+        terms += [_weights_of(scorer) for scorer in beside if not (scorer.section.offload and cuda)]
+        if turns and stage == "score":
+            terms.append(max(turns, key=lambda term: term.bytes))  # one after the other
+        for scorer in self.in_vllm:
+            if not (scorer.section.offload and cuda and stage != "score" and not self._overlaps):
+                terms += self._engine(scoring.engine, scorer.model, f"{scorer.key}'s vLLM engine")
         rollout = config.rollout
         if isinstance(rollout, VllmRolloutConfig) and not (rollout.sleep and cuda and stage != "rollout"):
             terms += self._engine(rollout.engine, self.student, "student's vLLM engine")
@@ -149,7 +150,9 @@ class Plan:
         """Of each vLLM engine on a GPU: its setting, bytes for keys and values, and bytes of one longest sequence."""
         if self.machine.kind != "cuda":
             return
-        groups = (("rollout", self.config.rollout, self.student), ("scoring", self.config.scoring, self.teacher))
+        scoring: Any = self.config.scoring
+        groups = [("rollout", self.config.rollout, self.student)]
+        groups += [("scoring", scoring, scorer.model) for scorer in self.in_vllm]
         for key, group, model in groups:
             if isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):
                 engine, each = group.engine, memory.BYTES[self._engine_dtype(model)]
@@ -189,23 +192,26 @@ class Plan:
         return terms
 
     def _score(self) -> list[Term]:
-        scoring, terms = self.config.scoring, list[Term]()
-        if isinstance(scoring, HfScoringConfig):
-            limit = scoring.batch_tokens or BATCH_TOKENS[self.machine.kind]
-            work = self.micro_batch(limit)
-            terms.append(_working(self.teacher.hollow.score(work), work, "teacher's pass"))
-        elif isinstance(scoring, VllmScoringConfig):
-            terms += self._prompt_logprobs()
+        """The largest of what happens one after the other: passes of teachers and base, and of the student itself."""
+        passes = [self._pass(scorer) for scorer in self.in_transformers if self.device_of(scorer) is None]
+        if self.in_vllm:
+            passes += self._prompt_logprobs()
         if self.scores_itself:
             work = self.micro_batch(self.config.optim.micro_batch_tokens)
-            own = _working(self.student.hollow.score(work), work, "student's pass")
-            terms = [max([own, *terms], key=lambda term: term.bytes)]  # one after the other
-        return terms
+            passes.append(_working(self.student.hollow.score(work), work, "student's pass"))
+        return [max(passes, key=lambda term: term.bytes)] if passes else []
+
+    def _pass(self, scorer: Scorer) -> Term:
+        scoring = self.config.scoring
+        own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
+        work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
+        return _working(scorer.model.hollow.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
         assert isinstance(scoring, VllmScoringConfig)
-        return [memory.prompt_logprobs(scoring.engine.batch_tokens, self.teacher.shape.vocabulary)]
+        vocabulary = max(scorer.model.shape.vocabulary for scorer in self.in_vllm)
+        return [memory.prompt_logprobs(scoring.engine.batch_tokens, vocabulary)]
 
     def _update(self) -> list[Term]:
         """The larger of the first micro-batch, which has no gradients beside it yet, and the largest after it."""
@@ -235,13 +241,22 @@ class Plan:
         host = Place(
             "all stages", "host memory", machine.host, [Term("Python and libraries", self.program, "of this process")]
         )
-        if config.teacher.offload and not _served(config.scoring):
-            host.terms.append(memory.weights(self.teacher.shape.parameters, self.teacher.each, "teacher, offloaded"))
+        for scorer in (*self.in_transformers, *self.in_vllm):
+            if scorer.section.offload or scorer.section.device == "cpu":
+                host.terms.append(_weights_of(scorer))
         if isinstance(config.rollout, VllmRolloutConfig) and config.rollout.sleep:
             each = memory.BYTES[self._engine_dtype(self.student)]
             host.terms.append(memory.weights(self.student.shape.parameters, each, "student's engine, asleep"))
         places.append(host)
-        for stage, group, model in (("rollout", config.rollout, self.student), ("score", config.scoring, self.teacher)):
+        for scorer in self.in_transformers:
+            device = self.device_of(scorer)
+            if device is not None and device != "cpu":
+                context = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
+                terms = [context, _weights_of(scorer), self._pass(scorer)]
+                places.append(Place("score", f"GPU {device.removeprefix('cuda:')}", machine.memory, terms))
+        groups: list[tuple[str, Any, Model]] = [("rollout", config.rollout, self.student)]
+        groups += [("score", config.scoring, scorer.model) for scorer in self.in_vllm]
+        for stage, group, model in groups:
             if isinstance(group, (VllmRolloutConfig, VllmScoringConfig)) and group.engine.tensor_parallel > 1:
                 context = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
                 where = f"GPUs 1 to {group.engine.tensor_parallel - 1}"
@@ -250,8 +265,8 @@ class Plan:
         return places
 
 
-def _served(scoring: Any) -> bool:
-    return not isinstance(scoring, (HfScoringConfig, VllmScoringConfig))
+def _weights_of(scorer: Scorer) -> Term:
+    return memory.weights(scorer.model.shape.parameters, scorer.model.each, f"{scorer.key}'s weights")
 
 
 def _working(found: Pass, work: Work, what: str) -> Term:

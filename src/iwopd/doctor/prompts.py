@@ -33,7 +33,9 @@ def look(config: Config, student: Source, section: Section) -> Found:
     found = Found()
     with section.guarded():
         rows = training_rows(config)
-        section.ok(f"data.path={config.data.path}: {len(rows):,} rows with columns {_columns(rows)}")
+        for key, source in build.data_sources(config.data).items():
+            kept = f", as {source.filter}" if source.filter else ""
+            section.ok(f"{key}.path={source.path}: {len(rows[key]):,} rows{kept}, with columns {_columns(rows[key])}")
         if student.tokenizer is not None:
             stream, dropped = build.prompt_stream(config, rows, student.tokenizer)
             found.prompts = list(stream.prompts)

@@ -18,7 +18,7 @@ class Source:
     """One model.
 
     Attributes:
-        name: student or teacher, or a further teacher's.
+        name: student, teacher, base, or a further teacher's section.
         section: its section of the config.
         folder: what transformers can load; None where it cannot be had.
         config: transformers', of the text part.
@@ -40,8 +40,9 @@ class Source:
 
 
 def model_sources(config: Config, section: Section, stage: Stage) -> list[Source]:
-    """Student and teacher; what is missing is said."""
-    found = [Source("student", config.student), Source("teacher", config.teacher)]
+    """Student, teacher, further teachers, and ExOPD's base; what is missing is said."""
+    found = [Source("student", config.student)]
+    found += [Source(key, scorer) for key, scorer in build.scorer_sections(config).items()]
     for source in found:
         with section.guarded():
             _find(source, section, stage)
@@ -53,7 +54,7 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
     folder = Path(path).expanduser()
     bare = _has_config_alone(path, folder)
     if not bare:
-        build.check_path(source.key, path)
+        build.check_path(source.key, path, source.section.revision)
     source.folder = build.model_folders({source.key: path}, stage)[source.key]
     source.config = build.model_config(source.key, source.section, source.folder)
     source.weights = not bare
