@@ -52,7 +52,9 @@ class LiveBytes(TorchDispatchMode):
         self._stack.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = _run(func, args, kwargs or {})
+        # Two gradients of one weight, as of tied embeddings: autograd adds in place, but not while a mode looks on.
+        in_place = func is torch.ops.aten.add.Tensor and self._are_gradients(*args[:2])
+        result = args[0] if in_place else _run(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf)
@@ -61,6 +63,11 @@ class LiveBytes(TorchDispatchMode):
     def rest(self) -> None:
         """Begin a new peak at what is alive now."""
         self.peak = self.now
+
+    def _are_gradients(self, left: Any, right: Any) -> bool:
+        if torch.is_grad_enabled() or not (isinstance(left, FakeTensor) and isinstance(right, FakeTensor)):
+            return False
+        return left.shape == right.shape and any(left.shape == parameter.shape for parameter in self._watched)
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
