@@ -64,9 +64,15 @@ def load_pretrained(
             f"{key}={path}: {len(missing)} weights are missing from the files, first {missing[0]}; "
             "they would start at random: save the model again, or name another"
         )
-    if attention == "auto" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # transformers' sdpa leaves the cap out, and says nothing
+    keep_attention_cap(model, attention)
     return model.to(device)
+
+
+def keep_attention_cap(model: Any, attention: str) -> None:
+    """With `attention` auto, eager attention where the architecture caps attention's logits (Gemma 2): transformers'
+    sdpa leaves the cap out, and says nothing."""
+    if attention == "auto" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
 
 
 def _mend_generation_config(model: PreTrainedModel, said: str) -> None:

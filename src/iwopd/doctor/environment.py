@@ -19,7 +19,7 @@ from iwopd.store import PACKAGES
 def versions(config: Config, section: Section) -> None:
     """Of Python and the packages, and what the config needs that is not installed."""
     found = [f"python {platform.python_version()}"]
-    for package in (*PACKAGES, "math-verify", "evalplus"):
+    for package in PACKAGES:
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

@@ -22,7 +22,7 @@ from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.engines.base import Sampling
 from iwopd.engines.hf import draw, sampling_logprobs
 from iwopd.errors import ModelError
-from iwopd.language_model import LanguageModel, chunk_tokens
+from iwopd.language_model import LanguageModel, chunk_tokens, keep_attention_cap
 from iwopd.numerics import chunked_reverse_kl
 
 
@@ -79,7 +79,7 @@ class Hollow:
         config: Any,
         *,
         dtype: str,
-        attention: str = "sdpa",
+        attention: str = "auto",
         device: str = "cpu",
         autocast: bool = False,
         checkpointing: bool = False,
@@ -92,11 +92,12 @@ class Hollow:
                 model = AutoModelForCausalLM.from_config(
                     copy.deepcopy(config),  # it is written to
                     dtype=getattr(torch, dtype),
-                    attn_implementation=attention,
+                    attn_implementation=None if attention == "auto" else attention,
                     trust_remote_code=trust_remote_code,
                 )
             except Exception as error:  # transformers raises a dozen types here
                 raise ModelError(f"no causal language model can be made of it: {_reason(error)}") from error
+            keep_attention_cap(model, attention)
             if adapt is not None:
                 with _replaced(nn.Module, "to", lambda module, *_, **__: module):  # fake tensors cannot be moved
                     self.wrapped = adapt(model)
