@@ -126,7 +126,7 @@ def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     assert terms["update"]["Adam's moments"] == 8 * 596_049_920
     assert "teacher's weights" not in terms["update"]  # offloaded
     assert terms["score"]["teacher's weights"] == 2 * 30_532_122_624
-    assert terms["all stages"]["teacher, offloaded"] == 2 * 30_532_122_624
+    assert terms["all stages"]["teacher's weights"] == 2 * 30_532_122_624
     assert terms["rollout"]["student's vLLM engine"] == pytest.approx(0.5 * 139.8 * 2**30)
 
 

@@ -26,7 +26,7 @@ RATIO = re.compile(
 SLASHED = re.compile(rf"^([+-]*)\s*(?:(\d+) +)?\(?([+-]?{NUMBER})\)?\s*/\s*\(?([+-]?{NUMBER})\)?$")
 NAME = re.compile(  # possessive throughout: long near misses must not be tried in every way
     rf"^(?:{TEXT}\{{[^{{}}]*+\}}|[A-Za-z|'+\- ]|\\(?!frac|sqrt|log|ln|binom)[A-Za-z]++"
-    r"|_\{?[A-Za-z0-9]++\}?|\([\w, =+-]*+\))++$"
+    r"|_\{?[A-Za-z0-9]++\}?|\([\w, =+-]*+\)|\\frac\{[A-Za-z]++\}\{[A-Za-z]++\})++$"
 )
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 OPEN = {"]": "(", "[ ": ")"}  # ]1,2[ is how some write (1,2)
