@@ -565,7 +565,7 @@ def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
         ("rollout=vllm_server rollout.urls=[]", "names no server"),
         ("rollout=vllm_server rollout.urls=http://a:1", "not a list; write rollout.urls=[…]"),
         ("rollout=vllm_server rollout.urls=[localhost:8000]", "write rollout.urls=[http://HOST:PORT]"),
-        ("scoring=vllm_server scoring.urls=[http://a:1,http://a:1]", "is there twice"),
+        ("scoring=vllm_server scoring.urls=[http://a:1,http://a:1]", "duplicate address"),
     ],
 )
 def test_a_mistake_is_one_line(overrides: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

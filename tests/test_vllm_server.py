@@ -23,7 +23,7 @@ from iwopd.errors import ConfigError, EngineError
 from iwopd.language_model import LanguageModel
 from iwopd.stages import Thresholds, check_parity
 from iwopd.teachers.hf import HfTeacher
-from iwopd.teachers.vllm_server import VllmServerTeacher
+from iwopd.teachers.vllm_server import FIXED_PROMPT, VllmServerTeacher
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.servers import HttpSettings, Server, Servers
 from iwopd.vllm.transfer import SharedFile
@@ -36,32 +36,57 @@ CPU = torch.device("cpu")
 
 
 class FakeServer:
-    """Answers as vLLM does; `misbehave` may answer a completion itself (status, JSON), or return None."""
+    """Answers as vLLM does; `misbehave` may answer a completion itself (status, JSON), or return None.
+
+    Attributes:
+        root: what it says it loaded its model from.
+        shift: nats added to the log-probs of the fixed prompt that teachers are asked to score.
+        dropped: paths whose next request is dropped without an answer.
+        headers: of every request, by path.
+    """
 
     def __init__(self, misbehave: Callable[[int], tuple[int, Any] | None] = lambda count: None, context: int = 4096):
         self.completions = 0
         self.bodies: list[dict[str, Any]] = []
         self.version = "default"
         self.posted: list[str] = []
+        self.root = ""
+        self.shift = 0.0
+        self.dropped: list[str] = []
+        self.headers: dict[str, dict[str, str]] = {}
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if self.drops():
+                    return
                 answers = {
-                    "/v1/models": {"data": [{"id": "m", "max_model_len": context}]},
+                    "/v1/models": {"data": [{"id": "m", "root": fake.root, "max_model_len": context}]},
                     "/health": {},
                     "/weight_info": {"weight_version": fake.version},
                 }
                 self.answer(200, answers[self.path])
 
+            def drops(self) -> bool:
+                fake.headers[self.path] = dict(self.headers)
+                if self.path not in fake.dropped:
+                    return False
+                fake.dropped.remove(self.path)
+                self.close_connection = True
+                return True
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "null")
+                if self.drops():
+                    return None
                 if self.path != "/v1/completions":
                     fake.posted.append(self.path)
                     fake.version = (body or {}).get("new_version", fake.version)
                     return self.answer(200, {})
+                if body["prompt"] == FIXED_PROMPT:
+                    return self.answer(200, fake.completion(body, fake.shift))
                 fake.completions += 1
                 fake.bodies.append(body)
                 return self.answer(*(misbehave(fake.completions) or (200, fake.completion(body))))
@@ -84,9 +109,9 @@ class FakeServer:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @staticmethod
-    def completion(body: dict[str, Any]) -> dict[str, Any]:
+    def completion(body: dict[str, Any], shift: float = 0.0) -> dict[str, Any]:
         asked = body["prompt"]
-        prompt_logprobs = [None, *({str(token): {"logprob": -float(token)}} for token in asked[1:])]
+        prompt_logprobs = [None, *({str(token): {"logprob": shift - float(token)}} for token in asked[1:])]
         ids = [7] * body["max_tokens"]
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "finish_reason": "length"}
         return {"choices": [choice | {"prompt_logprobs": prompt_logprobs}]}
@@ -302,7 +327,7 @@ def test_a_server_that_reports_the_models_own_logprobs_is_refused_where_they_are
 def test_an_api_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeServer(lambda count: (401, {"error": "Unauthorized"})) as fake:
         servers = Servers("rollout.urls", [fake.url], QUICK, api_key="secret")
-        assert servers._client.headers["Authorization"] == "Bearer secret"
+        assert servers._http._client.headers["Authorization"] == "Bearer secret"
         with pytest.raises(EngineError) as caught:
             servers.submit({"prompt": [1]}, 1, lambda choice: None).result()
         servers.close()

@@ -46,8 +46,8 @@ PACKAGES = (
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
 FREE_KEYS = re.compile(
     r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
-    r"|(teacher|teachers\.[^.]+|base)\.(device|urls)"
-    r"|(rollout|scoring)\.(urls|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
+    r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
+    r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )
 
 

@@ -38,6 +38,7 @@ class Served:
         log_file: of engines in this process.
         stop_ids: end-of-sequence token ids.
         vocabulary: sample only ids below this; None for all.
+        rows: ids that the model has, where `vocabulary` is given.
         key: the section's, for messages.
     """
 
@@ -48,6 +49,7 @@ class Served:
     stop_ids: tuple[int, ...] = ()
     vocabulary: int | None = None
     key: str = "teacher"
+    rows: int | None = None
 
 
 def uses_vllm(config: Config) -> bool:
@@ -135,7 +137,7 @@ def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings
 
 
 def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> "VllmServerEngine":
-    """Meets the servers.
+    """Reaches the servers.
 
     Raises:
         EngineError: one does not answer.
@@ -150,17 +152,25 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     dtype = getattr(torch, engine_dtype(config, rollout.dtype))
     kind: Any = rollout.sync
     route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else OverGpus(servers, kind, dtype)
-    return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary)
+    return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
 
 
 def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "VllmServerTeacher":
-    """Meets the servers. See `vllm_server_engine`."""
+    """Reaches the servers, and sees that they serve the teacher.
+
+    Raises:
+        EngineError: one does not answer, or serves another model.
+        ConfigError: one takes fewer tokens than are needed.
+    """
     from iwopd.teachers.vllm_server import VllmServerTeacher
 
-    own = getattr(served.section, "urls", None)
+    section: Any = served.section
+    own = getattr(section, "urls", None)
     key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
     servers = _servers(key, urls, scoring.http, served.context)
-    return VllmServerTeacher(servers, scoring.overlap)
+    named = getattr(section, "served_as", None) or scoring.served_as
+    names = [named] if named else [str(section.path), served.folder]
+    return VllmServerTeacher(servers, scoring.overlap, names)
 
 
 def _servers(key: str, urls: list[str], http: HttpConfig, context: int) -> "Servers":

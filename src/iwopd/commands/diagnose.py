@@ -162,7 +162,9 @@ class _Work:
         stops = build.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
         context = longest + self.sampling.max_tokens
-        self.served = build.Served(self.student_folder, config.student, context, log_file, stops, known)
+        self.served = build.Served(
+            self.student_folder, config.student, context, log_file, stops, known, "student", student_config.vocab_size
+        )
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
         scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
         self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))

@@ -88,7 +88,9 @@ def prepare(
     teacher = build.teachers(config, scored, device, stream.prompts, stack)
     stops = build.stop_ids("student.path", config.student, student_folder, tokenizer)
     known = vocabulary if vocabulary < student.lm.vocabulary else None
-    sampled = build.Served(student_folder, config.student, context, log_file, stops, known, "student")
+    sampled = build.Served(
+        student_folder, config.student, context, log_file, stops, known, "student", student.lm.vocabulary
+    )
     engine = stack.enter_context(build.engine(config, sampled, student.lm))
     engine.check_logprobs(build.sampling(config.rollout), stream.prompts[0])
     if not folder.held:

@@ -180,10 +180,15 @@ def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
     if not urls:
         yield f"{key}=[]: names no server; give {key}=[http://HOST:PORT]"
     for url in urls:
-        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        if "@" in url:  # not shown: it may hold a password
+            yield (
+                f"{key}: an address holds a user name or password, which would stand in the run's files; leave it out, "
+                "and give servers an API key in the environment variable VLLM_API_KEY"
+            )
+        elif not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
             yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
     for url in sorted({url for url in urls if urls.count(url) > 1}):
-        yield f"{key}={url}: is there twice; name each server once"
+        yield f"{key}={url}: duplicate address; name each server once"
 
 
 def _horizon_problems(rollout: RolloutConfig) -> Iterator[str]:

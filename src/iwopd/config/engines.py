@@ -56,10 +56,10 @@ class VllmEngineConfig:
 
 @dataclass(kw_only=True, slots=True)
 class HttpConfig:
-    """How vLLM servers are spoken to."""
+    """The HTTP client for vLLM servers."""
 
     connections: int = setting(64, "requests under way at one time, per server", low=1)
-    timeout_s: float = setting(600.0, "wait for an answer, seconds", above=0)
+    timeout_s: float = setting(600.0, "longest time for a request and its whole answer, seconds", above=0)
     retries: int = setting(4, "further tries of a request that failed, on other servers where there are some", low=0)
     backoff_s: float = setting(0.5, "wait before the first further try, seconds; doubles with each", low=0)
 
@@ -135,5 +135,8 @@ class VllmServerScoringConfig(ScoringConfig):
     """A teacher in vLLM servers, started by the user. teacher.path still names it: its tokenizer is compared."""
 
     urls: list[str] = setting(MISSING, "addresses of the servers, [http://HOST:PORT, …]")
+    served_as: str | None = setting(
+        None, "folder or name under which the servers serve the teacher; null where it is teacher.path"
+    )
     overlap: bool = setting(True, "score rollouts while others are still being written")
     http: HttpConfig = field(default_factory=HttpConfig)

@@ -29,6 +29,7 @@ class VllmServerEngine(Engine):
         stop_ids: end-of-sequence token ids.
         route: how weights reach the servers.
         vocabulary: only ids below this are sampled; None for all the model has.
+        rows: ids that the model has, where `vocabulary` is given.
     """
 
     has_own_weights = True
@@ -39,11 +40,13 @@ class VllmServerEngine(Engine):
         stop_ids: Sequence[int],
         route: Route,
         vocabulary: int | None = None,
+        rows: int | None = None,
     ):
         self.servers = servers
         self.stop_ids = list(stop_ids)
         self.route = route
         self.vocabulary = vocabulary
+        self.rows = rows
         self.version = 0
         self._name = uuid.uuid4().hex[:8]  # another run that uses the same servers must not pass for this one
         self._send: Send | None = None
@@ -69,7 +72,7 @@ class VllmServerEngine(Engine):
         futures = {}
         for place, (prompt, sample) in enumerate(requests):
             body = self._body(prompt, sampling, derive_seed(seed, stream, prompt.id, sample))
-            futures[self.servers.submit(body, len(prompt.ids) + sampling.max_tokens, read_answer)] = place
+            futures[self.servers.submit(body, len(prompt.ids) + sampling.max_tokens, self._read)] = place
         rollouts: dict[int, Rollout] = {}
         try:
             for future in as_completed(futures):
@@ -100,9 +103,23 @@ class VllmServerEngine(Engine):
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        if self.vocabulary is not None:
-            body["allowed_token_ids"] = list(range(self.vocabulary))
-        return body
+        return body | self._limit_to_vocabulary()
+
+    def _limit_to_vocabulary(self) -> dict[str, Any]:
+        """Only ids below `vocabulary`. A padded vocabulary has few others, and naming these takes kilobytes a request
+        where naming all allowed ones would take a megabyte; -100 nats is the strongest bias that servers take."""
+        if self.vocabulary is None:
+            return {}
+        excluded = range(self.vocabulary, self.rows or 0)
+        if not 0 < len(excluded) < self.vocabulary:
+            return {"allowed_token_ids": list(range(self.vocabulary))}
+        return {"logit_bias": {str(token): -100 for token in excluded}}
+
+    def _read(self, choice: dict[str, Any]) -> Answer:
+        answer = read_answer(choice)
+        if self.vocabulary is not None and max(answer.ids) >= self.vocabulary:
+            raise BadAnswer(f"token {max(answer.ids)}, which the teacher does not have")
+        return answer
 
     def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
         """See `Engine.check_logprobs`. By default vLLM reports the model's own, whatever the sampling."""
@@ -156,11 +173,8 @@ class VllmServerEngine(Engine):
 
     def _serves(self, server: Server, folder: str) -> bool:
         """True where its weights are that model's, as they were loaded."""
-        named = any(
-            name and (name == folder or (Path(name).exists() and Path(name).resolve() == Path(folder).resolve()))
-            for name in (server.root, server.model)
-        )
-        return named and (not self.servers.can_change_weights(server) or self._served(server) in (None, "default"))
+        changeable = self.servers.can_change_weights(server)
+        return server.serves(folder) and (not changeable or self._served(server) in (None, "default"))
 
     def _hand_over(self, server: Server) -> None:
         if self._send is None:

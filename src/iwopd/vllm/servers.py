@@ -1,21 +1,25 @@
 """vLLM servers over HTTP: requests go to the least loaded, are tried again elsewhere, and a dead server is left out."""
 
+import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
 from iwopd.errors import EngineError
+from iwopd.vllm.http import HttpClient, checked, error_message, is_loopback, reason, refused, worth_another_try
 
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 PROBE = 5.0  # seconds to wait for a server that may be dead
+PROBES = 3  # of a server that drops connections
 PATIENCE = 3  # failures in a row after which a server counts as dead
+BAD_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Server:
     failures: int = 0
     alive: bool = True
 
+    def serves(self, path: str) -> bool:
+        """True where it says that it serves the model of `path`, a folder or a hub name."""
+        return any(name and _same_model(name, path) for name in (self.root, self.model))
+
 
 class BadAnswer(ValueError):
     """A server's answer that cannot be used; it is asked for again."""
@@ -67,32 +75,31 @@ class Servers:
     def __init__(self, key: str, urls: Sequence[str], settings: HttpSettings, api_key: str | None = None):
         self.key = key
         self.settings = settings
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = httpx.Client(headers=headers, timeout=settings.timeout, limits=limits, trust_env=False)
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
         self.servers = [Server(url.rstrip("/")) for url in urls]
-        self._pool = ThreadPoolExecutor(max_workers=settings.connections * len(urls), thread_name_prefix="vllm-server")
+        _warn_of_plain_http(key, self.servers)
+        self._slots = asyncio.Semaphore(settings.connections * len(urls))
+        self._http = HttpClient(api_key)
         try:
             for server in self.servers:
-                self._meet(server)
+                self._http.run(self._handshake(server))
         except BaseException:
             self.close()
             raise
 
-    def _meet(self, server: Server) -> None:
+    async def _handshake(self, server: Server) -> None:
         try:
-            answer = self._client.get(f"{server.url}/v1/models", timeout=PROBE)
-            answer.raise_for_status()
-            card = answer.json()["data"][0]
+            answer = await self._repeat(server, lambda: self._ask("GET", server, "v1/models", PROBE))
+            card = checked(answer).json()["data"][0]
             server.model, server.context = str(card["id"]), int(card.get("max_model_len") or 0)
             server.root = str(card.get("root") or "")
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
+        except BAD_ANSWER as error:
             raise EngineError(
-                f"{self.key}={server.url}: no vLLM server answers there ({_reason(error)}); start one, "
+                f"{self.key}={server.url}: no vLLM server answers there ({reason(error)}); start one, "
                 "or check the address (http://HOST:PORT)"
             ) from error
+
+    async def _ask(self, method: str, server: Server, path: str, deadline: float, body: Any = None) -> httpx.Response:
+        return await self._http.request(method, f"{server.url}/{path}", deadline, body)
 
     @property
     def alive(self) -> list[Server]:
@@ -107,59 +114,113 @@ class Servers:
             tokens: how much work it is at most; load is spread by it.
             read: makes the answer's first choice into what is wanted; BadAnswer has it asked for again.
         """
-        return self._pool.submit(self._complete, body, tokens, read)
+        return self._http.start(self._complete(body, tokens, read))
 
-    def _complete(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> Answer:
+    def complete_on(self, server: Server, body: dict[str, Any], read: Callable[[dict[str, Any]], Answer]) -> Answer:
+        """One completion by this server and no other.
+
+        Raises:
+            EngineError: it gives no usable answer.
+        """
+
+        async def ask() -> Answer:
+            return read(checked(await self._post_completion(server, body)).json()["choices"][0])
+
+        async def repeated() -> Answer:
+            try:
+                return await self._repeat(server, ask)
+            except BAD_ANSWER as error:
+                await self._failed(server, error)
+                raise EngineError(f"{self.key}={server.url}: no usable answer ({reason(error)})") from error
+
+        return self._http.run(repeated())
+
+    async def _post_completion(self, server: Server, body: dict[str, Any]) -> httpx.Response:
+        named = body | {"model": server.model}
+        return await self._ask("POST", server, "v1/completions", self.settings.timeout, named)
+
+    async def _complete(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> Answer:
         tried: list[Server] = []
         problem = "nothing was tried"
         for attempt in range(self.settings.retries + 1):
-            if attempt and self._closing.wait(self.settings.backoff * 2 ** (attempt - 1)):
-                break
-            server = self._choose(tokens, tried)
-            try:
-                answer = self._client.post(f"{server.url}/v1/completions", json=body | {"model": server.model})
-                if 400 <= answer.status_code < 500 and answer.status_code not in (408, 429):
-                    raise EngineError(f"{self.key}={server.url}: refuses a request ({_told(answer)}); it cannot serve")
-                answer.raise_for_status()
-                found = read(answer.json()["choices"][0])
-                server.failures = 0
-                return found
-            except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-                problem = f"{server.url}: {_reason(error)}"
-                tried.append(server)
-                self._failed(server, error)
-            finally:
-                with self._lock:
+            await self._pause(attempt)
+            async with self._slots:
+                server = self._choose(tried)
+                server.outstanding += tokens
+                try:
+                    answer = await self._post_completion(server, body)
+                    if refused(answer):
+                        raise EngineError(
+                            f"{self.key}={server.url}: refuses a request ({error_message(answer)}); it cannot serve"
+                        )
+                    found = read(checked(answer).json()["choices"][0])
+                    server.failures = 0
+                    return found
+                except BAD_ANSWER as error:
+                    problem = f"{server.url}: {reason(error)}"
+                    tried.append(server)
+                    await self._failed(server, error)
+                finally:
                     server.outstanding -= tokens
         raise EngineError(
             f"{self.key}: no usable answer after {self.settings.retries + 1} tries; the last was {problem}; "
             "look at the servers' logs"
         )
 
-    def _choose(self, tokens: int, tried: Sequence[Server]) -> Server:
-        """The server with the least to do, rather one that has not failed at this request."""
-        with self._lock:
-            if not self.alive:
-                raise EngineError(f"{self.key}: no server is left of {len(self.servers)}; start them again")
-            server = min(self.alive, key=lambda server: (tried.count(server), server.outstanding))
-            server.outstanding += tokens
-            return server
+    async def _pause(self, attempt: int) -> None:
+        if attempt:
+            await asyncio.sleep(self.settings.backoff * 2 ** (attempt - 1))
 
-    def _failed(self, server: Server, error: Exception) -> None:
+    def _choose(self, tried: Sequence[Server]) -> Server:
+        """The server with the least to do, rather one that has not failed at this request."""
+        self._refuse_if_none_is_left()
+        return min(self.alive, key=lambda server: (tried.count(server), server.outstanding))
+
+    def _refuse_if_none_is_left(self) -> None:
+        if not self.alive:
+            raise EngineError(f"{self.key}: no server is left of {len(self.servers)}; start them again")
+
+    async def _repeat(self, server: Server, ask: Callable[[], Any]) -> Any:
+        """The result of `ask`, tried again while the server is there and errs.
+
+        Raises:
+            httpx.HTTPError, ValueError, …: of the last try.
+        """
+        error: Exception = EngineError("nothing was tried")
+        for attempt in range(self.settings.retries + 1):
+            await self._pause(attempt)
+            try:
+                result = await ask()
+                if isinstance(result, httpx.Response) and worth_another_try(result):
+                    checked(result)
+                server.failures = 0
+                return result
+            except BAD_ANSWER as problem:
+                error = problem
+            if isinstance(error, httpx.HTTPStatusError) and refused(error.response):
+                break
+            if isinstance(error, httpx.TransportError) and not await self._answers(server):
+                break
+        raise error
+
+    async def _failed(self, server: Server, error: Exception) -> None:
         server.failures += 1
-        gone = isinstance(error, httpx.TransportError) and not self._answers(server)
-        if (gone or server.failures >= PATIENCE * self.settings.connections) and not self._closing.is_set():
-            with self._lock:
-                was_alive, server.alive = server.alive, False
+        gone = isinstance(error, httpx.TransportError) and not await self._answers(server)
+        if gone or server.failures >= PATIENCE * self.settings.connections:
+            was_alive, server.alive = server.alive, False
             if was_alive:
                 left = len(self.alive)
-                log.warning("%s: server %s is gone (%s); %d left", self.key, server.url, _reason(error), left)
+                log.warning("%s: server %s is gone (%s); %d left", self.key, server.url, reason(error), left)
 
-    def _answers(self, server: Server) -> bool:
-        try:
-            return self._client.get(f"{server.url}/health", timeout=PROBE).is_success
-        except httpx.HTTPError:
-            return False
+    async def _answers(self, server: Server) -> bool:
+        for _ in range(PROBES):
+            try:
+                return (await self._ask("GET", server, "health", min(PROBE, self.settings.timeout))).is_success
+            except (httpx.ConnectError, httpx.TimeoutException, httpx.InvalidURL):
+                return False
+            except httpx.HTTPError:  # one dropped connection is not a dead server
+                await asyncio.sleep(self.settings.backoff)
+        return False
 
     def revive(self) -> list[Server]:
         """Servers that were gone and answer again; they count as alive from now on.
@@ -167,31 +228,30 @@ class Servers:
         Raises:
             EngineError: none is left.
         """
-        back = [server for server in self.servers if not server.alive and self._answers(server)]
+        back = [server for server in self.servers if not server.alive and self._http.run(self._answers(server))]
         for server in back:
             log.warning("%s: server %s is back", self.key, server.url)
+            self._http.run(self._handshake(server))  # it may serve another model now
             server.alive, server.failures = True, 0
-        if not self.alive:
-            raise EngineError(f"{self.key}: no server is left of {len(self.servers)}; start them again")
+        self._refuse_if_none_is_left()
         return back
 
-    def post(self, server: Server, path: str, body: dict[str, Any] | None = None) -> None:
-        """A control call.
+    def post(self, server: Server, path: str, body: dict[str, Any] | None = None, *, repeat: bool = True) -> None:
+        """A control call, tried again like a completion.
+
+        Args:
+            repeat: False for what must not happen twice.
 
         Raises:
             EngineError: it fails.
         """
-        try:
-            answer = self._client.post(f"{server.url}/{path}", json=body)
-        except httpx.HTTPError as error:
-            self._failed(server, error)
-            raise EngineError(f"{self.key}={server.url}: /{path} fails ({_reason(error)})") from error
+        answer = self._control("POST", server, path, body, repeat)
         if answer.status_code == 404:
             raise EngineError(
                 f"{self.key}={server.url}: has no /{path}; start it with VLLM_SERVER_DEV_MODE=1 in its environment"
             )
         if not answer.is_success:
-            raise EngineError(f"{self.key}={server.url}: /{path} fails ({_told(answer)}); see the server's log")
+            raise EngineError(f"{self.key}={server.url}: /{path} fails ({error_message(answer)}); see the server's log")
 
     def get(self, server: Server, path: str) -> Any:
         """What a control call answers.
@@ -200,43 +260,65 @@ class Servers:
             EngineError: it fails.
         """
         try:
-            answer = self._client.get(f"{server.url}/{path}")
-            answer.raise_for_status()
-            return answer.json()
+            return checked(self._control("GET", server, path)).json()
         except (httpx.HTTPError, ValueError) as error:
-            self._failed(server, error)
-            raise EngineError(f"{self.key}={server.url}: /{path} fails ({_reason(error)})") from error
+            raise EngineError(f"{self.key}={server.url}: /{path} fails ({reason(error)})") from error
+
+    def _control(self, method: str, server: Server, path: str, body: Any = None, repeat: bool = True) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            return await self._ask(method, server, path, self.settings.timeout, body)
+
+        async def repeated() -> httpx.Response:
+            try:
+                return await (self._repeat(server, ask) if repeat else ask())
+            except httpx.HTTPStatusError as error:
+                return error.response
+            except httpx.HTTPError as error:
+                await self._failed(server, error)
+                raise EngineError(f"{self.key}={server.url}: /{path} fails ({reason(error)})") from error
+
+        return self._http.run(repeated())
 
     def can_change_weights(self, server: Server) -> bool:
         """True where it was started with VLLM_SERVER_DEV_MODE=1."""
-        try:
-            return self._client.get(f"{server.url}/weight_info").status_code != 404
-        except httpx.HTTPError as error:
-            raise EngineError(f"{self.key}={server.url}: /weight_info fails ({_reason(error)})") from error
+        return self._control("GET", server, "weight_info").status_code != 404
 
     def at_once(self, function: Callable[[Server], None], servers: Sequence[Server]) -> None:
         """`function` for all of them at the same time."""
-        for done in [self._pool.submit(function, server) for server in servers]:
-            done.result()
+        if not servers:
+            return
+        with ThreadPoolExecutor(len(servers), thread_name_prefix="vllm-server") as pool:
+            futures = [pool.submit(function, server) for server in servers]
+            try:
+                for done in futures:
+                    done.result()
+            except KeyboardInterrupt:
+                self.close()  # what the threads wait for ends with it
+                raise
 
     def close(self) -> None:
-        """Drop what is under way."""
-        self._closing.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        """Cancel what is under way."""
+        self._http.close()
 
 
-def _reason(error: Exception) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _same_model(name: str, path: str) -> bool:
+    if name == path or _hub_name(name) == path:
+        return True
+    return Path(name).exists() and Path(name).resolve() == Path(path).resolve()
 
 
-def _told(answer: httpx.Response) -> str:
-    """An error answer in one line."""
-    try:
-        content = answer.json()
-        detail = content.get("error", content)
-        message = detail.get("message", detail) if isinstance(detail, dict) else detail
-    except (ValueError, AttributeError):
-        message = answer.text
-    return f"status {answer.status_code}: {' '.join(str(message).split())[:300]}"
+def _hub_name(name: str) -> str:
+    """The hub name of a folder in the hub's cache (…/models--OWNER--NAME/snapshots/…); other names as they are."""
+    cached = next((part for part in Path(name).parts if part.startswith("models--")), "")
+    return cached.removeprefix("models--").replace("--", "/") if cached else name
+
+
+def _warn_of_plain_http(key: str, servers: Sequence[Server]) -> None:
+    exposed = [server.url for server in servers if server.url.startswith("http://") and not is_loopback(server.url)]
+    if exposed:
+        log.warning(
+            "%s: %s: plain http beyond this machine: whoever is between can read and change rollouts, weights and the "
+            "API key; use https or a tunnel where the network is not your own",
+            key,
+            ", ".join(exposed),
+        )

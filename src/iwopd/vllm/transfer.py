@@ -4,14 +4,19 @@
 where trainer and worker share a GPU, NCCL where they do not); they need GPUs and have not been run yet.
 """
 
+import contextlib
 import os
+import pickle
+import shutil
 import socket
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +24,8 @@ from iwopd.errors import EngineError
 from iwopd.vllm.servers import Server, Servers
 
 MEMORY = Path("/dev/shm")  # files here are memory, not disk
+PREFIX = f"iwopd-weights-{socket.gethostname()}-"
+LOCK = ".lock"  # held by the trainer while it lives
 
 
 class Weighted(Protocol):
@@ -52,12 +59,22 @@ class SharedFile:
         self.servers = servers
         self.dtype = dtype
         self.base = Path(folder).expanduser() if folder else (MEMORY if os.access(MEMORY, os.W_OK) else None)
+        base = self.base or Path(tempfile.gettempdir())
+        remove_abandoned(base)
         try:
-            self._room = tempfile.TemporaryDirectory(prefix="iwopd-", dir=self.base)
+            self._room = tempfile.TemporaryDirectory(prefix=PREFIX, dir=base)
+            self._lock = FileLock(Path(self._room.name) / LOCK)
+            self._lock.acquire()
         except OSError as error:
             raise EngineError(f"rollout.sync_dir={folder}: {error.strerror}; name a folder that exists") from error
-        os.chmod(self._room.name, 0o755)  # servers may run as another user
+        # This machine's memory is everybody's: there, only servers of the same user may read. In a folder that the user
+        # names, who may is what the umask says, as for any file.
+        self._private = folder is None
+        self._grant(Path(self._room.name), 0o777)
         self.file = Path(self._room.name) / "student.safetensors"
+
+    def _grant(self, path: Path, mode: int) -> None:
+        path.chmod(mode & 0o700 if self._private else mode & ~_umask())
 
     def publish(self, student: Weighted) -> Callable[[Server], None]:
         """See `Route`.
@@ -70,13 +87,31 @@ class SharedFile:
             save_file({name: tensor.to(self.dtype).contiguous() for name, tensor in student.named_weights()}, draft)
         except Exception as error:  # OSError, or what safetensors makes of it
             raise EngineError(f"rollout.sync_dir={self.base}: no room for the weights ({error}); make some") from error
+        self._grant(draft, 0o666)
         draft.replace(self.file)
         arguments = {"method": "take_weights_from", "args": [str(self.file)]}
         return lambda server: self.servers.post(server, "collective_rpc", arguments)
 
     def close(self) -> None:
         """Remove the file."""
+        self._lock.release()
         self._room.cleanup()
+
+
+def remove_abandoned(base: Path) -> None:
+    """Remove weights that a trainer on this machine left in `base` when it was killed: those that nobody holds."""
+    for room in base.glob(f"{PREFIX}*"):
+        lock = FileLock(room / LOCK, timeout=0)
+        if not (room / LOCK).exists():  # being made just now
+            continue
+        with contextlib.suppress(OSError, Timeout), lock:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no other way to read it
+    os.umask(mask)
+    return mask
 
 
 class _InProcessClient:
@@ -98,6 +133,39 @@ class _InProcessClient:
         self.llm.finish_weight_update(weight_version)
 
 
+class _ServerClient:
+    """The same four calls to a server, by the program's own client: no proxies, the API key, deadlines."""
+
+    def __init__(self, servers: Servers, server: Server):
+        self.servers = servers
+        self.server = server
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> None:
+        self.servers.post(self.server, path, body, repeat=False)  # a second try would meet half of the first
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._post("init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._post("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        parts = update_info if isinstance(update_info, list) else [update_info]
+        safe = [_as_json(part) for part in parts]
+        self._post("update_weights", {"update_info": safe if isinstance(update_info, list) else safe[0]})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._post("finish_weight_update", None if weight_version is None else {"weight_version": weight_version})
+
+
+def _as_json(update_info: dict[str, Any]) -> dict[str, Any]:
+    """CUDA IPC handles are no JSON: vLLM takes them pickled, where VLLM_ALLOW_INSECURE_SERIALIZATION=1 allows it."""
+    if update_info.get("ipc_handles") is None:
+        return update_info
+    rest = {name: value for name, value in update_info.items() if name != "ipc_handles"}
+    return rest | {"ipc_handles_pickled": b64encode(pickle.dumps(update_info["ipc_handles"])).decode()}
+
+
 def to_workers_of(llm: Any, dtype: torch.dtype) -> Callable[[Weighted], None]:
     """By CUDA IPC to the worker processes of an engine started here with tensor parallelism."""
     sender = _Sender("ipc", _InProcessClient(llm), world_size=0, dtype=dtype)
@@ -117,11 +185,9 @@ class OverGpus:
         """See `Route`: weights stay where they are until a server takes them."""
 
         def hand_over(server: Server) -> None:
-            from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
-
             if server.url not in self._senders:
                 size = self.servers.get(server, "get_world_size")["world_size"]
-                self._senders[server.url] = _Sender(self.kind, HTTPVLLMWeightSyncClient(server.url), size, self.dtype)
+                self._senders[server.url] = _Sender(self.kind, _ServerClient(self.servers, server), size, self.dtype)
             self._senders[server.url].send(student)
             self.servers.post(server, "collective_rpc", {"method": "retie"})
 
