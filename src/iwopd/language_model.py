@@ -133,7 +133,11 @@ class LanguageModel:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
     def states(self, tokens: Tokens) -> Tensor:
-        """[tokens, hidden]: the last hidden states that predict the windows' tokens."""
+        """[tokens, hidden]: the last hidden states that predict the windows' tokens.
+
+        Raises:
+            ModelError: gradients are wanted and the architecture makes none in evaluation mode.
+        """
         decoder: nn.Module = self.model.base_model
         output = decoder(
             input_ids=tokens.input_ids,
@@ -141,10 +145,24 @@ class LanguageModel:
             position_ids=tokens.position_ids,
             use_cache=False,
         )
-        return output.last_hidden_state[tokens.rows, tokens.columns]
+        states = output.last_hidden_state[tokens.rows, tokens.columns]
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in decoder.parameters())
+        if trained and not states.requires_grad:
+            raise ModelError(
+                f"{self.name}: {type(self.model).__name__} computes sequences of {tokens.input_ids.shape[1]} tokens "
+                "without gradients in evaluation mode, so it would not learn; use a smaller rollout.max_tokens"
+            )
+        return states
 
     def head(self, states: Tensor) -> Tensor:
-        """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so."""
+        """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so.
+
+        Under this model's own autocast, whoever calls: a teacher's head is not rounded as its student's is.
+        """
+        with self.autocast():
+            return self._logits(states)
+
+    def _logits(self, states: Tensor) -> Tensor:
         config = self.config
         logits = self.output_embeddings(states)
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
@@ -179,7 +197,7 @@ class LanguageModel:
         self.model.eval()
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        split = self.head(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+        split = self._logits(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
         self.model.train(training)
         if whole.isfinite().all() and not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
             raise ModelError(
