@@ -75,7 +75,7 @@ def test_warm_up_and_decay_count_updates_where_a_batch_has_several() -> None:
 
 
 def test_a_budget_counts_the_tokens_from_where_the_warm_up_ends() -> None:
-    """Update 3, in the second batch, is the first after the warm-up: 100 tokens were generated before it, 400 follow."""
+    """Update 3, in the second batch, is the first after the warm-up: 100 tokens came before it, 400 follow."""
     optim = OptimConfig(lr=1.0, schedule="linear", warmup_steps=3, updates_per_batch=2)
     expected = [1 / 3, 2 / 3, 1, 1, 0.9, 0.9, 0.4, 0.4]
     assert rates(Schedule(1, 500, optim=optim), [100, 40, 200, 160]) == pytest.approx(expected, rel=1e-12)
@@ -91,7 +91,7 @@ def test_progress_is_0_at_the_first_step_and_1_at_the_last() -> None:
 
 
 def test_progress_by_tokens() -> None:
-    """Before step 2, 100 of 1000 tokens are there, and steps of 100 leave 900 before the last; before step 3, 200 each."""
+    """Before step 2, 100 of 1000 tokens are there, and 900 if the last step has 100; before step 3, steps have 200."""
     schedule = Schedule(3, 1000)
     found = [schedule.progress(at) for at in walked(schedule, [100, 300, 500, 150])]
     assert found == pytest.approx([0, 100 / 900, 400 / 800, 1, 1])

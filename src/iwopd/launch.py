@@ -70,9 +70,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
 
 
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
-NO_BENCHMARK = re.compile(
-    r"benchmark=(\[ *\]|null)|~benchmark|\+*eval\.benchmarks=(\[ *\]|\{ *\}|null)|~eval\.benchmarks"
-)
+NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),

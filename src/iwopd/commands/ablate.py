@@ -32,8 +32,8 @@ def run(config: Config, line: CommandLine) -> None:
         raise ConfigError("ablate: matplotlib draws its figures and is not installed; pip install 'iwopd[report]'")
     if config.run.tokens is not None and config.ablate.match == "steps":
         raise ConfigError(
-            f"run.tokens={config.run.tokens}: ablate.match=steps gives all arms equal steps; add ablate.match=tokens to "
-            "give them this budget"
+            f"run.tokens={config.run.tokens}: ablate.match=steps gives all arms equal steps; add ablate.match=tokens "
+            "to give them this budget"
         )
     arms, seeds = study_arms(config, line.overrides), study_seeds(config, line.overrides)
     runs = study_runs(config, arms, seeds, line)
@@ -115,8 +115,8 @@ def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence
 
 
 def budgeted(config: Config, runs: Sequence[Run]) -> list[Run]:
-    """The runs as they are carried out: with ablate.match=tokens, all get the budget of run.tokens. Without one, all but
-    the baseline get its tokens as theirs, and those whose baseline is not done are left out."""
+    """The runs as they are carried out: with ablate.match=tokens, all get the budget of run.tokens. Without one, all
+    but the baseline get its tokens as theirs, and those whose baseline is not done are left out."""
     if config.ablate.match == "steps":
         return list(runs)
     if config.run.tokens is not None:
