@@ -269,7 +269,7 @@ class _Step:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         lm = LanguageModel(student, autocast=case.autocast)
         self.case = case
-        self.student = Student(lm, OptimSettings(lr=1e-5, total=10), case.micro)
+        self.student = Student(lm, OptimSettings(lr=1e-5), case.micro)
         self.teacher = HfTeacher(LanguageModel(teacher), torch.device("cpu"))
         self.engine = HfEngine(lm, [], case.prompts)
         self.weighting = build.weighting(config.weighting)

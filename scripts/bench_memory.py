@@ -164,7 +164,7 @@ def reset_peak() -> None:
 def product(rollouts: list[Rollout], vocabulary: int, hidden: int) -> Prepared:
     """A step after its rollouts, as `iwopd train` takes it."""
     teacher = HfTeacher(LanguageModel(make_model(vocabulary, hidden, 1)), torch.device("cpu"))
-    student = Student(LanguageModel(make_model(vocabulary, hidden, 0)), OptimSettings(lr=1e-4, total=100))
+    student = Student(LanguageModel(make_model(vocabulary, hidden, 0)), OptimSettings(lr=1e-4))
 
     def work() -> None:
         scored = score(teacher, rollouts, WEIGHTING.window(0.0))

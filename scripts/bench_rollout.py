@@ -119,7 +119,7 @@ def rate(function: Callable[[], int]) -> Callable[[], float]:
 def measure(name: str, folder: Path, log_file: Path, repeats: int) -> str:
     model = AutoModelForCausalLM.from_pretrained(folder)
     lm = LanguageModel(model)
-    student = Student(lm, OptimSettings(lr=1e-4, total=1))
+    student = Student(lm, OptimSettings(lr=1e-4))
     prompts = make_prompts(name, folder)
     sampling = Sampling(max_tokens=80 if name == "toy" else LONGEST)
     stops = [AutoTokenizer.from_pretrained(folder).eos_token_id] if name == "toy" else []

@@ -169,7 +169,7 @@ def random_model(seed: int) -> PreTrainedModel:
 
 
 def trainable(lm: LanguageModel, micro_batch_tokens: int) -> Student:
-    return Student(lm, OptimSettings(lr=1e-5, total=1000), micro_batch_tokens)
+    return Student(lm, OptimSettings(lr=1e-5), micro_batch_tokens)
 
 
 PAIRS = {"toy": toy_pair, "random": random_pair}

@@ -50,7 +50,7 @@ def make_model(seed: int = 0, *, vocabulary: int = VOCABULARY, autocast: bool = 
 
 def make_student(seed: int = 0, *, micro_batch_tokens: int = 10**6, autocast: bool = False, **optim: Any) -> Student:
     """A student whose gradients are not clipped, unless `optim` says so."""
-    options = {"lr": 1e-2, "total": 10, "grad_clip": None} | optim
+    options = {"lr": 1e-2, "grad_clip": None} | optim
     return Student(make_model(seed, autocast=autocast), OptimSettings(**options), micro_batch_tokens)
 
 

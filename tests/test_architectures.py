@@ -88,7 +88,7 @@ def test_weights_have_the_names_and_values_of_a_saved_model(name: str, tmp_path:
     model = make(name)
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    given = dict(Student(LanguageModel(model), OptimSettings(lr=1e-3, total=1)).named_weights())
+    given = dict(Student(LanguageModel(model), OptimSettings(lr=1e-3)).named_weights())
     assert given.keys() == saved.keys()
     for key, value in given.items():
         assert_close(value, saved[key], rtol=0, atol=0)
@@ -193,7 +193,7 @@ def assert_merged_beside(base: Path, run: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
         saved = str(run / "checkpoints" / "step-000002" / "model")
         adapters = peft.PeftModel.from_pretrained(model, saved, is_trainable=True)
-    student = Student(LanguageModel(model), OptimSettings(lr=1e-3, total=1), adapters=adapters)
+    student = Student(LanguageModel(model), OptimSettings(lr=1e-3), adapters=adapters)
     saved = load_file(run / "final" / "model.safetensors")
     given = dict(student.named_weights())
     assert given.keys() == saved.keys()

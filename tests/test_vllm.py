@@ -50,7 +50,7 @@ def start_engine(folder: Path, log_file: Path, **settings: Any) -> VllmEngine:
 
 
 def load_student(folder: Path) -> Student:
-    return Student(LanguageModel(AutoModelForCausalLM.from_pretrained(folder)), OptimSettings(lr=1e-3, total=1))
+    return Student(LanguageModel(AutoModelForCausalLM.from_pretrained(folder)), OptimSettings(lr=1e-3))
 
 
 def disturb(student: Student, scale: float, seed: int = 0) -> None:

@@ -86,19 +86,19 @@ class Display:
 
         yield advance
 
-    def steps(self, done: int, total: int) -> None:
-        """The bar of the whole run."""
+    def run(self, done: int, total: int, unit: str) -> None:
+        """The bar of the whole run, counted in steps or tokens."""
         if self.live:
             if "run" not in self._tasks:
-                self._tasks["run"] = self._progress.add_task("steps", total=total)
-            self._progress.update(self._tasks["run"], completed=done, total=total)
+                self._tasks["run"] = self._progress.add_task(unit, total=total)
+            self._progress.update(self._tasks["run"], completed=min(done, total), total=total)
 
 
-def step_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
-    """A training step in one line."""
+def step_line(position: str, metrics: Mapping[str, float]) -> str:
+    """A training step in one line, which begins with where the run stands after it."""
     seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
     return (
-        f"step {step}/{steps}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "
+        f"{position}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "
         f"|A| {metrics['train/abs_advantage_mean']:.3f}  weight {metrics['train/weight_mean']:.2f}  "
         f"length {metrics['train/response_length']:.1f}  {seconds:.1f} s"
     )

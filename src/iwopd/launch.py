@@ -30,6 +30,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    arguments = ["benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else argument for argument in arguments]
     sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
@@ -67,6 +68,9 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
             raise
         fail(ConfigError(f"{' '.join(arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
 
+
+# Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
+NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -221,6 +225,8 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     key = prefix + str(getattr(cause, "full_key", None) or "")
     given = next((override for override in overrides if override.lstrip("+~").split("=")[0] == key), "")
     shown = given.lstrip("+~") or key
+    if key == "eval.benchmarks":
+        return f"{shown}: benchmarks are chosen by name; write benchmark=[NAME,…], or benchmark=[] for none"
     chosen = re.match(r"eval\.benchmarks\.([^.]+)", key)
     if chosen:
         return f"{shown}: no benchmark of that name is chosen; add benchmark=[{chosen[1]}]"

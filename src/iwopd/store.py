@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ FREE_KEYS = re.compile(
 )
 
 
+MayDiffer = Callable[[Mapping[str, Any], Sequence[str]], Collection[str]]
+
 # What a training, an evaluation, a diagnosis or a study leaves as soon as there is something to keep.
 BEGUN = ("metrics.jsonl", "eval", "final", "diagnose.json", "runs")
 
@@ -62,15 +64,21 @@ class RunFolder:
         path: the folder; made on entering.
         config: the run's config as plain values.
         resume: go on with what is there.
+        may_differ: from the saved config, as dotted keys, and the keys in which this one differs, to those of them that
+            may nevertheless; with them the run goes on as one of this config. Raises RunFolderError to say why not.
 
     Raises:
         RunFolderError: on entering: cannot be written, in use, holds another run, or this one and `resume` is off.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False):
+    def __init__(
+        self, path: str | Path, config: dict[str, Any], *, resume: bool = False, may_differ: MayDiffer | None = None
+    ):
         self.path = Path(path)
         self.config = config
         self.resume = resume
+        self.may_differ = may_differ
+        self._changed = False
         self._lock = FileLock(self.path / ".lock", timeout=0)
 
     @property
@@ -126,6 +134,10 @@ class RunFolder:
             for key in saved.keys() | current.keys()
             if saved.get(key) != current.get(key) and not self._is_free(key)
         )
+        if differing and self.may_differ:
+            allowed = self.may_differ(saved, differing)
+            self._changed = bool(allowed)
+            differing = [key for key in differing if key not in allowed]
         if differing:
             shown = [f"{key} (there {saved.get(key)}, here {current.get(key)})" for key in differing[:6]]
             more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
@@ -156,7 +168,7 @@ class RunFolder:
             ) from error
         for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        if self._unused or not (self.path / "config.yaml").exists():
+        if self._changed or self._unused or not (self.path / "config.yaml").exists():
             self.record()
         return self
 
@@ -190,11 +202,19 @@ class RunFolder:
         for old in earlier[:-keep] if keep else []:
             _remove(old)
 
-    def save_final(self, write: Callable[[Path], None]) -> None:
-        """Have `write` fill final/, in place of one that is there."""
-        self._publish(self.final, write)
+    def save_final(self, write: Callable[[Path], None], step: int) -> None:
+        """Have `write` fill final/ with the model of that step, in place of one that is there."""
+        self._publish(self.final, write, step=step)
 
-    def _publish(self, target: Path, write: Callable[[Path], None]) -> None:
+    @property
+    def final_step(self) -> int | None:
+        """The step that the model in final/ is of; None where there is none, or it does not say."""
+        try:
+            return json.loads((self.final / MANIFEST).read_text()).get("step")
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def _publish(self, target: Path, write: Callable[[Path], None], **about: Any) -> None:
         draft = target.with_name(f".draft-{target.name}")
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -205,7 +225,7 @@ class RunFolder:
                 for file in sorted(draft.rglob("*"))
                 if file.is_file()
             }
-            (draft / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
+            (draft / MANIFEST).write_text(json.dumps({**about, "files": entries}, indent=1))
             for entry in [*draft.rglob("*"), draft]:
                 _flush(entry)
             if target.exists():

@@ -1,10 +1,9 @@
-"""The model under training: its weights, AdamW, the learning-rate schedule, and what a checkpoint holds of them."""
+"""The model under training: its weights, AdamW, and what a checkpoint holds of them."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,37 +13,16 @@ from transformers.core_model_loading import revert_weight_conversion
 from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
 
-Schedule = Literal["constant", "linear", "cosine"]
-
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW and its schedule over `total` optimiser steps."""
+    """AdamW's; see `iwopd.config.OptimConfig`."""
 
     lr: float
-    total: int
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     grad_clip: float | None = 1.0
-    schedule: Schedule = "constant"
-    warmup: int = 0
-    final: float = 0.0
-
-
-def learning_rate(step: int, settings: OptimSettings) -> float:
-    """The rate of optimiser step `step` (from 0): linear warm-up, then constant, or falling to ``final · lr``."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    done = min(1.0, (step - settings.warmup) / max(1, settings.total - settings.warmup))
-    match settings.schedule:
-        case "constant":
-            share = 1.0
-        case "linear":
-            share = 1.0 - done
-        case "cosine":
-            share = (1 + math.cos(math.pi * done)) / 2
-    return settings.lr * (settings.final + (1 - settings.final) * share)
 
 
 class Student:
@@ -55,6 +33,10 @@ class Student:
         settings: of the optimiser.
         micro_batch_tokens: tokens per forward and backward; halved when memory runs out, and kept in checkpoints.
         adapters: the peft model around it, where LoRA is used.
+
+    Attributes:
+        updates: optimiser steps taken.
+        schedule: from an optimiser step, counted from 0, to its learning rate; `settings.lr` until it is set.
     """
 
     def __init__(
@@ -69,6 +51,7 @@ class Student:
         self.micro_batch_tokens = micro_batch_tokens
         self.adapters = adapters
         self.updates = 0
+        self.schedule: Callable[[int], float] = lambda update: settings.lr
         self.optimizer = torch.optim.AdamW(
             list(self.parameters()),
             lr=settings.lr,
@@ -119,7 +102,7 @@ class Student:
     @property
     def current_lr(self) -> float:
         """The learning rate of the next optimiser step."""
-        return learning_rate(self.updates, self.settings)
+        return self.schedule(self.updates)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights under their names in HF checkpoints, detached; adapters are merged into copies of theirs.

@@ -49,7 +49,7 @@ def check_inputs(config: Config) -> Checked:
     check_path("student.path", config.student.path, config.student.revision)
     for key, section in scorer_sections(config).items():
         check_path(f"{key}.path", str(section.path), section.revision)
-    return Checked(training_rows(config), benchmark_rows(config.eval))
+    return Checked(training_rows(config), benchmark_rows(config.eval) if config.eval.benchmarks else {})
 
 
 def model_paths(config: Config) -> dict[str, str]:

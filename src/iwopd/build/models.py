@@ -87,14 +87,10 @@ def student(config: Config, folder: str, device: "torch.device", checkpoint: Pat
             lm.model.enable_input_require_grads()
     settings = OptimSettings(
         lr=optim.lr,
-        total=config.run.steps * optim.updates_per_batch,
         weight_decay=optim.weight_decay,
         betas=(optim.betas[0], optim.betas[1]),
         eps=optim.eps,
         grad_clip=optim.grad_clip,
-        schedule=optim.schedule,  # pyright: ignore[reportArgumentType]  its choices are checked by the schema
-        warmup=optim.warmup_steps,
-        final=optim.final_lr,
     )
     made = Student(lm, settings, optim.micro_batch_tokens, adapters)
     if checkpoint is not None:

@@ -30,6 +30,11 @@ def run(config: Config, line: CommandLine) -> None:
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("ablate: matplotlib draws its figures and is not installed; pip install 'iwopd[report]'")
+    if config.run.tokens is not None and config.ablate.match == "steps":
+        raise ConfigError(
+            f"run.tokens={config.run.tokens}: ablate.match=steps gives all arms equal steps; add ablate.match=tokens "
+            "to give them this budget"
+        )
     arms, seeds = study_arms(config, line.overrides), study_seeds(config, line.overrides)
     runs = study_runs(config, arms, seeds, line)
     folder = study_folder(config)
@@ -68,6 +73,11 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
     seen: list[Any] = []
     for arm in arms:
         one = next(one.config for one in runs if one.arm == arm.name)
+        if not one.eval.benchmarks:
+            raise ConfigError(
+                f"{f'ablate.arms={arm.name}: ' if config.eval.benchmarks else ''}benchmark=[]: a study compares "
+                "accuracies, and without a benchmark there are none; choose one, e.g. benchmark=[toy]"
+            )
         inputs = (one.student, one.teacher, one.data, one.eval, one.tracking)
         if inputs in seen:
             continue
@@ -94,8 +104,8 @@ def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence
     """Every run that is not done; those with a budget to follow after the baseline that sets it."""
     baseline = [one for one in runs if one.arm == config.ablate.baseline]
     others = [one for one in runs if one.arm != config.ablate.baseline]
-    if config.ablate.match == "steps":
-        return carry_out_batch(config, runs, board, flags)
+    if config.ablate.match == "steps" or config.run.tokens is not None:
+        return carry_out_batch(config, budgeted(config, runs), board, flags)
     carry_out_batch(config, baseline, board, flags)
     known = budgeted(config, [*baseline, *others])
     for one in others:
@@ -105,10 +115,12 @@ def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence
 
 
 def budgeted(config: Config, runs: Sequence[Run]) -> list[Run]:
-    """The runs as they are carried out: with ablate.match=tokens, all but the baseline get its tokens as their budget,
-    and those whose baseline is not done are left out."""
+    """The runs as they are carried out: with ablate.match=tokens, all get the budget of run.tokens. Without one, all
+    but the baseline get its tokens as theirs, and those whose baseline is not done are left out."""
     if config.ablate.match == "steps":
         return list(runs)
+    if config.run.tokens is not None:
+        return [with_budget(one, config.run.tokens) for one in runs]
     budgets = {
         one.seed: int(read_curve(one.folder).cost["tokens_generated"])
         for one in runs

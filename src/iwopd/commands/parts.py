@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iwopd.schedule import Position
+
 if TYPE_CHECKING:
     from iwopd.data import Prompts
     from iwopd.engines.base import Engine
@@ -15,26 +17,23 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class State:
+class State(Position):
     """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
     from (seed, step, prompt, sample).
 
     Attributes:
-        step: steps taken.
         evaluated: the step last evaluated; -1 before the first.
-        accuracy: measured then.
+        accuracy: measured then; null until then.
         first_accuracy: measured before the first step.
-        tokens: response tokens generated.
         written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
         micro_batch_tokens: as it stands after halving; None before it was needed.
         whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
+            Of regular evaluations: one that is due to the run's end must not change how a lengthened run goes on.
     """
 
-    step: int = 0
     evaluated: int = -1
-    accuracy: float = 0.0
-    first_accuracy: float = 0.0
-    tokens: int = 0
+    accuracy: float | None = None
+    first_accuracy: float | None = None
     written: dict[str, int] = field(default_factory=dict[str, int])
     micro_batch_tokens: int | None = None
     whole_length: float | None = None

@@ -3,10 +3,12 @@
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
 from iwopd.commands.parts import Parts, State
+from iwopd.commands.resume import another_end
 from iwopd.commands.trainer import Trainer
 from iwopd.config import Config
 from iwopd.config.checks import warnings
@@ -20,14 +22,15 @@ if TYPE_CHECKING:
     from iwopd.stages.evaluation import Benchmark
 
 
-def run(config: Config) -> float:
-    """Train, and return the last accuracy (for Hydra's sweepers).
+def run(config: Config) -> float | None:
+    """Train, and return the last accuracy (for Hydra's sweepers); None without a benchmark.
 
     Raises:
         IwopdError: bad input; nothing was written unless training had begun.
     """
     assert config.run.dir is not None, "launch settles it"
-    folder = RunFolder(config.run.dir, {"verb": "train", **asdict(config)}, resume=config.run.resume)
+    plain, path = {"verb": "train", **asdict(config)}, Path(config.run.dir)
+    folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
     folder.check()
     checked = build.check_inputs(config)
     with Interrupts() as interrupts, Display() as display, ExitStack() as stack:
@@ -116,8 +119,8 @@ def _check_models(
         The longest prompt and response together, tokens; and the smallest vocabulary of those that score.
     """
     longest, response = max(len(prompt.ids) for prompt in stream.prompts), config.rollout.max_tokens
-    evaluated = max(len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts)
-    eval_tokens = build.eval_sampling(config).max_tokens
+    asked = [len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts]
+    evaluated, eval_tokens = max(asked, default=0), build.eval_sampling(config).max_tokens if asked else 0
     vocabularies = []
     for key, section in build.scorer_sections(config).items():
         folder = folders[f"{key}.path"]
@@ -128,5 +131,6 @@ def _check_models(
         vocabularies.append(scorer.vocab_size)
     student = build.model_config("student.path", config.student, folders["student.path"])
     build.check_context("student", student, "rollout.max_tokens", longest, response)
-    build.check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
+    if asked:
+        build.check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
     return max(longest + response, evaluated + eval_tokens), min(vocabularies)

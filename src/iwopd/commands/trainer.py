@@ -15,6 +15,7 @@ from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
 from iwopd.horizon import horizon_tokens, whole_length
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
+from iwopd.schedule import Schedule
 from iwopd.seeding import derive_seed
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
@@ -47,22 +48,24 @@ class Trainer:
         self.interrupts = interrupts
         self.state = state
         self.saved = state.step if state.written else -1
+        self.schedule = Schedule.of(config)
+        parts.student.schedule = lambda update: self.schedule.learning_rate(state, update)
         self.loss = build.loss_settings(config)
         self.sampling = build.sampling(config.rollout)
         self.parity = build.parity(config.rollout)
 
-    def train(self) -> float:
-        """Steps, evaluations and checkpoints until `run.steps`; the last accuracy."""
-        state, run = self.state, self.config.run
+    def train(self) -> float | None:
+        """Steps, evaluations and checkpoints until the schedule ends; the last accuracy, None without a benchmark."""
+        state, schedule = self.state, self.schedule
         try:
             self._first_sync()
             while True:
-                self.display.steps(state.step, run.steps)
-                if self._due(self.config.eval.every) and state.evaluated < state.step:
+                self.display.run(*schedule.extent(state))
+                if schedule.evaluates(state) and state.evaluated < state.step:
                     self.evaluate()
-                if state.step and self._due(run.save_every) and self.saved < state.step:
+                if schedule.saves(state) and self.saved < state.step:
                     self.save()
-                if self.finished:
+                if schedule.ended(state):
                     break
                 self._step_or_explain()
             self._export()
@@ -75,7 +78,7 @@ class Trainer:
                 except Stopped:  # asked again: the save was whole, or the checkpoint before stays
                     sys.exit(stop.status)
             self.display.line(
-                f"stopped after step {state.step} of {run.steps}, saved; go on with: "
+                f"stopped after {schedule.said(state)}, saved; go on with: "
                 f"iwopd train … run.dir={self.folder.path} run.resume=true"
             )
             sys.exit(stop.status)
@@ -95,22 +98,12 @@ class Trainer:
             stays = f"{kept[-1].name} stays" if kept else "no checkpoint was due before"
             raise NonFiniteError(f"step {self.state.step + 1}: {error}; {stays}") from error
 
-    def _due(self, every: int) -> bool:
-        step = self.state.step
-        return self.finished or (step % every == 0 if every else step == 0)
-
-    @property
-    def finished(self) -> bool:
-        """True when run.steps were taken or, where run.tokens is given, that many tokens generated."""
-        run = self.config.run
-        return self.state.step >= run.steps if run.tokens is None else self.state.tokens >= run.tokens
-
     def step(self) -> None:
         """One step of on-policy distillation (arXiv 2606.22600)."""
         from iwopd.stages import score, update
 
         parts, config, step = self.parts, self.config, self.state.step
-        progress, clock = self.progress, Clock()
+        progress, clock = self.schedule.progress(self.state), Clock()
         prompts = parts.stream.batch(step)
         horizon = horizon_tokens(config.rollout, progress, self.state.whole_length)
         window = parts.weighting.window(progress)
@@ -151,15 +144,15 @@ class Trainer:
                 advance=advance,
             )
             clock.lap("update")
-            self.state.step += 1
             metrics |= {
                 "train/lr": learning_rate,
+                "train/progress": progress,
                 "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
                 "train/horizon": horizon,
                 **sizes(scored),
                 **gpu_memory(parts.student.device),
             }
-            self.state.tokens += int(metrics["tokens/generated"])
+            self.schedule.advance(self.state, int(metrics["tokens/generated"]))
             if step == 0:
                 metrics["data/dropped"] = parts.dropped
             try:
@@ -167,7 +160,7 @@ class Trainer:
             finally:  # an engine that fails here does not undo the step
                 metrics |= clock.seconds
                 self.tracker.log(self.state.step, metrics)
-        self.display.line(step_line(self.state.step, config.run.steps, metrics))
+        self.display.line(step_line(self.schedule.said(self.state), metrics))
 
     def sync(self, prompts: "Sequence[Prompt]", clock: Clock) -> dict[str, float]:
         """Give the engine the student's weights, and see that it has them; metrics of the comparison.
@@ -227,7 +220,8 @@ class Trainer:
             self.tracker.samples(step, self._samples(found))
             self.state.evaluated, self.state.accuracy = step, metrics["eval/accuracy"]
             graded = [item.rollout for evaluation in found for item in evaluation.graded]
-            self.state.whole_length = whole_length(self.state.whole_length, graded)
+            if self.schedule.evaluates_regularly(self.state):
+                self.state.whole_length = whole_length(self.state.whole_length, graded)
             if step == 0:
                 self.state.first_accuracy = self.state.accuracy
         for evaluation in found:
@@ -248,18 +242,13 @@ class Trainer:
                 parts.teacher,
                 parts.student,
                 parts.weighting,
-                progress=self.progress,
+                progress=self.schedule.progress(self.state),
                 tokenizer=parts.tokenizer,
                 base=parts.base,
                 exopd_lambda=self.loss.exopd_lambda,
             )
             rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
         return rows
-
-    @property
-    def progress(self) -> float:
-        """Share of the training done: 0 at the first step, 1 at the last."""
-        return min(1.0, self.state.step / max(1, self.config.run.steps - 1))
 
     def save(self) -> None:
         """A checkpoint of this step."""
@@ -276,15 +265,15 @@ class Trainer:
             self.saved = state.step
 
     def _export(self) -> None:
-        final = self.folder.final
-        if not (final / "config.json").exists():  # a finished run that is resumed has it already
-            with self.interrupts.deferred():
-                self.folder.save_final(self._write_final)
         state = self.state
-        self.display.line(
-            f"{self.config.run.name}: accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after "
-            f"{state.step} steps; the student is in {final}"
-        )
+        if self.folder.final_step != state.step:  # a finished run that is resumed has it already, unless lengthened
+            with self.interrupts.deferred():
+                self.folder.save_final(self._write_final, state.step)
+        if state.accuracy is None or state.first_accuracy is None:
+            came = f"not evaluated, for there is no benchmark; {state.step} steps"
+        else:
+            came = f"accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after {state.step} steps"
+        self.display.line(f"{self.config.run.name}: {came}; the student is in {self.folder.final}")
 
     def _write_final(self, folder: Path) -> None:
         tokenizer, state = self.parts.tokenizer, self.state

@@ -102,7 +102,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _model_problems(config)
     yield from _loss_problems(config)
     yield from _engine_problems(config)
-    yield from _horizon_problems(config.rollout)
+    yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from _scheme_problems(config.weighting)
 
 
@@ -203,12 +203,17 @@ def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
         yield f"{key}={url}: duplicate address; name each server once"
 
 
-def _horizon_problems(rollout: RolloutConfig) -> Iterator[str]:
+def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[str]:
     horizon, end = rollout.horizon, rollout.horizon_end
     if horizon is not None and horizon > 1 and horizon % 1:
         yield (
             f"rollout.horizon={horizon}: neither a share below 1 nor a whole number of tokens; "
             f"use {math.ceil(horizon)} tokens, or a share such as 0.3"
+        )
+    if horizon is not None and 0 < horizon < 1 and not evaluated:
+        yield (
+            f"rollout.horizon={horizon}: is a share of the mean length of whole responses, which evaluations measure, "
+            "and there is no benchmark; choose one, or give the horizon in tokens"
         )
     if end is not None and horizon is None:
         yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"

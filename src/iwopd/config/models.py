@@ -16,7 +16,10 @@ class RunConfig:
     name: str | None = setting(None, "name of the run; default the verb and the time it started")
     steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
     tokens: int | None = setting(
-        None, "end once this many response tokens were generated, however many steps that takes; null: run.steps", low=1
+        None,
+        "end once this many response tokens were generated, however many steps that takes, and decay, anneal and grow "
+        "by them; null: run.steps",
+        low=1,
     )
     resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
     save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from iwopd import build
 from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig
 from iwopd.doctor.compute import Cost, Shape, decode_seconds, matmul_seconds
+from iwopd.doctor.lengths import mean_response, steps
 from iwopd.doctor.memory import count
 from iwopd.doctor.plan import PROGRESS, Plan
+from iwopd.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def costs(plan: Plan, problems: int) -> Costs:
     """
     config, shape = plan.config, plan.student.shape
     prompt, doctor = plan.lengths.mean_prompt, config.doctor
-    response = min(doctor.response_tokens or plan.lengths.response, plan.lengths.response)
+    response = mean_response(config)
     start, stop = _mean_window(plan, response)
     sequences = config.data.batch_size * config.rollout.n
     stages = [_decoding(plan, "rollout", sequences, response)]
@@ -60,13 +62,13 @@ def costs(plan: Plan, problems: int) -> Costs:
     evaluated = min(doctor.response_tokens or plan.lengths.evaluated, plan.lengths.evaluated)
     samples = (config.eval.n or config.eval.k) + (1 if config.eval.greedy else 0)
     evaluation = _decoding(plan, "evaluation", problems * samples, evaluated)
-    steps, every = config.run.steps, config.eval.every
-    evaluations = 1 + (-(-steps // every) if every else 1) if steps else 1
+    planned = steps(config)
+    evaluations = Schedule.of(config).evaluations(planned)
     seconds = [cost.seconds for cost in stages]
     hours = None
     if evaluation.seconds is not None and all(part is not None for part in seconds):
-        hours = (steps * sum(part or 0.0 for part in seconds) + evaluations * evaluation.seconds) / 3600
-    flops = steps * sum(cost.flops for cost in stages) + evaluations * evaluation.flops
+        hours = (planned * sum(part or 0.0 for part in seconds) + evaluations * evaluation.seconds) / 3600
+    flops = planned * sum(cost.flops for cost in stages) + evaluations * evaluation.flops
     return Costs(stages, evaluation, evaluations, hours, flops)
 
 

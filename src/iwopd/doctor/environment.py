@@ -10,9 +10,11 @@ from iwopd import build
 from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, WandbTracking
 from iwopd.doctor import memory
 from iwopd.doctor.findings import Section
+from iwopd.doctor.lengths import steps
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.plan import Plan
 from iwopd.errors import ConfigError
+from iwopd.schedule import Schedule
 from iwopd.store import PACKAGES
 
 
@@ -79,7 +81,7 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
     student, run = plan.student, config.run
     shape = student.shape
     each = memory.checkpoint_bytes(shape.parameters, student.each, shape.trained, student.trained_each)
-    made = 1 + (-(-run.steps // run.save_every) if run.save_every else 0)
+    made = Schedule.of(config).checkpoints(steps(config))
     # A new one is whole before an old one goes.
     held = min(made, run.keep + 1) if run.keep else made
     final = shape.parameters * student.each

@@ -8,6 +8,7 @@ from iwopd.config import Config, HfScoringConfig, LossConfig
 from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
 from iwopd.doctor.findings import Report, Section, Table
+from iwopd.doctor.lengths import mean_response, steps, steps_in_words
 from iwopd.doctor.memory import Place, count, size
 from iwopd.doctor.plan import Plan
 
@@ -108,7 +109,7 @@ def advice(plan: Plan, place: Place) -> list[str]:
 def cost_section(plan: Plan, found: Costs, report: Report) -> None:
     """Tokens, FLOPs and hours."""
     section, card, doctor = report.section("Tokens, FLOPs and hours"), plan.machine.card, plan.config.doctor
-    length = doctor.response_tokens or plan.lengths.response
+    length = mean_response(plan.config)
     given = "doctor.response_tokens" if doctor.response_tokens else "the longest allowed; say doctor.response_tokens"
     section.note(f"responses of {length:,} tokens on average ({given}), prompts of {plan.lengths.mean_prompt:,.0f}")
     stages = [*found.stages, found.evaluation]
@@ -118,8 +119,7 @@ def cost_section(plan: Plan, found: Costs, report: Report) -> None:
         if cost.tokens
     ]
     section.tables.append(Table("of one step, and of one evaluation", ["", "tokens", "FLOPs", "time", "how"], rows))
-    steps = plan.config.run.steps
-    said = f"the run: {steps:,} steps and {found.evaluations} evaluations, {found.flops:.2e} FLOPs"
+    said = f"the run: {steps_in_words(plan.config)} and {found.evaluations} evaluations, {found.flops:.2e} FLOPs"
     if card is None or found.hours is None:
         section.note(f"{said}; name a card for hours, doctor.card=h100")
     else:
@@ -131,7 +131,7 @@ def cost_section(plan: Plan, found: Costs, report: Report) -> None:
         "stages": [asdict(cost) for cost in found.stages],
         "evaluation": asdict(found.evaluation),
         "evaluations": found.evaluations,
-        "steps": steps,
+        "steps": steps(plan.config),
         "flops": found.flops,
         "hours": found.hours,
     }
@@ -154,11 +154,13 @@ def what_it_does(config: Config, section: Section) -> None:
     section.note(f"student {student.path} ({student.dtype}, {trains}), teacher {config.teacher.path}")
     section.note(f"weighting {config.weighting.scheme}, loss {_loss(config.loss)}, AdamW at {config.optim.lr:g}")
     sequences = config.data.batch_size * rollout.n
-    tokens = count(config.run.steps * sequences * rollout.max_tokens)
+    most = config.run.tokens or config.run.steps * sequences * rollout.max_tokens
     section.note(
-        f"{config.run.steps:,} steps of {sequences:,} rollouts ({config.data.batch_size:,} prompts × {rollout.n}) "
-        f"of up to {rollout.max_tokens:,} tokens: up to {tokens} tokens"
+        f"{steps_in_words(config)} of {sequences:,} rollouts ({config.data.batch_size:,} prompts × {rollout.n}) "
+        f"of up to {rollout.max_tokens:,} tokens: {'' if config.run.tokens else 'up to '}{count(most)} tokens"
     )
+    if not config.eval.benchmarks:
+        section.note("no evaluations, for there is no benchmark: the run will not tell how good the student is")
 
 
 def _loss(loss: LossConfig) -> str:

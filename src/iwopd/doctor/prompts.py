@@ -7,6 +7,7 @@ from iwopd import build
 from iwopd.build.inputs import training_rows
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
+from iwopd.doctor.lengths import steps, steps_in_words
 from iwopd.doctor.sources import Source
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
                 section.warn(f"{dropped:,} prompts of more than {most:,} tokens are dropped (data.overlong=drop)")
             section.ok(
                 f"batches of {config.data.batch_size:,} prompts: {stream.steps_per_epoch:,} steps per epoch, "
-                f"{config.run.steps / stream.steps_per_epoch:.2g} epochs in {config.run.steps} steps"
+                f"{steps(config) / stream.steps_per_epoch:.2g} epochs in {steps_in_words(config).rstrip(',')}"
             )
     for name, source in config.eval.benchmarks.items():
         with section.guarded():
@@ -83,7 +84,7 @@ def contexts(config: Config, sources: list[Source], longest: int, evaluated: int
             continue
         with section.guarded():
             build.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
-            if source.name == "student":
+            if source.name == "student" and config.eval.benchmarks:
                 build.check_context(source.name, source.config, "eval.max_tokens", evaluated, limit)
             context = getattr(source.config, "max_position_embeddings", None)
             scaling = getattr(source.config, "rope_parameters", None) or getattr(source.config, "rope_scaling", None)

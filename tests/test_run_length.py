@@ -1,0 +1,359 @@
+"""How long runs are: budgets of tokens, runs that are lengthened, and runs without a benchmark."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from running import SMALL, iwopd, refused, rows, weights, without_times
+from test_config import composed
+
+from iwopd.commands.ablate import budgeted
+from iwopd.commands.resume import another_end, taken
+from iwopd.horizon import horizon_tokens
+from iwopd.schedule import Position, Schedule
+from iwopd.store import RunFolder, damage
+from iwopd.study.arms import Run
+
+pytestmark = pytest.mark.usefixtures("smoke_models")
+
+PLAIN = tuple(setting for setting in SMALL if "benchmarks" not in setting)
+CHEAP = (*SMALL, "eval.greedy=false", "run.samples=0", "run.keep=0")
+
+
+def training(folder: Path) -> list[dict]:
+    return [row for row in rows(folder / "metrics.jsonl") if "train/loss" in row]
+
+
+def evaluations(folder: Path) -> list[dict]:
+    return [row for row in rows(folder / "metrics.jsonl") if "eval/accuracy" in row]
+
+
+# ---------------------------------------------------------------------------------------------- a budget of tokens
+
+BUDGET = (
+    *(*CHEAP, "run.steps=2", "run.tokens=1200", "eval.every=0", "eval.benchmarks.smoke.limit=4"),
+    *("optim.schedule=linear", "optim.warmup_steps=2", "weighting=growing_horizon", "rollout.horizon_power=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def budget(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("budget") / "run"
+    assert iwopd("train", *BUDGET, f"run.dir={folder}") == 0
+    return folder
+
+
+def test_a_budget_of_tokens_is_what_rate_and_horizon_go_by(budget: Path) -> None:
+    config, taken = composed(*BUDGET), training(budget)
+    mean = evaluations(budget)[0]["eval/response_length"]
+    before = 0
+    for index, row in enumerate(taken):
+        progress = 0 if index == 0 else min(1, before / (1200 - before / index))
+        assert row["train/progress"] == pytest.approx(progress)
+        assert row["train/horizon"] == horizon_tokens(config.rollout, progress, mean)
+        if index == 1:
+            assert row["train/lr"] == 2e-4  # the end of the warm-up
+        if index == 2:
+            warm = before
+        if index >= 2:
+            assert row["train/lr"] == pytest.approx(2e-4 * (1 - (before - warm) / (1200 - warm)))
+        before += row["tokens/generated"]
+    assert len(taken) > 6, "more steps than run.steps"
+    assert before >= 1200 > before - taken[-1]["tokens/generated"]
+    assert taken[-1]["train/progress"] > 0.9
+    assert taken[-1]["train/lr"] > 0
+    assert taken[-1]["train/horizon"] == 24, "whole responses at the end"
+    lines = (budget / "train.log").read_text()
+    assert f"step {len(taken)}, {before / 1000:.1f} k of 1.2 k tokens  loss" in lines
+    assert "/2 " not in lines
+
+
+def test_with_a_budget_a_resumed_run_goes_on_exactly(budget: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(budget, half)
+    shutil.rmtree(half / "final")
+    for checkpoint in sorted((half / "checkpoints").iterdir())[2:]:
+        shutil.rmtree(checkpoint)
+    assert iwopd("train", *BUDGET, f"run.dir={half}", "run.resume=true") == 0
+    assert weights(half / "final") == weights(budget / "final")
+    assert without_times(rows(half / "metrics.jsonl")) == without_times(rows(budget / "metrics.jsonl"))
+
+
+def test_a_prefix_grows_by_tokens_too(tmp_path: Path) -> None:
+    settings = (*PLAIN, "benchmark=[]", "run.steps=1", "run.tokens=600", "run.save_every=0", "weighting=prefix_mask")
+    assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0
+    shares = [row["tokens/trained"] / row["tokens/generated"] for row in training(tmp_path / "run")]
+    assert shares[0] == pytest.approx(0.3, abs=0.05)
+    assert shares == sorted(shares)
+    assert shares[1] < 0.8
+    assert shares[-1] > 0.9
+
+
+def test_all_arms_of_a_study_have_the_budget_that_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """The baseline goes by tokens then, too: equal progress for equal tokens."""
+    assert "add ablate.match=tokens" in refused(capsys, "ablate", *CHEAP, "run.tokens=500")
+    config = composed(*CHEAP, "run.tokens=500", "ablate.match=tokens")
+    runs = [Run(arm, 1, Path("nowhere"), ("seed=1",), composed(*CHEAP)) for arm in ("uniform", "iw")]
+    for one in budgeted(config, runs):
+        assert one.overrides == ("seed=1", "run.tokens=500")
+        assert one.config.run.tokens == 500
+
+
+# ---------------------------------------------------------------------------------------------- another end
+
+# The horizon is a share of the mean length that evaluations measure: one more of them must not change what follows.
+LENGTHENED = (*CHEAP, "weighting=first30_horizon", "optim.warmup_steps=4", "rollout.max_tokens=48")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lengths") / "straight"
+    assert iwopd("train", *LENGTHENED, "run.steps=7", f"run.dir={folder}") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 3 steps: it evaluates and saves after the third, which a longer one would not."""
+    folder = tmp_path_factory.mktemp("lengths") / "short"
+    assert iwopd("train", *LENGTHENED, "run.steps=3", f"run.dir={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(short: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(short, tmp_path / "run")
+
+
+def test_a_lengthened_run_ends_in_the_weights_of_one_that_was_longer_from_the_start(
+    copied: Path, straight: Path
+) -> None:
+    assert iwopd("train", *LENGTHENED, "run.steps=7", f"run.dir={copied}", "run.resume=true") == 0
+    assert weights(copied / "final") == weights(straight / "final")
+    found, expected = (without_times(rows(folder / "metrics.jsonl")) for folder in (copied, straight))
+    assert [row["step"] for row in found if "eval/accuracy" in row and row not in expected] == [3]
+    ours, theirs = ([row for row in found if row["step"] != 3] for found in (found, expected))
+    lengths = {row.pop("train/progress", None) for row in ours + theirs}
+    assert ours == theirs
+    assert max(length or 0 for length in lengths) == 1
+    assert yaml.safe_load((copied / "config.yaml").read_text())["run"]["steps"] == 7
+    assert "7, each of 8 prompts" in ModelCard.load(copied / "final" / "README.md").text
+    assert damage(copied / "final") is None
+
+
+def test_final_is_replaced_even_if_the_run_was_killed_just_before(copied: Path, short: Path) -> None:
+    assert iwopd("train", *LENGTHENED, "run.steps=4", f"run.dir={copied}", "run.resume=true") == 0
+    longer = weights(copied / "final")
+    shutil.rmtree(copied / "final")
+    shutil.copytree(short / "final", copied / "final")
+    assert iwopd("train", *LENGTHENED, "run.steps=4", f"run.dir={copied}", "run.resume=true") == 0
+    assert weights(copied / "final") == longer != weights(short / "final")
+
+
+def test_a_run_may_end_earlier(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints" / "step-000003")
+    assert iwopd("train", *LENGTHENED, "run.steps=2", f"run.dir={copied}", "run.resume=true") == 0
+    assert weights(copied / "final") == weights(copied / "checkpoints" / "step-000002" / "model")
+
+
+def test_steps_may_become_a_budget(copied: Path, short: Path) -> None:
+    taken = int(sum(row["tokens/generated"] for row in training(short)))
+    settings = (*LENGTHENED, "run.steps=3", f"run.tokens={taken + 1}", f"run.dir={copied}", "run.resume=true")
+    assert iwopd("train", *settings) == 0
+    assert len(training(copied)) == 4
+
+
+def begun(folder: Path, *overrides: str, steps: int = 5, tokens: int = 1000) -> Path:
+    """What a run with these settings leaves for the checks of one that resumes it."""
+    with RunFolder(folder, {"verb": "train", **asdict(composed(*CHEAP, *overrides))}):
+        (folder / "metrics.jsonl").touch()
+    for step in range(1, steps + 1):
+        checkpoint = folder / "checkpoints" / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer.json").write_text(json.dumps({"step": step, "tokens": tokens * step // steps}))
+    return folder
+
+
+REFUSED = {
+    "linear": (["optim.schedule=linear"], ["run.steps=9"], "with run.steps=5, and by optim.schedule=linear each of"),
+    "cosine": (["optim.schedule=cosine"], ["run.tokens=2000"], "with run.tokens=null, and by optim.schedule=cosine"),
+    "annealed": (["weighting=prefix_mask"], ["run.steps=9"], "by weighting.scheme=prefix_mask each of its 5 steps"),
+    "boosted": (["weighting=prefix_boost"], ["run.steps=9"], "weighting.scheme=prefix_boost"),
+    "horizon": (["weighting=growing_horizon"], ["run.steps=9"], "rollout.horizon_end=1.5"),
+    "own scheme": (["weighting=custom", "weighting.path=a:b"], ["run.steps=9"], "weighting.path=a:b (which is told"),
+    "two": (["optim.schedule=linear", "weighting=prefix_mask"], ["run.steps=9"], "linear and weighting.scheme="),
+    "shorter": (["optim.schedule=linear"], ["run.steps=4"], "optim.schedule=linear"),
+    "budget": (["run.tokens=1000", "optim.schedule=linear"], ["run.tokens=2000"], "begun with run.tokens=1000, and by"),
+    "steps behind": ([], ["run.steps=4"], "run.steps=4: 5 steps were taken already"),
+    "tokens behind": (["run.tokens=1000"], ["run.tokens=999"], "run.tokens=999: 1000 tokens generated already"),
+    "no effect": (["run.tokens=1000"], ["run.steps=9"], "run.tokens=1000 says when this run ends"),
+    "something else": (
+        [],
+        ["optim.lr=1", "run.steps=9"],
+        "optim.lr (there 0.0002, here 1.0), run.steps (there 5, here 9)",
+    ),
+    "not asked to": ([], ["run.resume=false", "run.steps=9"], "add run.resume=true"),
+}
+
+
+@pytest.mark.parametrize(("settings", "changed", "says"), REFUSED.values(), ids=REFUSED)
+def test_an_end_that_cannot_be_another_is_refused_with_the_reason(
+    settings: list[str], changed: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begun(tmp_path / "run", "run.steps=5", *settings)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    given = [*CHEAP, "run.steps=5", "run.resume=true", *settings, f"run.dir={folder}"]
+    given = [item for item in given if item.partition("=")[0] not in {new.partition("=")[0] for new in changed}]
+    assert says in refused(capsys, "train", *given, *changed)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_before_the_first_step_any_end_will_do(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", "run.steps=5", "optim.schedule=linear", steps=0)
+    config = composed(*CHEAP, "run.steps=9", "optim.schedule=linear")
+    RunFolder(folder, {"verb": "train", **asdict(config)}, resume=True, may_differ=another_end(config, folder)).check()
+
+
+def test_a_damaged_checkpoint_does_not_say_where_a_run_stands(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", steps=3, tokens=30)
+    (folder / "checkpoints" / "step-000003" / "trainer.json").write_text("{")
+    assert taken(folder) == Position(2, 20)
+
+
+# ---------------------------------------------------------------------------------------------- no benchmark
+
+
+@pytest.fixture(scope="module")
+def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unmeasured") / "run"
+    assert iwopd("train", *PLAIN, "benchmark=[]", f"run.dir={folder}") == 0
+    return folder
+
+
+def test_a_run_without_a_benchmark_trains_and_says_so(unmeasured: Path, straight: Path, tmp_path: Path) -> None:
+    found = rows(unmeasured / "metrics.jsonl")
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert not [key for row in found for key in row if key.startswith(("eval/", "time/eval"))]
+    assert "not evaluated, for there is no benchmark; 4 steps" in (unmeasured / "train.log").read_text()
+    card = ModelCard.load(unmeasured / "final" / "README.md")
+    assert "Not evaluated." in card.text
+    assert card.data.eval_results is None
+    assert iwopd("train", *SMALL, f"run.dir={tmp_path / 'run'}") == 0
+    assert weights(unmeasured / "final") == weights(tmp_path / "run" / "final"), "evaluations change nothing"
+
+
+def test_a_run_without_a_benchmark_resumes_exactly(unmeasured: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(unmeasured, tmp_path / "half")
+    shutil.rmtree(half / "final")
+    shutil.rmtree(half / "checkpoints" / "step-000004")
+    assert iwopd("train", *PLAIN, "benchmark=[]", f"run.dir={half}", "run.resume=true") == 0
+    assert weights(half / "final") == weights(unmeasured / "final")
+    assert without_times(rows(half / "metrics.jsonl")) == without_times(rows(unmeasured / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "none", ["eval.benchmarks=[]", "eval.benchmarks={}", "eval.benchmarks=null", "~eval.benchmarks", "benchmark=null"]
+)
+def test_every_way_to_write_that_there_is_none(none: str, tmp_path: Path) -> None:
+    assert iwopd("train", *PLAIN, none, "run.steps=0", f"run.dir={tmp_path / 'run'}") == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["eval"]["benchmarks"] == {}
+
+
+@pytest.mark.parametrize("value", ["[smoke]", "smoke", "3"])
+def test_benchmarks_are_chosen_by_name(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", *PLAIN, f"eval.benchmarks={value}", f"run.dir={tmp_path / 'run'}")
+    assert f"eval.benchmarks={value}: benchmarks are chosen by name; write benchmark=[NAME,…]" in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "says"),
+    [
+        ("eval", ["eval.model=toy://smoke/student"], "nothing to evaluate on; choose one"),
+        ("diagnose", [], "no prompts to diagnose on"),
+        ("ablate", [], "a study compares accuracies"),
+        ("train", ["weighting=first30_horizon"], "rollout.horizon=0.3: is a share of the mean length"),
+        ("train", ["weighting=growing_horizon", "run.resume=true"], "or give the horizon in tokens"),
+    ],
+)
+def test_what_needs_a_benchmark_says_so(
+    verb: str, settings: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for none in ("benchmark=[]", "eval.benchmarks=[]"):
+        assert says in refused(capsys, verb, *PLAIN, *settings, none, f"run.dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_without_a_benchmark_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = "ablate.arms=[uniform,{name: blind, weighting: iw, benchmark: []}]"
+    assert "ablate.arms=blind: benchmark=[]" in refused(capsys, "ablate", *PLAIN, arms, f"run.dir={tmp_path / 'run'}")
+
+
+def test_a_horizon_in_tokens_needs_no_benchmark(tmp_path: Path) -> None:
+    settings = (*PLAIN, "benchmark=[]", "rollout.horizon=5", "run.steps=1", f"run.dir={tmp_path / 'run'}")
+    assert iwopd("train", *settings) == 0
+    assert training(tmp_path / "run")[0]["train/horizon"] == 5
+
+
+# ---------------------------------------------------------------------------------------------- what doctor counts
+
+Examined = Callable[..., tuple[int, dict]]
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examined:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str) -> tuple[int, dict]:
+        status = iwopd("doctor", *PLAIN, "doctor.live=false", f"doctor.json={tmp_path / 'd.json'}", *overrides)
+        return status, json.loads((tmp_path / "d.json").read_text())
+
+    return run
+
+
+def findings(report: dict) -> str:
+    return " ".join(finding["text"] for section in report["sections"] for finding in section["findings"])
+
+
+def test_doctor_counts_what_the_run_does(doctor: Examined, unmeasured: Path) -> None:
+    _, report = doctor("eval.every=3", "run.steps=5", "run.save_every=2", "run.keep=0")
+    schedule = Schedule(5, None, 3, 2)
+    positions = [Position(step) for step in range(6)]
+    assert report["costs"]["evaluations"] == sum(map(schedule.evaluates, positions)) == 3
+    assert f"{sum(map(schedule.saves, positions))} checkpoints ×" in findings(report)
+
+
+def test_doctor_without_a_benchmark(doctor: Examined) -> None:
+    status, report = doctor("benchmark=[]")
+    assert status == 0
+    assert report["costs"]["evaluations"] == 0
+    assert report["costs"]["evaluation"]["tokens"] == 0
+    assert "no evaluations, for there is no benchmark" in findings(report)
+
+
+def test_doctor_with_a_budget(doctor: Examined) -> None:
+    _, report = doctor("run.tokens=2000", "run.save_every=0")
+    assert report["costs"]["steps"] == 11  # of 8 × 24 tokens at most
+    assert "2,000 tokens (run.tokens), which are at least 11 steps" in findings(report)
+    _, report = doctor("run.tokens=2000", "doctor.response_tokens=10")
+    assert report["costs"]["steps"] == 25
+    assert report["costs"]["evaluations"] == 14  # at 0, 2, …, 24, 25
+    assert "about 25 steps" in findings(report)
+
+
+# ---------------------------------------------------------------------------------------------- evaluations' noise
+
+
+def test_every_evaluation_of_a_run_draws_the_same_noise(tmp_path: Path) -> None:
+    """A student that does not change answers as it did before, and as `iwopd eval` measures it."""
+    settings = (*SMALL, "optim.lr=1e-30", "optim.weight_decay=0", "run.samples=0", "eval.every=1", "run.steps=2")
+    assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0
+    model = f"eval.model={tmp_path / 'run' / 'final'}"
+    assert iwopd("eval", *settings, model, f"run.dir={tmp_path / 'eval'}") == 0
+    found = without_times([*evaluations(tmp_path / "run"), *evaluations(tmp_path / "eval")])
+    assert [row.pop("step") for row in found] == [0, 1, 2, 0]
+    assert found == [found[0]] * 4
