@@ -241,7 +241,7 @@ def test_fewer_prompts_than_a_batch(tmp_path: Path, run_folder: Path, capsys: py
 def test_two_rows_of_one_id(tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "n": 1}\n{"prompt": "b", "n": 1}\n')
     data = (f"data.path={tmp_path / 'a.jsonl'}", "data.id_column=n", "data.batch_size=1")
-    assert "row 2, column n: id 1 stands there twice" in refused_files(capsys, run_folder, *data)
+    assert "row 2, column n: duplicate id 1, as in row 1" in refused_files(capsys, run_folder, *data)
 
 
 def test_a_benchmark_without_answers(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iwopd.config import BenchmarkConfig, DataConfig
-from iwopd.data import load_rows, render
+from iwopd.data import load_rows, render, text_of
 from iwopd.toy.tokenizer import make_tokenizer
 
 ROWS = [{"prompt": "1+1", "answer": 2}, {"prompt": "naïve\n2+2", "answer": 4}]
@@ -28,10 +28,10 @@ def write(file: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
     source = BenchmarkConfig(path=write(tmp_path / f"rows.{suffix}"))
-    assert load_rows(source, "data", answers=True) == ROWS
+    found = [{name: text_of(value) for name, value in row.items()} for row in load_rows(source, "data", answers=True)]
+    assert found == [{name: str(value) for name, value in row.items()} for row in ROWS]
 
 
 def test_a_prompt_is_a_user_turn_with_system_message_and_suffix() -> None:

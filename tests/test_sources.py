@@ -74,8 +74,8 @@ def test_what_is_no_filter_is_refused_and_nothing_is_executed(condition: str, sa
 
 
 def test_a_cell_of_another_type_is_named() -> None:
-    with pytest.raises(DataError, match="row 2: the text '7' cannot be ordered against 6"):
-        kept("difficulty >= 6", [{"difficulty": 7}, {"difficulty": "7"}])
+    with pytest.raises(DataError, match="row 2: the text 'seven' cannot be ordered against 6"):
+        kept("difficulty >= 6", [{"difficulty": 7}, {"difficulty": "seven"}])
 
 
 def jsonl(file: Path, table: list[dict[str, Any]]) -> str:
@@ -93,7 +93,6 @@ def parquet(file: Path, table: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("write", [jsonl, parquet])
 def test_rows_are_filtered_before_they_are_limited(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path = write(tmp_path / f"rows.{write.__name__}", ROWS)
     source = DataConfig(path=path, prompt_column="question", filter="meta.style == 'rule'", limit=2)
     assert [row["question"] for row in load_rows(source, "data", answers=False)] == ["1+1", "3+3"]
@@ -101,7 +100,6 @@ def test_rows_are_filtered_before_they_are_limited(write: Any, tmp_path: Path, m
 
 def test_of_a_table_only_the_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Solutions that stand beside the problems may be gigabytes."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path = parquet(tmp_path / "rows.parquet", ROWS)
     source = DataConfig(path=path, prompt_column="question", filter="difficulty >= 6", id_column="topic")
     (first, _) = load_rows(source, "data", answers=False)

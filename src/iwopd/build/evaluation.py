@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config import BenchmarkConfig, EvalConfig
-from iwopd.data import Row, cell, load_rows, render
+from iwopd.data import Row, cell, load_rows, render, text_of
 from iwopd.errors import ConfigError, DataError
 from iwopd.grading import CodeGrader, ExactGrader, Grader, MathGrader, code_rows
 
@@ -40,13 +40,28 @@ def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
     if not answers or source.answer_column is None:
         return rows
     rows = _with_references(rows, source)
+    _tell_floats(rows, source, key)
     for number, row in enumerate(rows, start=1):
-        if source.grader == "math" and not str(cell(row, source.answer_column)).strip():
+        if source.grader == "math" and not text_of(cell(row, source.answer_column)).strip():
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: empty, so no answer could be right; "
-                "mend or remove the row"
+                "correct or remove the row"
             )
     return rows
+
+
+def _tell_floats(rows: list[Row], source: BenchmarkConfig, key: str) -> None:
+    """A column of floats makes 42.0 of a reference 42, as data frames do where one is missing; as text that is another."""
+    if source.grader != "exact":
+        return
+    found = [text for row in rows if type(value := cell(row, source.answer_column or "")) is float and
+             (text := text_of(value)).endswith(".0")]  # fmt: skip
+    if found:
+        log.warning(
+            "%s.answer_column=%s: %d of %d references are floating-point numbers such as %s, which grader=exact compares "
+            "as that text; store them as text or as whole numbers",
+            key, source.answer_column, len(found), len(rows), found[0],
+        )  # fmt: skip
 
 
 def _with_references(rows: list[Row], source: BenchmarkConfig) -> list[Row]:
@@ -56,11 +71,11 @@ def _with_references(rows: list[Row], source: BenchmarkConfig) -> list[Row]:
     assert source.answer_column is not None
     pattern, found = re.compile(source.reference_pattern), list[Row]()
     for number, row in enumerate(rows, start=1):
-        match = pattern.search(str(cell(row, source.answer_column)))
+        match = pattern.search(text_of(cell(row, source.answer_column)))
         if match is None:
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: reference_pattern="
-                f"{source.reference_pattern} matches nothing in it; mend the row or the pattern"
+                f"{source.reference_pattern} matches nothing in it; correct the row or the pattern"
             )
         found.append({**row, source.answer_column: (match.group(match.re.groups and 1) or "").strip()})
     return found
@@ -109,7 +124,7 @@ def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -
     made: list[Benchmark] = []
     for name, found in rows.items():
         source, chosen = config.benchmarks[name], grader(config, name)
-        prompts = render(found, source, tokenizer)
+        prompts = render(found, source, tokenizer, key=f"eval.benchmarks.{name}")
         if isinstance(chosen, MathGrader):
             _tell_unreadable(name, chosen, [prompt.answer for prompt in prompts if prompt.answer is not None])
         made.append(Benchmark(name, prompts, chosen))

@@ -19,7 +19,7 @@ from iwopd.config import (
     TrainingSourceConfig,
     WandbTracking,
 )
-from iwopd.data import Mixture, Prompts, PromptStream, Row, cell, fitting, load_rows, render, shares
+from iwopd.data import Mixture, Prompts, PromptStream, Row, cell, fitting, load_rows, render, shares, text_of
 from iwopd.errors import ConfigError, DataError, ModelError, loading_error
 from iwopd.hub import check_on_hub
 from iwopd.preflight import check_model_folder, check_tokenizers
@@ -167,10 +167,10 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
     for key, source in sources.items():
         for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
             named = cell(row, source.teacher_column or "")
-            if named is not None and str(named) not in known:
+            if named is not None and text_of(named) not in known:
                 raise DataError(
                     f"{source.path}: row {number}, column {source.teacher_column}: {named} is no teacher; there are "
-                    f"{', '.join(known)}: add teachers.{named}.path=…, or mend the row"
+                    f"{', '.join(known)}: add teachers.{named}.path=…, or correct the row"
                 )
     return rows
 
@@ -180,7 +180,7 @@ def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Any) ->
     data, kept, dropped = config.data, dict[str, list[Prompt]](), 0
     for key, source in data_sources(data).items():
         group = key.removeprefix("data.sources.") if data.sources else None
-        prompts = render(rows[key], source, tokenizer, group)
+        prompts = render(rows[key], source, tokenizer, group, key)
         kept[key], overlong = fitting(prompts, data.max_prompt_tokens, data.overlong, "data")
         dropped += overlong
     if not data.sources:

@@ -1,9 +1,11 @@
 """Problems: rows from a file, the hub or the toy task; filtered, rendered to token ids, handed out step by step."""
 
 from iwopd.data.filters import Filter
-from iwopd.data.prompts import fitting, render
-from iwopd.data.rows import Row, cell, load_rows, read_json_lines
+from iwopd.data.prompts import answers_within, fitting, render
+from iwopd.data.readers import Row
+from iwopd.data.rows import cell, load_rows
 from iwopd.data.stream import Mixture, Prompts, PromptStream, shares
+from iwopd.data.values import text_of
 
 __all__ = [
     "Filter",
@@ -11,10 +13,11 @@ __all__ = [
     "PromptStream",
     "Prompts",
     "Row",
+    "answers_within",
     "cell",
     "fitting",
     "load_rows",
-    "read_json_lines",
     "render",
     "shares",
+    "text_of",
 ]

@@ -2,14 +2,17 @@
 
 The language is a corner of Python's, read with `ast` and never executed: columns, numbers, texts and lists, compared
 by ``== != < <= > >= in`` and ``not in``, joined by ``and``, ``or`` and ``not``. ``reward_model.style`` reaches into a
-column of records.
+column of records. A text that is a number, as every number of a csv file, is compared with numbers as one.
 """
 
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
+from iwopd.data.values import is_missing, number_in, truth_of
 from iwopd.errors import ConfigError, DataError
 
 Condition = Callable[[Mapping[str, Any]], Any]
@@ -21,8 +24,6 @@ OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
-    ast.In: lambda value, among: value in among,
-    ast.NotIn: lambda value, among: value not in among,
 }
 ORDERED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
@@ -65,7 +66,7 @@ class Filter:
         try:
             return bool(self._holds(row))
         except (TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{self.said}: row {number}: {error}; mend the filter or the row") from None
+            raise DataError(f"{self.said}: row {number}: {error}; correct the filter or the row") from None
 
     def _condition(self, node: ast.expr) -> Condition:
         match node:
@@ -81,12 +82,13 @@ class Filter:
             case ast.Compare(left=left, ops=operations, comparators=others):
                 return self._comparison(left, operations, others)
             case ast.Name() | ast.Attribute():  # a column of true and false
-                return self._value(node)
+                column = self._value(node)
+                return lambda row: truth_of(column(row))
         raise self._refusal(f"{ast.unparse(node)} is not a condition")
 
     def _comparison(self, left: ast.expr, operations: list[ast.cmpop], others: list[ast.expr]) -> Condition:
         for operation in operations:
-            if type(operation) not in OPERATORS:
+            if not isinstance(operation, (*OPERATORS, ast.In, ast.NotIn)):
                 raise self._refusal("`is` is not known here")
         values = [self._value(value) for value in (left, *others)]
 
@@ -121,9 +123,47 @@ class Filter:
 
 
 def _compare(operation: ast.cmpop, first: Any, second: Any) -> bool:
-    if first is None or second is None:
+    if is_missing(first) or is_missing(second):
         return False
-    if isinstance(operation, ORDERED) and isinstance(first, str) != isinstance(second, str):
+    if isinstance(operation, (ast.In, ast.NotIn)):
+        among = isinstance(second, (list, tuple))
+        found = any(_compare(ast.Eq(), first, each) for each in second) if among else first in second
+        return found is isinstance(operation, ast.In)
+    try:
+        first, second = _of_one_type(first, second)
+    except ValueError:
+        if not isinstance(operation, ORDERED):
+            return isinstance(operation, ast.NotEq)
         text, other = (first, second) if isinstance(first, str) else (second, first)
-        raise TypeError(f"the text {text[:40]!r} cannot be ordered against {other!r}")
-    return OPERATORS[type(operation)](first, second)
+        raise TypeError(f"the text {text[:40]!r} cannot be ordered against {other}") from None
+    return first is not None and second is not None and OPERATORS[type(operation)](first, second)
+
+
+def _of_one_type(first: Any, second: Any) -> tuple[Any, Any]:
+    """Of a text and something else, the text as the other's type; None for a spelling of "no value".
+
+    Raises:
+        ValueError: the text is no such thing.
+    """
+    if isinstance(first, str) and not isinstance(second, str):
+        return _like(first, second), _plain(second)
+    if isinstance(second, str) and not isinstance(first, str):
+        return _plain(first), _like(second, first)
+    return _plain(first), _plain(second)
+
+
+def _like(text: str, other: Any) -> Any:
+    if isinstance(other, bool) and text.strip().lower() in ("true", "false"):
+        return text.strip().lower() == "true"
+    if isinstance(other, (int, float, Decimal)):
+        return number_in(text)
+    if isinstance(other, (date, time)):
+        return type(other).fromisoformat(text)
+    raise ValueError(text)
+
+
+def _plain(value: Any) -> Any:
+    """A decimal as a float, for 0.1 in a filter is one; whole ones exactly."""
+    if not isinstance(value, Decimal):
+        return value
+    return int(value) if value == value.to_integral_value() else float(value)

@@ -1,57 +1,100 @@
 """From rows to prompts: template, system message, chat template, token ids; and which of them are too long."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from iwopd.config import SourceConfig
+from iwopd.data.messages import Message, as_messages
 from iwopd.data.rows import Row, cell
+from iwopd.data.values import is_missing, text_of
 from iwopd.errors import DataError
 from iwopd.types import Prompt
 
+log = logging.getLogger(__name__)
 
-def render(rows: Sequence[Row], source: SourceConfig, tokenizer: Any, group: str | None = None) -> list[Prompt]:
+PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
+
+
+def render(
+    rows: Sequence[Row], source: SourceConfig, tokenizer: Any, group: str | None = None, key: str = "data"
+) -> list[Prompt]:
     """Token ids of every problem, as a chat where the tokenizer has a template and as bare text where it has none.
 
     Args:
         group: of the problems, where there are several sources; stands before their ids, which it keeps unique.
+        key: the section of the config that `source` is, for messages.
 
     Raises:
         DataError: two rows share an id, or the chat template refuses one.
     """
     prompts: list[Prompt] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        try:
-            text = _render_text(cell(row, source.prompt_column), source, tokenizer)
-        except Exception as error:  # templates are code of the model's, and raise what they like
-            raise DataError(
-                f"{source.path}: row {number}: the chat template refuses it: {error}; mend the row"
-            ) from error
-        name = str(cell(row, source.id_column)) if source.id_column else f"{source.split}-{number}"
+        said = f"{source.path}: row {number}"
+        text = _render_text(cell(row, source.prompt_column), source, tokenizer, said, key)
+        name = text_of(cell(row, source.id_column)) if source.id_column else f"{source.split}-{number}"
         identity = f"{group}/{name}" if group else name
         if identity in seen:
-            raise DataError(f"{source.path}: row {number}, column {source.id_column}: id {name} stands there twice")
-        seen.add(identity)
+            raise DataError(
+                f"{said}, column {source.id_column}: duplicate id {name}, as in row {seen[identity]}; make ids unique, "
+                f"or number the rows with {key}.id_column=null"
+            )
+        seen[identity] = number
         answer = cell(row, source.answer_column) if source.answer_column else None
-        ids = tokenizer.encode(text, add_special_tokens=tokenizer.chat_template is None)
-        prompts.append(Prompt(identity, ids, text, None if answer is None else str(answer), row, _teacher(row, source)))
+        reference = None if answer is None else text_of(answer)
+        prompts.append(Prompt(identity, _encode(text, tokenizer), text, reference, row, _teacher(row, source)))
+    remark = answers_within(rows, source)
+    if remark:
+        log.warning("%s", remark)
     return prompts
+
+
+def answers_within(rows: Sequence[Row], source: SourceConfig) -> str | None:
+    """What to say of problems that end with the assistant's message, which may be the answer; None where none does."""
+    last = [as_messages(cell(row, source.prompt_column))[-1]["role"] for row in rows]
+    count = last.count("assistant")
+    if not count:
+        return None
+    return (
+        f"{source.path}: {count} of {len(rows)} prompts end with a message of the assistant's, after which the student "
+        "is asked for another; if it is the answer, remove it from the rows"
+    )
 
 
 def _teacher(row: Row, source: SourceConfig) -> str | None:
     column = getattr(source, "teacher_column", None)
     named = cell(row, column) if column else None
-    return getattr(source, "teacher", None) if named is None else str(named)
+    return getattr(source, "teacher", None) if is_missing(named) else text_of(named)
 
 
-def _render_text(problem: Any, source: SourceConfig, tokenizer: Any) -> str:
-    messages = (
-        [dict(message) for message in problem] if isinstance(problem, list) else [{"role": "user", "content": problem}]
-    )
-    asked = messages[-1]
-    asked["content"] = (source.template or PROBLEM).replace(PROBLEM, asked["content"]) + (source.suffix or "")
+def _render_text(problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str) -> str:
+    messages = as_messages(problem)
+    if source.template or source.suffix:
+        asked = messages[-1]
+        if asked["role"] != "user":
+            setting = "suffix" if source.suffix else "template"
+            raise DataError(
+                f"{said}, column {source.prompt_column}: its last message is of the role {asked['role']}, and "
+                f"{key}.{setting} belongs into a user's turn; remove that message if it is the answer, or set "
+                f"{key}.{setting}=''"
+            )
+        asked["content"] = (source.template or PROBLEM).replace(PROBLEM, asked["content"]) + (source.suffix or "")
     if source.system:
         messages.insert(0, {"role": "system", "content": source.system})
+    try:
+        text = _apply(messages, source, tokenizer)
+    except Exception as error:  # templates are code of the model's, and raise what they like
+        raise DataError(_refusal(error, messages, problem, source, tokenizer, said, key)) from error
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{said}: its prompt is not valid Unicode: half of a surrogate pair; correct the row, or what {key} puts "
+            "around it"
+        )
+    return text
+
+
+def _apply(messages: list[Message], source: SourceConfig, tokenizer: Any) -> str:
     if tokenizer.chat_template is None:
         return "\n".join(message["content"] for message in messages)
     return tokenizer.apply_chat_template(
@@ -59,7 +102,51 @@ def _render_text(problem: Any, source: SourceConfig, tokenizer: Any) -> str:
     )
 
 
-PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
+def _refusal(
+    error: Exception, messages: list[Message], problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str
+) -> str:
+    """Why a chat template refuses messages, as far as can be found out by trying others."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+
+    def bears(others: list[Message]) -> bool:
+        try:
+            return bool(_apply(others, source, tokenizer)) and others != messages
+        except Exception:
+            return False
+
+    if bears([message for message in messages if message["role"] != "system"]):
+        if source.system and bears(messages[1:]):
+            return (
+                f"{key}.system: the model's chat template refuses a system message ({reason}); put the text into "
+                f"{key}.template, as 'TEXT {PROBLEM}'"
+            )
+        return (
+            f"{said}, column {source.prompt_column}: the model's chat template refuses its system message ({reason}); "
+            "put that text into the user's message"
+        )
+    if isinstance(problem, str):
+        return f"{said}: the model's chat template fails on a plain question ({reason}); correct the template"
+    roles = ", ".join(message["role"] for message in messages)
+    return (
+        f"{said}, column {source.prompt_column}: the model's chat template refuses its messages, of the roles {roles} "
+        f"({reason}); correct or remove the row"
+    )
+
+
+def _encode(text: str, tokenizer: Any) -> list[int]:
+    """Token ids. Of a text without chat template, with what the tokenizer puts before it (BOS), but not with what it puts
+    behind it: after an EOS the prompt would be over, and a response would begin another text."""
+    bare = tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.chat_template is not None:
+        return bare
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    for start in range(len(ids) - len(bare) + 1):
+        if ids[start : start + len(bare)] == bare:
+            return ids[: start + len(bare)]
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None, *bare[-1:]}
+    while ids and ids[-1] in ends:
+        ids.pop()
+    return ids
 
 
 def fitting(prompts: Sequence[Prompt], limit: int, overlong: str, key: str) -> tuple[list[Prompt], int]:

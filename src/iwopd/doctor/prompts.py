@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from iwopd import build
 from iwopd.build.inputs import training_rows
-from iwopd.config import Config
+from iwopd.config import Config, SourceConfig
+from iwopd.data import Row, answers_within
 from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps, steps_in_words
 from iwopd.doctor.sources import Source
@@ -41,6 +42,8 @@ def look(config: Config, student: Source, section: Section) -> Found:
             stream, dropped = build.prompt_stream(config, rows, student.tokenizer)
             found.prompts = list(stream.prompts)
             _describe(found.prompts, student.tokenizer, section, shown=3)
+            for key, source in build.data_sources(config.data).items():
+                _warn_of_answers(rows[key], source, section)
             if dropped:
                 most = config.data.max_prompt_tokens
                 section.warn(f"{dropped:,} prompts of more than {most:,} tokens are dropped (data.overlong=drop)")
@@ -60,11 +63,18 @@ def look(config: Config, student: Source, section: Section) -> Found:
                     prompts: Any = made.prompts
                     found.evaluated += prompts
                     _describe(prompts, student.tokenizer, section, shown=1)
+                    _warn_of_answers(rows[name], source, section)
     return found
 
 
 def _columns(rows: Any) -> str:
-    return ", ".join(rows[0])
+    return ", ".join(rows[0]).encode(errors="backslashreplace").decode()
+
+
+def _warn_of_answers(rows: "list[Row]", source: SourceConfig, section: Section) -> None:
+    remark = answers_within(rows, source)
+    if remark:
+        section.warn(remark)
 
 
 def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, shown: int) -> None:
@@ -74,6 +84,12 @@ def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, show
         text = tokenizer.decode(prompt.ids)
         cut = text if len(text) <= SHOWN else text[: SHOWN // 2] + " … " + text[-SHOWN // 2 :]
         section.note(f"prompt {prompt.id}, {len(prompt.ids):,} tokens: {cut!r}")
+    over = sum(prompt.ids[-1:] == [tokenizer.eos_token_id] for prompt in prompts)
+    if over:
+        section.warn(
+            f"{over:,} of {len(prompts):,} prompts end with the end-of-sequence token {tokenizer.eos_token!r}: right only "
+            "if the model was trained to answer after it; else the chat template lacks a generation prompt"
+        )
 
 
 def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:

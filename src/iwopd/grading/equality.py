@@ -3,9 +3,14 @@
 import logging
 from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, grader, parse, verify
 
-DIGITS = 9  # decimals to which a floating-point value must agree with an exact one
+from iwopd.grading.numeric import numeric_equal
+
+DIGITS = 9  # decimals to which math-verify rounds what `numeric_equal` leaves to it
+
+# It is asked wherever two values meet: alone, in sets, tuples, intervals, matrices and relations.
+grader.sympy_numeric_eq = numeric_equal
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 

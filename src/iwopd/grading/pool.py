@@ -121,7 +121,7 @@ class Worker:
         """The answer; None where it took too long or ended, and then it is gone."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except (OSError, ValueError):
             self.kill()

@@ -65,7 +65,7 @@ def code_rows(rows: Sequence[dict[str, Any]], source: BenchmarkConfig) -> list[d
     for number, row in enumerate(rows, start=1):
         problem = {**row, "prompt": str(row[source.prompt_column])}
         if not (row.get("test") or all(row.get(column) is not None for column in NATIVE)):
-            raise DataError(f"{source.path}: row {number}: has no tests; mend or remove the row")
+            raise DataError(f"{source.path}: row {number}: has no tests; correct or remove the row")
         problem["entry_point"] = row.get("entry_point") or _tested_function(row)
         made.append({**row, source.prompt_column: _asking(problem), "problem": problem})
     return made
