@@ -48,7 +48,7 @@ typecheck: setup  ## pyright, strict on numerics, config, types and errors
 smoke: setup  ## the whole program once, at the smallest size
 	$(BIN)/iwopd train +experiment=smoke
 
-ablate: setup  ## the study: four weightings, five seeds, with statistics and a report (about a quarter of an hour)
+ablate: setup  ## the study: four weightings, eight seeds, with statistics and a report (about a quarter of an hour)
 	$(BIN)/iwopd ablate run.dir=runs/ablate-toy eval.greedy=false run.samples=0
 
 clean:  ## remove .venv and caches; runs/ stays

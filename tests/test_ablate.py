@@ -1,7 +1,9 @@
 """Studies: arms and seeds from the command line, whole studies of real runs, and their reports."""
 
 import json
+import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -9,12 +11,14 @@ import subprocess
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 from running import SMALL, iwopd, process, refused, rows, start, weights, without_times
 
-from iwopd.study.curves import Curve, Point, area, early_place, figures, value_at
-from iwopd.study.results import difference, mean_curve
+from iwopd.config import AblateConfig
+from iwopd.study.curves import Curve, Point, area, common_grid, early_place, figures, study_figures, value_at
+from iwopd.study.results import COMPARED, Finished, comparisons, difference, mean_curve
 from iwopd.study.words import verdicts
 
 pytestmark = pytest.mark.usefixtures("smoke_models")
@@ -207,26 +211,112 @@ def test_curves_by_hand() -> None:
     assert mean_curve([curve, curve], "tokens")["x"][-1] == 300
 
 
-def test_verdicts_need_agreement_an_interval_and_seeds() -> None:
-    assert difference([0.1, 0.12, 0.09, 0.11, 0.1])["verdict"] == "larger than the noise"
-    assert difference([0.1, -0.12, 0.09, -0.11, 0.1])["verdict"] == "not told apart"
-    assert difference([0.1, 0.12, 0.09, 0.11])["verdict"] == "too few seeds"
+def test_the_early_place_is_the_last_evaluation_up_to_the_step_that_one_included() -> None:
+    curve = Curve((Point(0, 0, 0.2), Point(4, 100, 0.6), Point(8, 300, 0.5)))
+    assert [early_place(curve, step, "steps") for step in (3, 4, 5, 7, 8, 9)] == [0, 4, 4, 4, 8, 8]
+    assert [early_place(curve, step, "tokens") for step in (3, 4, 8)] == [0, 100, 300]
+
+
+def test_runs_of_one_seed_are_compared_at_the_same_places() -> None:
+    """Those of the run with the fewest evaluations, up to where the first run ends; by hand on straight lines."""
+    few = Curve((Point(0, 0, 0.0), Point(5, 100, 0.5), Point(10, 205, 1.025)))
+    many = Curve(tuple(Point(step, 20 * step, 0.1 * step) for step in range(11)))
+    assert common_grid([many, few], "tokens") == [0, 100, 200]
+    found = study_figures({("uniform", 1): many, ("short", 1): few}, "uniform", 4, "tokens")
+    assert found["uniform", 1] == pytest.approx({"before": 0, "early": 0.5, "best": 1.0, "final": 1.0, "auc": 0.5})
+    assert found["short", 1] == pytest.approx({"before": 0, "early": 0.5, "best": 1.025, "final": 1.025, "auc": 0.5})
+    # Where all have the same evaluations, figures are those of the curves themselves.
+    alike = study_figures({("a", 1): many, ("b", 1): many}, "a", 4, "steps")
+    assert alike["b", 1] == figures(many, 4, "steps")
+
+
+def test_with_equal_tokens_more_evaluations_of_the_same_curve_are_no_advantage() -> None:
+    """The null: both arms on one learning curve, 17 against 8 evaluations, each with noise of its own."""
+    drawn, studies, seeds = random.Random(0), 50, AblateConfig().seeds
+    # 1.1 million tokens, curves that bend early or late; each evaluation errs by as much as 512 samples make it.
+    means: dict[str, list[float]] = {name: [] for name in COMPARED}
+    called, called_before = 0, 0
+    for study in range(studies):
+        scale = (0.1, 0.33)[study % 2]
+
+        def evaluated(count: int, scale: float = scale) -> Curve:
+            inner = sorted((index + drawn.uniform(-0.05, 0.05)) / (count - 1) for index in range(1, count - 1))
+            places = [0.0, *inner, 1 + drawn.uniform(0, 0.01)]
+            accuracies = [0.25 + 0.7 * (1 - math.exp(-place / scale)) + drawn.gauss(0, 0.012) for place in places]
+            spots = enumerate(zip(places, accuracies, strict=True))
+            return Curve(tuple(Point(2 * step, round(1.1e6 * place), y) for step, (place, y) in spots))
+
+        curves = {
+            (arm, seed): evaluated(count) for seed in range(seeds) for arm, count in (("uniform", 17), ("long", 8))
+        }
+        found = study_figures(curves, "uniform", 8, "tokens")
+        finished = {key: Finished(curve, found[key]) for key, curve in curves.items()}
+        (judged,) = comparisons(["long"], "uniform", finished)
+        called += any(judged[name]["verdict"] == "larger than the noise" for name in COMPARED)
+        own = {key: Finished(curve, figures(curve, 500_000, "tokens")) for key, curve in curves.items()}
+        (judged_before,) = comparisons(["long"], "uniform", own)
+        called_before += judged_before["auc"]["verdict"] == "larger than the noise"
+        for name in COMPARED:
+            means[name].append(judged[name]["difference"])
+    for name, values in means.items():
+        assert abs(fmean(values)) < 4 * stdev(values) / math.sqrt(studies), name
+    assert called <= 0.05 * studies + 3 * math.sqrt(0.05 * 0.95 * studies)
+    assert called_before > 0.5 * studies, "looked at where each was evaluated, the area is a matter of how often"
+
+
+def of_one_study(*differences: list[float]) -> list[str]:
+    """The verdicts on arms whose figures all differ from the baseline's by these values, seed by seed."""
+    finished = {}
+    for arm, values in enumerate(([0.0] * len(differences[0]), *differences)):
+        for seed, value in enumerate(values):
+            finished[str(arm), seed] = Finished(Curve(()), dict.fromkeys(COMPARED, value))
+    names = [str(arm) for arm in range(1, len(differences) + 1)]
+    return [item["final"]["verdict"] for item in comparisons(names, "0", finished)]
+
+
+def test_verdicts_need_agreement_and_seeds_and_are_corrected_for_every_look() -> None:
+    clear = [0.1, 0.12, 0.09, 0.11, 0.1, 0.13, 0.1, 0.09]
+    noise = [0.1, -0.12, 0.09, -0.11, 0.1, 0.02, -0.1, 0.01]
+    close = [0.1, 0.04, 0.09, 0.05, 0.1, -0.02, 0.12, -0.01]  # p = 0.031 by itself
+    assert difference(clear)["verdict"] == "larger than the noise"
+    assert difference(noise)["verdict"] == "not told apart"
+    assert difference(clear[:5])["verdict"] == "too few seeds"
     assert difference([0.1])["low"] is None
     assert difference([])["p"] is None
-    # Of one sign, but one seed carries it: the interval reaches 0 or p cannot be small enough.
+    # Of one sign, but one seed carries it.
     assert difference([0.0, 0.0, 0.0, 0.0, 0.5, 0.0])["verdict"] == "not told apart"
+    assert of_one_study(clear, noise) == ["larger than the noise", "not told apart"]
+    assert of_one_study(close) == ["larger than the noise"]
+    others = [[sign * value for sign, value in zip(signs, close, strict=True)] for signs in
+              ((1, -1, 1, 1, -1, 1, -1, -1), (1, 1, -1, -1, 1, 1, -1, 1), (-1, 1, 1, -1, 1, -1, 1, -1))]  # fmt: skip
+    assert of_one_study(close, *others)[0] == "not told apart"
+    assert of_one_study(clear[:5], noise[:5]) == ["too few seeds"] * 2
 
 
-def test_words_say_what_few_seeds_cannot_show() -> None:
-    item = {"name": "iw", "baseline": "uniform", "seeds": [1, 2, 3, 4, 5]}
-    found = {name: difference([0.1, 0.12, 0.09, 0.11, 0.1]) for name in ("early", "best", "final", "auc")}
+def test_a_default_study_can_call_something_larger_than_the_noise() -> None:
+    seeds = AblateConfig().seeds
+    drawn = random.Random(3)
+    clear = [-0.34 + drawn.gauss(0, 0.02) for _ in range(seeds)]
+    noise = [[drawn.gauss(0, 0.02) for _ in range(seeds)] for _ in range(2)]
+    assert of_one_study(clear, *noise)[0] == "larger than the noise"
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(5, "2/2⁵ = 0.0625"), (8, "2/2⁸ = 0.00781")])
+def test_words_state_the_criterion_and_what_few_seeds_cannot_show(count: int, smallest: str) -> None:
+    item = {"name": "iw", "baseline": "uniform", "seeds": list(range(count))}
+    values = [0.1, 0.12, 0.09, 0.11, 0.1, 0.09, 0.08, 0.1][:count]
+    found = {name: difference(values) for name in ("early", "best", "final", "auc")}
     results = {
         "early_step": 10, "match": "steps", "baseline": "uniform", "comparisons": [{**item, **found}], "failed": {}
     }  # fmt: skip
     said = " ".join(verdicts(results))
-    assert "iw against uniform: larger than the noise at step 10 (+0.104)" in said
-    assert "2/2⁵ = 0.0625" in said
-    assert "not corrected" in said
+    assert "p ≤ 0.05 after correction for all 4 differences of this study" in said
+    assert smallest in said
+    if count == 5:
+        assert "5 seeds are too few to tell: step 10 (+0.104)" in said
+        assert "nothing can be called larger than the noise. 6 seeds are the fewest that can" in said
+    else:
+        assert "iw against uniform: larger than the noise at step 10 (+0.099)" in said
 
 
 # ---------------------------------------------------------------------------------------------- the page

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import numpy
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from iwopd.numerics.paired import bootstrap_interval, sign_flip_pvalue, smallest_pvalue, t_cdf, t_quantile
+from iwopd.config import AblateConfig
+from iwopd.numerics.paired import adjusted_pvalues, bootstrap_interval, sign_flip_pvalue, smallest_pvalue, units_needed
 
 # Student's sleep data (1908): hours of sleep gained with one drug over the other, ten patients.
 SLEEP = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
@@ -104,12 +106,85 @@ def test_intervals_repeat_and_stay_within_the_differences() -> None:
     assert bootstrap_interval([0.2, 0.2, 0.2]) == (pytest.approx(0.2), pytest.approx(0.2))
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 199])
-def test_students_t_agrees_with_scipy(freedom: int) -> None:
-    for t in (-30.0, -2.0, 0.0, 0.1, 3.0, 12.0):
-        assert t_cdf(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-12)
-    for share in (0.025, 0.5, 0.9, 0.975):
-        assert t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-7, abs=1e-7)
+# ---------------------------------------------------------------------------------------------- several at once
+
+
+def max_t_by_enumeration(looks: list[list[float]]) -> list[float]:
+    """Westfall & Young's step-down, look by look: the share of sign patterns whose largest statistic among this look
+    and all with smaller ones is as large."""
+    n = len(looks[0])
+
+    def statistic(look: list[float], signs: tuple[int, ...]) -> float:
+        total = math.fsum(sign * value for sign, value in zip(signs, look, strict=True))
+        return abs(total) / (math.sqrt(math.fsum(value**2 for value in look)) or 1.0)
+
+    observed = [statistic(look, (1,) * n) for look in looks]
+    order = sorted(range(len(looks)), key=lambda index: -observed[index])
+    found, before = [0.0] * len(looks), 0.0
+    for place, index in enumerate(order):
+        patterns = list(itertools.product((1, -1), repeat=n))
+        hits = [max(statistic(looks[other], signs) for other in order[place:]) for signs in patterns]
+        before = max(before, sum(hit >= observed[index] - 1e-9 for hit in hits) / len(patterns))
+        found[index] = before
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_corrected_pvalues_by_enumeration(seed: int) -> None:
+    drawn = random.Random(seed)
+    n, looks = drawn.randint(1, 6), drawn.randint(1, 4)
+    differences = [
+        [drawn.choice((drawn.gauss(0.5, 1), drawn.gauss(0.5, 1), 0.0, 0.25)) for _ in range(n)] for _ in range(looks)
+    ]
+    assert adjusted_pvalues(differences) == pytest.approx(max_t_by_enumeration(differences))
+
+
+def test_one_look_needs_no_correction_and_many_alike_none_either() -> None:
+    for values in SAMPLES.values():
+        assert adjusted_pvalues([values]) == [sign_flip_pvalue(values)]
+        assert adjusted_pvalues([values] * 12) == pytest.approx([sign_flip_pvalue(values)] * 12)
+
+
+def test_however_many_looks_six_units_can_be_enough_and_five_cannot() -> None:
+    assert units_needed() == 6
+    noise = torch.randn(11, 6, generator=torch.Generator().manual_seed(2)).tolist()
+    clear = [0.1, 0.102, 0.098, 0.101, 0.1, 0.099]
+    assert adjusted_pvalues([clear, *noise])[0] == smallest_pvalue(6) == 0.03125
+    assert min(adjusted_pvalues([clear[:5], *(look[:5] for look in noise)])) == smallest_pvalue(5) > 0.05
+
+
+def test_units_that_a_look_lacks_do_not_count() -> None:
+    looks = [[0.3, 0.1, 0.2, None, 0.3], [0.1, -0.1, 0.2, 0.1, 0.4]]
+    shorter = [[value for value in look if value is not None] for look in looks]
+    assert adjusted_pvalues(looks[:1]) == [sign_flip_pvalue(shorter[0])]
+    assert adjusted_pvalues(looks)[0] >= smallest_pvalue(4)
+
+
+def test_many_units_draw_signs_for_all_looks_together() -> None:
+    generator = torch.Generator().manual_seed(1)
+    looks = (torch.randn(3, 40, generator=generator) + torch.tensor([[0.8], [0.0], [0.3]])).tolist()
+    first, second = adjusted_pvalues(looks, draws=20_000), adjusted_pvalues(looks, draws=20_000, seed=1)
+    assert first[0] < 0.001
+    assert first == pytest.approx(second, abs=0.02)
+    assert all(p >= sign_flip_pvalue(look) - 0.01 for p, look in zip(first, looks, strict=True))
+
+
+@pytest.mark.parametrize("arms", [1, 3])
+def test_under_the_null_few_studies_call_anything_larger_than_the_noise(arms: int) -> None:
+    """Family-wise: the default study's seeds, arms that share a baseline, four correlated figures each; and a clear
+    difference elsewhere leaves it so."""
+    generator = torch.Generator().manual_seed(arms)
+    seeds = AblateConfig().seeds
+    mix = torch.tensor([[1, 0.3, 0.3, 0.5], [0.3, 1, 0.9, 0.6], [0.3, 0.9, 1, 0.6], [0.5, 0.6, 0.6, 1]])
+    runs = torch.randn(600, seeds, arms + 1, 4, generator=generator) @ torch.linalg.cholesky(mix).T
+    differences = (runs[:, :, 1:] - runs[:, :, :1]).flatten(2)
+    differences[300:, :, 0] += 20.0
+    found = [adjusted_pvalues(study.T.tolist()) for study in differences]
+    nothing = sum(min(study) <= 0.05 for study in found[:300]) / 300
+    elsewhere = sum(min(study[1:]) <= 0.05 for study in found[300:]) / 300
+    assert nothing < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert elsewhere < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert all(study[0] <= 0.05 for study in found[300:]), "what is there is found"
 
 
 def test_nothing_to_compare_is_an_error() -> None:
@@ -120,3 +195,5 @@ def test_nothing_to_compare_is_an_error() -> None:
         bootstrap_interval([0.1])
     with pytest.raises(ValueError, match="level"):
         bootstrap_interval([0.1, 0.2], level=1.0)
+    with pytest.raises(ValueError, match="one look"):
+        adjusted_pvalues([])

@@ -63,6 +63,14 @@ def test_sums_in_bins_add_up_to_the_whole(mask, values):
     assert shares(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
+def test_parts_that_cancel_have_no_shares():
+    """Of Σ−A near 0, a tenth would be thousands of per cent; of one sign, or nearly, they are shares as ever."""
+    assert shares(torch.tensor([5.0, -4.9, 0.0])).isnan().all()
+    assert shares(torch.tensor([1.0, -1.0])).isnan().all()
+    assert shares(torch.tensor([-3.0, -1.0])).tolist() == [0.75, 0.25]
+    assert shares(torch.tensor([3.0, 1.0, -0.1])).sum().item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("length", "share", "size"), [(10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (9, 1.0, 9), (5, 0.0, 0)]
 )

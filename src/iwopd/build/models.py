@@ -270,6 +270,11 @@ def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> N
         )
 
 
+def context_length(model_config: Any) -> int | None:
+    """Tokens a model can attend to; None where it states no limit."""
+    return getattr(model_config, "max_position_embeddings", None)
+
+
 def check_context(name: str, model_config: Any, key: str, longest_prompt: int, max_tokens: int) -> None:
     """Prompt and response must fit in what the model can attend to.
 
@@ -279,7 +284,7 @@ def check_context(name: str, model_config: Any, key: str, longest_prompt: int, m
     Raises:
         ConfigError: says by how much they do not.
     """
-    context = getattr(model_config, "max_position_embeddings", None)
+    context = context_length(model_config)
     if context is not None and longest_prompt + max_tokens > context:
         raise ConfigError(
             f"{key}={max_tokens}: with a prompt of {longest_prompt} tokens more than the {context} the {name} can "

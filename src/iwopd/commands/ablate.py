@@ -45,7 +45,7 @@ def run(config: Config, line: CommandLine) -> None:
         try:
             prepare(runs)
             axis: Any = config.ablate.match  # its choices are checked by the schema
-            with Board(runs, config.ablate.early, axis) as board:
+            with Board(runs, config.ablate.baseline, config.ablate.early, axis) as board:
                 carry_out(config, runs, board, line.flags)
         except Stopped as stop:
             print(f"stopped; unfinished runs go on from their checkpoints with: iwopd ablate … run.dir={folder.path}")

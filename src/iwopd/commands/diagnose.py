@@ -17,7 +17,7 @@ from iwopd.interrupts import Interrupts
 from iwopd.store import RunFolder, damage
 
 if TYPE_CHECKING:
-    from iwopd.diagnosis.records import Continuation, Diagnosis
+    from iwopd.diagnosis.records import Continuation, Curve, Diagnosis
     from iwopd.engines.base import Engine
     from iwopd.teachers.base import Teacher
     from iwopd.types import Rollout
@@ -158,6 +158,7 @@ class _Work:
         student_config = build.model_config("student.path", config.student, self.student_folder)
         for name, model in (("student", student_config), ("teacher", teacher_config)):
             build.check_context(name, model, "rollout.max_tokens", longest, self.sampling.max_tokens)
+        self.contexts = build.context_length(student_config), build.context_length(teacher_config)
         build.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, self.tokenizer)
         stops = build.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
@@ -220,15 +221,16 @@ class _Work:
         from iwopd.diagnosis.records import Continuation
 
         chosen = [rollout for rollout in rollouts if rollout.sample == 0][: self.config.diagnose.continuations]
-        student = self._curve(f"{subject.name}: student continues", engine, chosen)
+        student_context, teacher_context = self.contexts
+        student = self._curve(f"{subject.name}: student continues", engine, chosen, student_context)
         teacher = None
         if self.local:
             with self.local.loaded() as model:
                 sampler = build.teacher_engine(self.config.rollout, self.served, model)
-                teacher = self._curve(f"{subject.name}: teacher continues", sampler, chosen)
-        return Continuation(len(chosen), teacher, student)
+                teacher = self._curve(f"{subject.name}: teacher continues", sampler, chosen, teacher_context)
+        return Continuation(len(chosen), [rollout.prompt_id for rollout in chosen], teacher, student)
 
-    def _curve(self, title: str, engine: "Engine", rollouts: "list[Rollout]") -> Any:
+    def _curve(self, title: str, engine: "Engine", rollouts: "list[Rollout]", context: int | None) -> "Curve":
         from iwopd.diagnosis.continuation import continuation_curve
 
         with self.display.stage(title) as advance:
@@ -239,6 +241,7 @@ class _Work:
                 self.sampling,
                 seed=self.config.seed,
                 decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+                context=context,
                 progress=advance,
             )
 

@@ -89,7 +89,7 @@ class AblateConfig:
     arms: list[Any] | None = setting(
         None, "weightings, or {name: …, KEY: VALUE} of any settings; null: uniform, first30, last30, iw"
     )
-    seeds: Any = setting(5, "seeds of every arm: a list, or their number, counted from 1")
+    seeds: Any = setting(8, "seeds of every arm: a list, or their number, counted from 1; 6 at least for a verdict")
     baseline: str = setting("uniform", "the arm that the others are compared with")
     match: str = setting("steps", "what all arms have equal: steps, or tokens generated", choices=("steps", "tokens"))
     early: int = setting(10, "step of the early figure: the last evaluation up to it counts", low=1)

@@ -19,6 +19,7 @@ def continuation_curve(
     *,
     seed: int,
     decode: Callable[[Sequence[int]], str],
+    context: int | None = None,
     progress: Progress = silent,
 ) -> Curve:
     """Share of right answers when `engine` goes on after the first 0, 10, … 100 % of each rollout.
@@ -28,36 +29,51 @@ def continuation_curve(
 
     Args:
         rollouts: one per prompt, so that intervals are over prompts.
+        context: tokens the model can attend to, at least those of each prompt and `sampling.max_tokens`; None where it
+            has no limit.
     """
-    intervals = []
+    right = []
     for point in range(POINTS):
-        ended = rollouts if point == BINS else _continued(engine, rollouts, point / BINS, sampling, seed)
-        right = [float(item.correct) for item in grade(benchmark, ended, decode)]
-        intervals.append(mean_interval(right))
+        ended = rollouts if point == BINS else _continued(engine, rollouts, point / BINS, sampling, seed, context)
+        right.append([int(item.correct) for item in grade(benchmark, ended, decode)])
         progress(point + 1, POINTS)
     benchmark.grader.close()
-    return Curve(*([interval[part] for interval in intervals] for part in range(3)))
+    accuracy, low, high = zip(*map(mean_interval, right), strict=True)
+    return Curve(list(accuracy), list(low), list(high), right)
 
 
 def _continued(
-    engine: Engine, rollouts: Sequence[Rollout], share: float, sampling: Sampling, seed: int
+    engine: Engine, rollouts: Sequence[Rollout], share: float, sampling: Sampling, seed: int, context: int | None
 ) -> list[Rollout]:
     """Rollouts that begin as those given, for `share` of their length, and end as `engine` has it."""
-    prefixes = [rollout.response_ids[: prefix_size(len(rollout.response_ids), share)] for rollout in rollouts]
-    prompts = [
-        Prompt(rollout.prompt_id, rollout.prompt_ids + prefix, text="")
-        for rollout, prefix in zip(rollouts, prefixes, strict=True)
-    ]
-    longest = sampling.max_tokens - min(map(len, prefixes))
-    made = engine.generate(
-        prompts, replace(sampling, n=1, max_tokens=longest), seed=seed, stream=f"continue from {share:.0%}"
-    )
-    return [
-        replace(
-            rollout,
-            response_ids=(prefix + new.response_ids)[: sampling.max_tokens],
-            sampler_logprobs=[],
-            finish_reason=new.finish_reason,
+    sizes = [prefix_size(len(rollout.response_ids), share) for rollout in rollouts]
+    ended: dict[int, Rollout] = {}
+    for group in _groups(rollouts, sizes, sampling.max_tokens, context):
+        chosen = [(rollouts[index], rollouts[index].response_ids[: sizes[index]]) for index in group]
+        prompts = [Prompt(rollout.prompt_id, rollout.prompt_ids + prefix, text="") for rollout, prefix in chosen]
+        longest = sampling.max_tokens - min(len(prefix) for _, prefix in chosen)
+        made = engine.generate(
+            prompts, replace(sampling, n=1, max_tokens=longest), seed=seed, stream=f"continue from {share:.0%}"
         )
-        for rollout, prefix, new in zip(rollouts, prefixes, made, strict=True)
-    ]
+        for index, (rollout, prefix), new in zip(group, chosen, made, strict=True):
+            response = prefix + new.response_ids
+            ended[index] = replace(
+                rollout,
+                response_ids=response[: sampling.max_tokens],
+                sampler_logprobs=[],
+                finish_reason=new.finish_reason if len(response) <= sampling.max_tokens else "length",
+            )
+    return [ended[index] for index in range(len(rollouts))]
+
+
+def _groups(rollouts: Sequence[Rollout], sizes: Sequence[int], max_tokens: int, context: int | None) -> list[list[int]]:
+    """Rollouts that can be continued in one call: all are given as many tokens as the shortest prefix leaves, and with
+    those the longest prompt and prefix must fit into the context."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(rollouts)), key=lambda index: sizes[index]):
+        if not groups or (context is not None and len(rollouts[index].prompt_ids) + sizes[index] + room > context):
+            groups.append([])
+            room = max_tokens - sizes[index]
+        groups[-1].append(index)
+    return [sorted(group) for group in groups]

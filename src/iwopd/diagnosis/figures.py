@@ -38,13 +38,13 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
     """Fig. 1b of the paper: accuracy of who continues, over the prefix they are given."""
     drawn, axes = pyplot.subplots(figsize=(7, 3.4))
     measured = [item for item in found if item.continuation]
+    single = len(measured) == 1
     for index, item in enumerate(measured):
         assert item.continuation is not None
         curves: dict[str, Curve | None] = {"teacher": item.continuation.teacher, "student": item.continuation.student}
         for line, (who, curve) in zip(("-", "--"), curves.items(), strict=True):
             if curve is None:
                 continue
-            single = len(measured) == 1
             colour = COLOURS[(who == "student") if single else index % len(COLOURS)]
             label = f"{who} continues" if single else f"{who}, {item.name}"
             axes.plot(PREFIXES, curve.accuracy, line, color=colour, label=label, marker="o", markersize=3)
@@ -59,10 +59,11 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
         for item in measured
         if item.continuation
     )
+    bands = "Bands are 95 % intervals over prompts; differences are judged prompt by prompt." if single else ""
     caption = (
         "Continuation accuracy: teacher and student go on from the student's own prefixes. Where the teacher's curve "
         "has come down to the student's, it can no longer save the response, and what it says of later tokens teaches "
-        f"little. {'Bands are 95 % intervals over prompts.' if len(measured) == 1 else ''}"
+        f"little. {bands}"
     ).rstrip()
     return drawn, "continuation", f"Accuracy from prefixes of 0 to 100 %. {said}.", caption
 

@@ -132,7 +132,7 @@ def by_position(measured: Measured) -> dict[str, Any]:
         "absolute": {name: plain(binned_mean(values, places, mask, count)) for name, values in quantities.items()},
         "counts": [int(value) for value in binned_sum(ones, places, mask, count).tolist()],
         "share": {
-            name: shares(binned_sum(quantities[name], tenths, mask, BINS)).tolist()
+            name: plain(shares(binned_sum(quantities[name], tenths, mask, BINS)))
             for name in ("abs_advantage", "reverse_kl")
         },
     }
@@ -166,7 +166,7 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
         rows, _ = whole_batch_weights(scheme, measured.records, seeds, "trainer", progress=0.0)
         weights = pad_sequence(rows, batch_first=True)
         found[name] = Spending(
-            weight=shares(binned_sum(weights, tenths, mask, BINS)).tolist(),
+            weight=shares(binned_sum(weights.abs(), tenths, mask, BINS)).tolist(),
             advantage=shares(binned_sum((weights * measured.advantages).abs(), tenths, mask, BINS)).tolist(),
             effective_sample_size=effective_sample_size(weights, mask),
         )

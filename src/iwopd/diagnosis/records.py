@@ -12,18 +12,26 @@ Values = list[float | None]  # None where nothing was there to be measured
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy with its 95 % interval over prompts, one value per prefix."""
+    """Accuracy with its 95 % interval over prompts, one value per prefix; `right` has 1 or 0 for each prefix and
+    prompt, so that differences can be judged paired."""
 
     accuracy: list[float]
     low: list[float]
     high: list[float]
+    right: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Who still gets it right from the student's prefixes of 0, 10, … 100 % (fig. 1b of arXiv 2606.22600)."""
+    """Who still gets it right from the student's prefixes of 0, 10, … 100 % (fig. 1b of arXiv 2606.22600).
+
+    Attributes:
+        prompts: how many.
+        prompt_ids: which, in the order of `Curve.right`.
+    """
 
     prompts: int
+    prompt_ids: list[str]
     teacher: Curve | None
     student: Curve
 
@@ -33,7 +41,7 @@ class Spending:
     """How one weighting scheme spends its weight.
 
     Attributes:
-        weight: share of Σ w in each tenth.
+        weight: share of Σ |w| in each tenth.
         advantage: share of Σ |w·A| in each tenth.
         effective_sample_size: (Σw)² / Σw², as a share of the tokens.
     """
@@ -68,7 +76,7 @@ class Diagnosis:
         relative: each quantity by tenth of the response.
         absolute: each quantity by position, `width` tokens to a bin.
         counts: tokens in each bin of `absolute`.
-        share: each tenth's share of Σ|A| and of Σ KL.
+        share: each tenth's share of Σ|A| and of Σ KL; None where positive and negative tenths cancel, as Σ−A can.
         full_vocabulary: False where reverse_kl is the sampled tokens' −A, the teacher giving no distributions.
     """
 
@@ -85,7 +93,7 @@ class Diagnosis:
     width: int
     absolute: dict[str, Values]
     counts: list[int]
-    share: dict[str, list[float]]
+    share: dict[str, Values]
     log_ratio: LogRatio
     weighting: dict[str, Spending]
     continuation: Continuation | None

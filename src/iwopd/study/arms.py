@@ -134,10 +134,10 @@ def study_seeds(config: Config, given: Sequence[str]) -> list[int]:
     said = f"ablate.seeds={shown(seeds)}"
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if not 1 <= seeds <= 1000:
-            raise ConfigError(f"{said}: no number of seeds; use 1 to 1000, 5 is the default")
+            raise ConfigError(f"{said}: no number of seeds; use 1 to 1000, 8 is the default")
         return list(range(1, seeds + 1))
     if not isinstance(seeds, list) or not seeds:
-        raise ConfigError(f"{said}: neither a number of seeds nor a list of them; use e.g. 5 or [1,2,3]")
+        raise ConfigError(f"{said}: neither a number of seeds nor a list of them; use e.g. 8 or [1,2,3]")
     if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
         raise ConfigError(f"{said}: a seed is a whole number of at least 0; use e.g. [1,2,3]")
     if len(set(seeds)) < len(seeds):

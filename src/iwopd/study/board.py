@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from iwopd.study.arms import Run
-from iwopd.study.curves import Axis, early_place, figures, read_curve
+from iwopd.study.curves import Axis, read_curve, study_figures
 from iwopd.study.workers import Outcome
 
 REFRESH = 1.0  # seconds between looks at the runs' files
@@ -20,13 +20,15 @@ class Board:
 
     Args:
         runs: of the study.
+        baseline: the arm that the others are compared with.
         early: step of the early figure.
         axis: what the arms have equal.
         console: where to; standard output by default.
     """
 
-    def __init__(self, runs: Sequence[Run], early: int, axis: Axis, console: Console | None = None):
+    def __init__(self, runs: Sequence[Run], baseline: str, early: int, axis: Axis, console: Console | None = None):
         self.runs = runs
+        self.baseline = baseline
         self.early = early
         self.axis: Axis = axis
         self.console = console or Console(highlight=False)
@@ -84,12 +86,13 @@ class Board:
     def table(self) -> Table:
         """Arms by figures, mean ± sd over the seeds that are done."""
         table = Table("arm", "runs", f"step {self.early}", "best", "final", "area", "now", box=None, pad_edge=False)
+        curves = {(run.arm, run.seed): self._finished[run.name] for run in self.runs if run.name in self._finished}
+        figures = study_figures(curves, self.baseline, self.early, self.axis)
         for arm in dict.fromkeys(run.arm for run in self.runs):
             runs = [run for run in self.runs if run.arm == arm]
-            done = [self._finished[run.name] for run in runs if run.name in self._finished]
-            found = [figures(curve, early_place(curve, self.early, self.axis), self.axis) for curve in done]
+            found = [figures[arm, run.seed] for run in runs if run.name in self._finished]
             cells = [mean_sd([figure[name] for figure in found]) for name in ("early", "best", "final", "auc")]
-            table.add_row(arm, f"{len(done)}/{len(runs)}", *cells, self._now(runs))
+            table.add_row(arm, f"{len(found)}/{len(runs)}", *cells, self._now(runs))
         return table
 
     def _now(self, runs: Sequence[Run]) -> str:

@@ -60,14 +60,15 @@ def accuracy_table(results: Mapping[str, Any]) -> Table:
 
 
 def difference_table(results: Mapping[str, Any]) -> Table:
-    """Arm minus baseline: a row for each figure, with interval, p, in how many seeds it was ahead, and the verdict."""
+    """Arm minus baseline: a row for each figure, with interval, p, p corrected, in how many seeds it was
+    ahead, and the verdict."""
     names = figure_names(results)
     rows = [
         [
             f"{item['name']}, {names[figure]}",
             signed(found["difference"]),
             "–" if found["low"] is None else f"{signed(found['low'])} to {signed(found['high'])}",
-            "–" if found["p"] is None else f"{found['p']:.3g}",
+            *("–" if found[name] is None else f"{found[name]:.3g}" for name in ("p", "p_adjusted")),
             f"{found['ahead']} of {len(found['values'])}",
             found["verdict"],
         ]
@@ -76,8 +77,12 @@ def difference_table(results: Mapping[str, Any]) -> Table:
         for found in [item[figure]]
         if item["seeds"]
     ]
-    heads = ["arm, figure", "difference", "95 % interval", "p", "ahead", "verdict"]
-    return f"Arm minus {results['baseline']}, paired by seed (bootstrap interval, exact sign-flip p)", heads, rows
+    heads = ["arm, figure", "difference", "95 % interval", "p", "p corrected", "ahead", "verdict"]
+    caption = (
+        f"Arm minus {results['baseline']}, paired by seed (bootstrap interval, sign-flip p; corrected for all rows by "
+        "step-down max-T)"
+    )
+    return caption, heads, rows
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:

@@ -8,11 +8,10 @@ from typing import Any
 
 from iwopd.config import Config
 from iwopd.study.arms import Arm, Run
-from iwopd.study.curves import Axis, Curve, early_place, figures, read_curve, value_at
+from iwopd.study.curves import Axis, Curve, read_curve, study_figures, value_at
 
 COMPARED = ("early", "best", "final", "auc")
 COSTS = ("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds", "peak_mib")
-ENOUGH_SEEDS = 5  # with fewer, 2/2^n is so large that chance alone often gives all signs alike
 GRID = 41  # places on the token axis at which curves of different lengths are averaged
 
 
@@ -30,8 +29,8 @@ def study_results(
     """What study.json holds, as plain values.
 
     Each figure of an arm is ``{mean, sd, values}`` over its `seeds` (sd: of the sample, null for one seed); each of a
-    comparison is ``{difference, low, high, p, ahead, values, verdict}``, arm minus baseline over the seeds that both
-    have.
+    comparison is ``{difference, low, high, p, p_adjusted, ahead, values, verdict}``, arm minus baseline over the seeds
+    that both have; p_adjusted is corrected for all differences of the study.
     """
     section = config.ablate
     axis: Axis = section.match  # pyright: ignore[reportAssignmentType]  its choices are checked by the schema
@@ -52,7 +51,7 @@ def study_results(
         "student": config.student.path,
         "teacher": config.teacher.path,
         "arms": [arm_results(arm, finished, axis) for arm in arms],
-        "comparisons": [comparison(name, section.baseline, finished) for name in compared],
+        "comparisons": comparisons(compared, section.baseline, finished),
         "failed": dict(failed),
     }
 
@@ -60,11 +59,8 @@ def study_results(
 def finished_runs(runs: Sequence[Run], baseline: str, early: int, axis: Axis) -> dict[tuple[str, int], Finished]:
     """The runs that are done, by arm and seed."""
     curves = {(run.arm, run.seed): read_curve(run.folder) for run in runs if run.done}
-    found = {}
-    for (arm, seed), curve in curves.items():
-        place = early_place(curves.get((baseline, seed), curve), early, axis)
-        found[arm, seed] = Finished(curve, figures(curve, place, axis))
-    return found
+    found = study_figures(curves, baseline, early, axis)
+    return {key: Finished(curve, found[key]) for key, curve in curves.items()}
 
 
 def arm_results(arm: Arm, finished: Mapping[tuple[str, int], Finished], axis: Axis) -> dict[str, Any]:
@@ -109,40 +105,62 @@ def mean_curve(curves: Sequence[Curve], axis: Axis) -> dict[str, list[Any]]:
     }
 
 
-def comparison(arm: str, baseline: str, finished: Mapping[tuple[str, int], Finished]) -> dict[str, Any]:
-    """Arm minus baseline, paired by seed."""
-    seeds = sorted(seed for name, seed in finished if name == arm and (baseline, seed) in finished)
-    pairs = [(finished[arm, seed].figures, finished[baseline, seed].figures) for seed in seeds]
-    return {
-        "name": arm,
-        "baseline": baseline,
-        "seeds": seeds,
-        **{figure: difference([ours[figure] - theirs[figure] for ours, theirs in pairs]) for figure in COMPARED},
+def comparisons(
+    arms: Sequence[str], baseline: str, finished: Mapping[tuple[str, int], Finished]
+) -> list[dict[str, Any]]:
+    """Each arm minus baseline, paired by seed, and judged as one family of differences."""
+    from iwopd.numerics.paired import adjusted_pvalues
+
+    seeds = sorted({seed for _, seed in finished})
+    looks = {
+        (arm, figure): [_minus(finished.get((arm, seed)), finished.get((baseline, seed)), figure) for seed in seeds]
+        for arm in arms
+        for figure in COMPARED
     }
+    tested = [key for key, values in looks.items() if any(value is not None for value in values)]
+    adjusted = dict(zip(tested, adjusted_pvalues([looks[key] for key in tested]), strict=True)) if tested else {}
+    found = []
+    for arm in arms:
+        shared = [seed for seed in seeds if (arm, seed) in finished and (baseline, seed) in finished]
+        judged = {
+            figure: difference(
+                [value for value in looks[arm, figure] if value is not None], adjusted.get((arm, figure))
+            )
+            for figure in COMPARED
+        }
+        found.append({"name": arm, "baseline": baseline, "seeds": shared, **judged})
+    return found
 
 
-def difference(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of paired differences, its 95 % bootstrap interval, the exact sign-flip p-value, and a verdict.
+def _minus(ours: Finished | None, theirs: Finished | None, figure: str) -> float | None:
+    return None if ours is None or theirs is None else ours.figures[figure] - theirs.figures[figure]
 
-    The verdict is ``larger than the noise`` if the interval leaves out 0 and p ≤ 0.05, or p is the smallest that the
-    seeds can give and there are five or more; with fewer it is ``too few seeds``; else ``not told apart``.
+
+def difference(values: Sequence[float], p_adjusted: float | None = None) -> dict[str, Any]:
+    """The mean of paired differences, its 95 % bootstrap interval, the sign-flip p-value, and a verdict.
+
+    The verdict is ``larger than the noise`` if the p-value, corrected for every difference that the study looks at
+    (`adjusted_pvalues`), is at most 0.05; ``too few seeds`` where none could be; else ``not told apart``.
+
+    Args:
+        p_adjusted: the corrected p-value; None where this is the only difference.
     """
-    from iwopd.numerics.paired import bootstrap_interval, sign_flip_pvalue, smallest_pvalue
+    from iwopd.numerics.paired import LEVEL, bootstrap_interval, sign_flip_pvalue, units_needed
 
     n = len(values)
     low, high = bootstrap_interval(values) if n > 1 else (None, None)
     p = sign_flip_pvalue(values) if n else None
-    if low is None or high is None or p is None or n < ENOUGH_SEEDS:
+    corrected = p if p_adjusted is None else p_adjusted
+    if corrected is None or n < units_needed():
         verdict = "too few seeds"
-    elif (low > 0 or high < 0) and p <= max(0.05, smallest_pvalue(n)):
-        verdict = "larger than the noise"
     else:
-        verdict = "not told apart"
+        verdict = "larger than the noise" if corrected <= LEVEL else "not told apart"
     return {
         "difference": fmean(values) if values else None,
         "low": low,
         "high": high,
         "p": p,
+        "p_adjusted": corrected,
         "ahead": sum(value > 0 for value in values),
         "values": list(values),
         "verdict": verdict,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from iwopd.study.results import COMPARED, ENOUGH_SEEDS
+from iwopd.study.results import COMPARED
 
 
 def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
@@ -11,7 +11,7 @@ def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
     early = f"step {results['early_step']}"
     return {
         "before": "before",
-        "early": early if results["match"] == "steps" else f"tokens of {results['baseline']}'s {early}",
+        "early": early if results["match"] == "steps" else f"tokens of about {results['baseline']}'s {early}",
         "best": "best",
         "final": "final",
         "auc": "area",
@@ -19,12 +19,12 @@ def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:
-    """One sentence for each arm, one about the p-values, and one for what is missing."""
+    """One sentence for each arm, one about the criterion, and one for what is missing."""
     sentences = [_verdict(item, figure_names(results)) for item in results["comparisons"]]
     tested = sum(len(COMPARED) for item in results["comparisons"] if item["seeds"])
     counts = {len(item["seeds"]) for item in results["comparisons"] if item["seeds"]}
     if counts:
-        sentences.append(_honesty(min(counts), tested))
+        sentences.append(_criterion(min(counts), tested))
     sentences += [f"{name} failed and is not counted: {reason}" for name, reason in results["failed"].items()]
     return sentences
 
@@ -52,24 +52,24 @@ def _verdict(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return f"{pair}: {'; '.join(parts)}."
 
 
-def _honesty(seeds: int, tested: int) -> str:
-    smallest = min(1.0, 2.0 / 2.0**seeds)
-    base = (
-        f"With {seeds} seed{'s' if seeds > 1 else ''} the smallest two-sided p-value of an exact sign-flip test is "
-        f"{'2/2' + _superscript(seeds) + ' = ' if seeds > 1 else ''}{smallest:.4g}"
+def _criterion(seeds: int, tested: int) -> str:
+    """What "larger than the noise" means in this study, and whether anything can be."""
+    from iwopd.numerics.paired import LEVEL, smallest_pvalue, units_needed
+
+    formula = f"2/2{_superscript(seeds)} = " if seeds > 1 else ""
+    smallest = f"the smallest p-value that {seeds} seed{'s' if seeds > 1 else ''} can give is {formula}"
+    said = (
+        f"Larger than the noise means p ≤ {LEVEL:g} after correction for all {tested} differences of this study (sign "
+        "flips of whole seeds, step-down max-T), so that chance alone calls anything that in at most 1 of 20 studies; "
+        f"{smallest}{smallest_pvalue(seeds):.3g}, corrected or not"
     )
-    if seeds < ENOUGH_SEEDS:
-        return f"{base}: no difference can be called larger than the noise with fewer than {ENOUGH_SEEDS} seeds."
-    above = (
-        ", so none can lie below 0.05 (6 seeds could): larger than the noise here means that every seed agrees and "
-        "that the 95 % interval leaves out 0"
-        if smallest > 0.05
-        else ": larger than the noise means p ≤ 0.05 and a 95 % interval that leaves out 0"
-    )
-    return (
-        f"{base}{above}. {tested} differences were looked at and their p-values are not corrected for that; the seeds "
-        "vary prompts and sampling, not the pair of models."
-    )
+    if seeds < units_needed():
+        return (
+            f"{said}: nothing can be called larger than the noise. {units_needed()} seeds are the fewest that can, "
+            "then for differences of four times their standard deviation over seeds; 8 for twice that deviation "
+            "(ablate.seeds=8)."
+        )
+    return f"{said}. The 95 % intervals are not corrected. The seeds vary prompts and sampling, not the pair of models."
 
 
 def signed(value: float | None, digits: int = 3) -> str:
