@@ -34,10 +34,10 @@ class WandbMirror:
             raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'") from None
         self.wandb: Any = wandb
         identity = folder / "wandb_id"
-        known = identity.read_text().strip() if identity.exists() else None
+        known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
         given = {"dir": folder, "config": config, "name": name, "id": known, "resume": "allow" if known else None}
         self.run: Any = self._start({**given, **settings})
-        identity.write_text(self.run.id)
+        identity.write_text(self.run.id, encoding="utf-8")
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
         self.run.define_metric("step", hidden=True)
         for group in GROUPS:
