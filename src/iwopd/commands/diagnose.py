@@ -88,7 +88,7 @@ def _subjects(config: Config) -> tuple[list[Subject], str | None]:
     first = Subject("before training", 0)
     if config.diagnose.run is None:
         return [first], None
-    path = Path(config.diagnose.run).expanduser()
+    path = Path(config.diagnose.run)
     _check_run(config, path)
     if config.student.lora.rank and not isinstance(config.rollout, HfRolloutConfig):
         raise ConfigError(
