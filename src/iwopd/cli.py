@@ -1,7 +1,10 @@
-"""The command line: `iwopd VERB [Hydra overrides]`. Listing the verbs imports nothing but the standard library."""
+"""The command line: `iwopd VERB [Hydra overrides]`. Listing the verbs imports nothing heavy."""
 
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
+
+from iwopd import streams
 
 VERBS = {
     "train": ("iwopd.commands.train", "distil a teacher into a student, on policy"),
@@ -38,8 +41,22 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Entry point of the program `iwopd`. Exit status: 0, 1 if a check fails, 2 for bad input, 130 after Ctrl-C."""
-    arguments = sys.argv[1:]
+    """Entry point of the program `iwopd`.
+
+    Exit status: 0, 1 if a check fails, 2 for bad input, 128 + n where signal n asked to stop: 130 after Ctrl-C, 141
+    where nobody reads standard output any more.
+    """
+    streams.install()
+    try:
+        run(sys.argv[1:])
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)
+    finally:
+        sys.stdout.flush()
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Carry out a command line."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return

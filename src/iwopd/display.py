@@ -13,6 +13,11 @@ from rich.table import Table
 PLAIN_EVERY = 20.0  # seconds between plain lines of one long stage
 
 
+def plain_console(width: int | None = None) -> Console:
+    """Standard output, where a text is written as it is: a path may well hold ``[red]`` or ``:100:``."""
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
 class Display:
     """Lines and progress bars; a context manager.
 
@@ -21,11 +26,11 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_console()
         self.live = self.console.is_terminal
         self._file: Path | None = None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,10 +58,10 @@ class Display:
     def line(self, text: str) -> None:
         """One line."""
         # A plain line stays one line however narrow the console thinks it is.
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
         if self._file is not None:
             try:
-                with self._file.open("a") as stream:
+                with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
             except OSError:  # a full disk must not end the run here; the checkpoint will say so
                 self._file = None

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -19,8 +18,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from iwopd import run_folders
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
+from iwopd.overrides import grammar_advice, home_quoted, wrong
 
 if TYPE_CHECKING:
     from iwopd.study.arms import CommandLine
@@ -30,7 +31,9 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    arguments = ["benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else argument for argument in arguments]
+    arguments = [
+        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
+    ]
     sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
@@ -41,7 +44,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
 
     def task(composed: DictConfig) -> Any:
         try:
-            config = check(composed, verb, arguments)
+            config = check(composed, verb, arguments, claim=True)
             run = import_module(module).run  # everything heavy is imported from here on
             return run(config, command_line(arguments)) if verb == "ablate" else run(config)
         except IwopdError as error:
@@ -56,6 +59,8 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
                     "the GPU's memory is full; use smaller batches, bfloat16, LoRA or teacher.offload=true"
                 )
             )
+        finally:
+            run_folders.release()
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
@@ -66,7 +71,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     except Exception as error:  # what Hydra lets through of odd overrides is of any type, assertions included
         if _raised_in_task(error):
             raise
-        fail(ConfigError(f"{' '.join(arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
+        fail(ConfigError(f"{wrong(error, arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
 
 
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
@@ -121,8 +126,11 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def check(composed: DictConfig, verb: str, overrides: Sequence[str] = ()) -> Config:
+def check(composed: DictConfig, verb: str, overrides: Sequence[str] = (), *, claim: bool = False) -> Config:
     """The composed YAML as a checked `Config`, with the run folder settled.
+
+    Args:
+        claim: make that folder, if it is one that nobody named.
 
     Raises:
         ConfigError: all mistakes, one line each.
@@ -130,7 +138,8 @@ def check(composed: DictConfig, verb: str, overrides: Sequence[str] = ()) -> Con
     if verb == "eval" and OmegaConf.select(composed, "eval.model") is None:
         raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
     config = typed(composed, overrides)
-    settle_run_folder(config, verb)
+    sweep = HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
+    run_folders.settle(config, verb, HydraConfig.get().job.num if sweep else None, claim=claim)
     return config
 
 
@@ -182,28 +191,6 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any
             yield from _unknown_keys(node[name], key + ".")
 
 
-def settle_run_folder(config: Config, verb: str) -> None:
-    """Fill in run.name and run.dir; each job of a sweep gets a folder of its own."""
-    sweep = HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
-    job = HydraConfig.get().job.num if sweep else None
-    if config.run.resume and config.run.dir is None and config.run.name is None:
-        raise ConfigError("run.resume=true: which run? name it with run.dir=PATH (or run.name=NAME)")
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    named = config.run.name or (Path(config.run.dir).name if config.run.dir else None)
-    folder = config.run.dir or str(Path("runs") / (named or _free_name(f"{verb}-{stamp}")))
-    config.run.dir = str(Path(folder) / str(job)) if sweep else folder
-    config.run.name = f"{named or Path(folder).name}-{job}" if sweep else named or Path(folder).name
-
-
-def _free_name(name: str) -> str:
-    """`name`, or the first of name-2, name-3, … under runs/ that does not exist."""
-    tried, number = name, 1
-    while (Path("runs") / tried).exists():
-        number += 1
-        tried = f"{name}-{number}"
-    return tried
-
-
 def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str:
     """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
 
@@ -234,9 +221,8 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
         return f"{shown}: no such key; {_known_keys(key, getattr(cause, 'object_type', None))}"
     reason = _first_line(str(error if cause is error else cause))
     if "OverrideParseException" in type(error).__name__:
-        shown = next((override for override in overrides if override in str(error)), " ".join(overrides))
-        name, _, value = shown.partition("=")
-        return f"{shown}: not Hydra's grammar; see --help, or quote the value for it: '{name}=\"{value}\"'"
+        shown = wrong(error, overrides)
+        return f"{shown}: not Hydra's grammar; {grammar_advice(shown)}"
     group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
     if group:
         shown = next((override for override in overrides if override.startswith(group[1])), group[1])
@@ -252,7 +238,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     fix = (
         "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
     )
-    return f"{shown or ' '.join(overrides)}: {reason}; {fix}"
+    return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
 
 
 def _known_keys(key: str, owner: Any) -> str:
@@ -284,6 +270,7 @@ def _raised_in_task(error: BaseException) -> bool:
 
 def fail(error: IwopdError) -> NoReturn:
     """Print the error, a line for each problem, and exit with status 2."""
-    for line in str(error).splitlines():
+    for problem in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
+        line = re.sub(r"[\0-\x1f\x7f]", lambda found: ascii(found[0])[1:-1], problem)  # a value may hold line breaks
         print(f"iwopd: {line}", file=sys.stderr)
     sys.exit(2)

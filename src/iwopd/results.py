@@ -162,7 +162,7 @@ def write_results(file: Path, settings: Mapping[str, Any], evaluation: Evaluatio
     draft = file.with_name(f".draft-{file.name}")
     try:
         file.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        draft.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draft.replace(file)
     except OSError as error:
         raise RunFolderError(f"{file}: cannot be written ({error.strerror}); make room") from error

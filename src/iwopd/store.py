@@ -127,7 +127,7 @@ class RunFolder:
             raise RunFolderError(f"run.dir={self.path}: {parent} cannot be written to; choose another folder")
 
     def _check_config(self, config_file: Path) -> None:
-        saved = dict(_flatten(yaml.safe_load(config_file.read_text()) or {}))
+        saved = dict(_flatten(yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}))
         current = dict(_flatten(self.config))
         differing = sorted(
             key
@@ -183,7 +183,7 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         draft = self.path / f".draft-{name}"
         try:
-            draft.write_text(text)
+            draft.write_text(text, encoding="utf-8")
             draft.replace(self.path / name)
         except OSError as error:
             draft.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ class RunFolder:
                 for file in sorted(draft.rglob("*"))
                 if file.is_file()
             }
-            (draft / MANIFEST).write_text(json.dumps({**about, "files": entries}, indent=1))
+            (draft / MANIFEST).write_text(json.dumps({**about, "files": entries}, indent=1), encoding="utf-8")
             for entry in [*draft.rglob("*"), draft]:
                 _flush(entry)
             if target.exists():
@@ -269,7 +269,7 @@ class RunFolder:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text())["files"]
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in entries.items():
             size = (folder / name).stat().st_size
             if size != expected["size"]:
@@ -298,7 +298,7 @@ def about() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:

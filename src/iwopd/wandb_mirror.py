@@ -3,6 +3,7 @@
 import html
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ class WandbMirror:
             raise ConfigError("tracking=wandb: wandb is not installed; pip install 'iwopd[wandb]'") from None
         self.wandb: Any = wandb
         identity = folder / "wandb_id"
-        known = identity.read_text().strip() if identity.exists() else None
+        known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
         given = {"dir": folder, "config": config, "name": name, "id": known, "resume": "allow" if known else None}
         self.run: Any = self._start({**given, **settings})
-        identity.write_text(self.run.id)
+        identity.write_text(self.run.id, encoding="utf-8")
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
         self.run.define_metric("step", hidden=True)
         for group in GROUPS:
@@ -52,15 +53,15 @@ class WandbMirror:
         try:
             return self.wandb.init(**given)
         except Exception as error:  # network, account and quota errors, each of its own type
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             if auto:  # a machine that is paid for should not stop for this
-                return self._start_offline(given | {"mode": "offline"}, reason)
-            raise ConfigError(
-                f"tracking.mode={given['mode']}: wandb does not start ({reason}); log in, or set it to offline"
-            ) from error
+                return self._start_offline(given | {"mode": "offline"}, _reason(error))
+            raise _refusal(given, error) from error
 
     def _start_offline(self, given: dict[str, Any], why: str) -> Any:
-        run = self.wandb.init(**given)
+        try:
+            run = self.wandb.init(**given)
+        except Exception as error:
+            raise _refusal(given, error) from error
         log.info("wandb: offline, as %s; upload it later with: wandb sync %s", why, Path(run.dir).parent)
         return run
 
@@ -93,6 +94,18 @@ class WandbMirror:
     def close(self) -> None:
         """See `Mirror`."""
         self.run.finish()
+
+
+def _refusal(given: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Blames the setting that wandb's own words name, else the mode."""
+    reason = _reason(error)
+    key = next((key for key in ("project", "entity", "group") if re.search(rf"\b{key}\b", reason)), "mode")
+    fix = "log in, or set it to offline" if key == "mode" else "correct it, or set tracking.mode=offline"
+    return ConfigError(f"tracking.{key}={given[key]}: wandb does not start ({reason}); {fix}")
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def shaded_sample(row: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ def check_path(key: str, path: str, revision: str | None = None) -> None:
 
         check_model(key, path)
     elif is_local(path):
-        check_model_folder(key, Path(path).expanduser())
+        check_model_folder(key, Path(path))
     else:
         check_on_hub(key, path, revision=revision)
 
@@ -95,7 +95,7 @@ def is_local(path: str) -> bool:
 
 def model_folders(paths: Mapping[str, str], stage: Stage) -> dict[str, str]:
     """What transformers can load, by setting: toy models are made first, hub names stay as they are."""
-    folders = {key: str(Path(path).expanduser()) if is_local(path) else path for key, path in paths.items()}
+    folders = dict(paths)
     toys = {key: path for key, path in paths.items() if toy.is_toy(path)}
     if toys:
         from iwopd.toy.models import ensure_models

@@ -88,7 +88,7 @@ def _subjects(config: Config) -> tuple[list[Subject], str | None]:
     first = Subject("before training", 0)
     if config.diagnose.run is None:
         return [first], None
-    path = Path(config.diagnose.run).expanduser()
+    path = Path(config.diagnose.run)
     _check_run(config, path)
     if config.student.lora.rank and not isinstance(config.rollout, HfRolloutConfig):
         raise ConfigError(
@@ -113,7 +113,7 @@ def _check_run(config: Config, path: Path) -> None:
         ConfigError: it is not; says what to set.
     """
     try:
-        saved = yaml.safe_load((path / "config.yaml").read_text())
+        saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         verb = saved["verb"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         raise ConfigError(f"diagnose.run={path}: holds no run; name the folder of one, e.g. runs/NAME") from None

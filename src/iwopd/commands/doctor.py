@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     conclude(report, out)
     if config.doctor.json is not None:
         try:
-            Path(config.doctor.json).expanduser().write_text(json.dumps(report.plain(), indent=2) + "\n")
+            Path(config.doctor.json).write_text(json.dumps(report.plain(), indent=2) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"doctor.json={config.doctor.json}: cannot be written ({error.strerror}); name another file"

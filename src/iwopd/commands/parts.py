@@ -41,7 +41,7 @@ class State(Position):
     @classmethod
     def load(cls, file: Path) -> "State":
         """From a checkpoint's trainer.json."""
-        return cls(**json.loads(file.read_text()))
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ def _folder(push: PushConfig) -> Path:
         given = "neither is" if push.run is None else "both are"
         raise ConfigError(f"push.run={push.run} push.folder={push.folder}: {given} set; name one of them")
     if push.folder is not None:
-        key, folder = "push.folder", Path(push.folder).expanduser()
+        key, folder = "push.folder", Path(push.folder)
     else:
-        key, folder = "push.run", Path(str(push.run)).expanduser() / "final"
+        key, folder = "push.run", Path(str(push.run)) / "final"
         if folder.parent.is_dir() and not folder.is_dir():
             raise ModelError(f"{key}={push.run}: has no final/ yet; finish the run with run.resume=true")
     check_model_folder(key, folder)

@@ -72,15 +72,13 @@ class Trainer:
         except ForcedStop:
             raise
         except Stopped as stop:
-            if self.saved < state.step:
-                try:
+            with self.interrupts.finishing():
+                if self.saved < state.step:
                     self.save()
-                except Stopped:  # asked again: the save was whole, or the checkpoint before stays
-                    sys.exit(stop.status)
-            self.display.line(
-                f"stopped after {schedule.said(state)}, saved; go on with: "
-                f"iwopd train … run.dir={self.folder.path} run.resume=true"
-            )
+                self.display.line(
+                    f"stopped after {schedule.said(state)}, saved; resume with: "
+                    f"iwopd train … run.dir={self.folder.path} run.resume=true"
+                )
             sys.exit(stop.status)
         except EngineError as error:  # the student is that of a whole step: nothing of it need be lost
             if state.step == 0:
@@ -258,7 +256,7 @@ class Trainer:
             parts.student.save(folder, parts.tokenizer)
             state.written = self.tracker.state
             state.micro_batch_tokens = parts.student.micro_batch_tokens
-            (folder / "trainer.json").write_text(json.dumps(asdict(state)))
+            (folder / "trainer.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
         with self.interrupts.deferred():
             self.folder.save_checkpoint(state.step, write, self.config.run.keep)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from iwopd.config import checks
+from iwopd.config import checks, paths
 from iwopd.config.doctor import DoctorConfig
 from iwopd.config.engines import (
     HfRolloutConfig,
@@ -133,7 +133,7 @@ class Config:
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
 
     def __post_init__(self) -> None:
-        problems = checks.problems(self)
+        problems = [*paths.expand(self), *checks.problems(self)]
         if problems:
             raise ConfigError(*problems)
 

@@ -20,6 +20,7 @@ from iwopd.config.training import (
     WeightingConfig,
     WindowWeighting,
 )
+from iwopd.config.verbs import WandbTracking
 
 if TYPE_CHECKING:
     from iwopd.config import Config
@@ -104,6 +105,8 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _engine_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from _scheme_problems(config.weighting)
+    if isinstance(config.tracking, WandbTracking):
+        yield from _wandb_problems(config.tracking)
 
 
 OF_ONE_SOURCE = ("path", "subset", "revision", "filter", "limit", "teacher_column")
@@ -230,6 +233,20 @@ def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
         )
     if isinstance(weighting, CustomWeighting) and weighting.path.count(":") != 1:
         yield f"weighting.path={weighting.path}: not of the form pkg.module:function; name a function that way"
+
+
+def _wandb_problems(tracking: WandbTracking) -> Iterator[str]:
+    """What wandb would refuse, when models are loaded, and its service start, before it looks."""
+    wrong = sorted(set("/\\#?%:") & set(tracking.project))
+    if wrong:
+        yield (
+            f"tracking.project={tracking.project}: wandb allows no {' '.join(wrong)} in a project's name; use letters, "
+            "digits, - and _"
+        )
+    for key in ("project", "entity", "group"):
+        value = getattr(tracking, key)
+        if value is not None and not 1 <= len(value.strip()) <= 128:
+            yield f"tracking.{key}={value}: wandb wants a name of 1 to 128 characters; give it one"
 
 
 def _is_cuda(device: str) -> bool:

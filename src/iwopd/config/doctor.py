@@ -21,4 +21,4 @@ class DoctorConfig:
     )
     live: bool = setting(True, "load models that are here, and compare engine, trainer and teacher")
     live_gib: float = setting(4.0, "no models are loaded whose weights take more, GiB", above=0)
-    json: str | None = setting(None, "file for the findings and the estimate as JSON; null for none")
+    json: str | None = setting(None, "file for the findings and the estimate as JSON; null for none", path=True)

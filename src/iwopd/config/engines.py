@@ -56,7 +56,7 @@ class VllmEngineConfig:
         above=0,
     )
     eager: bool = setting(False, "no CUDA graphs: starts sooner, runs slower; on a CPU always")
-    args: dict[str, Any] = setting({}, "further arguments of vllm.LLM, by their names there")
+    args: dict[str, Any] = setting({}, "further arguments of vllm.LLM, by their names there", path=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,7 +101,9 @@ class VllmServerRolloutConfig(RolloutConfig):
         "how weights reach the servers: a file both sides see, NCCL, or CUDA IPC",
         choices=("file", "nccl", "ipc"),
     )
-    sync_dir: str | None = setting(None, "folder that trainer and servers share; null for this machine's memory")
+    sync_dir: str | None = setting(
+        None, "folder that trainer and servers share; null for this machine's memory", path=True
+    )
     dtype: str | None = setting(
         None, "dtype weights are sent in; null for what the student computes in", choices=DTYPES
     )

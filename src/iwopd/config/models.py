@@ -12,7 +12,7 @@ from iwopd.config.setting import DTYPES, setting
 class RunConfig:
     """Where a run goes and how long it lasts."""
 
-    dir: str | None = setting(None, "folder of the run; default runs/<run.name>")
+    dir: str | None = setting(None, "folder of the run; default runs/<run.name>", path=True)
     name: str | None = setting(None, "name of the run; default the verb and the time it started")
     steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
     tokens: int | None = setting(
@@ -49,7 +49,7 @@ class LoraConfig:
 class StudentConfig:
     """The model that is trained."""
 
-    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student")
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/student", path=True)
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("float32", "dtype of the weights and of the optimiser's state", choices=DTYPES)
     attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
@@ -74,7 +74,7 @@ class ScorerConfig:
 class TeacherConfig(ScorerConfig):
     """The model that scores; of several teachers, the one for problems that name none."""
 
-    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher")
+    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher", path=True)
     name: str = setting("default", "what problems may call it, where there are several")
     urls: list[str] | None = setting(None, "its servers with scoring=vllm_server; null for scoring.urls")
     served_as: str | None = setting(None, "folder or name under which its servers serve it; null for scoring.served_as")
@@ -84,14 +84,16 @@ class TeacherConfig(ScorerConfig):
 class BaseConfig(ScorerConfig):
     """The model that ExOPD (loss.exopd_lambda other than 1) starts from; computes in the training process."""
 
-    path: str | None = setting(None, "folder in HF format or hub name; null for the student before training")
+    path: str | None = setting(None, "folder in HF format or hub name; null for the student before training", path=True)
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """Where problems come from."""
 
-    path: str | None = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
+    path: str | None = setting(
+        MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT", path=True
+    )
     subset: str | None = setting(None, "configuration of a hub dataset")
     split: str = setting("train", "split of a hub dataset or of toy://")
     revision: str | None = setting(None, "branch, tag or commit of a hub dataset")

@@ -17,6 +17,7 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     fix: str | None = None,
+    path: bool = False,
 ) -> Any:
     """A config field: its default, what it is (with its unit), and the values it may have.
 
@@ -25,8 +26,9 @@ def setting(
         above: exclusive lower bound.
         choices: the only values allowed.
         fix: what to do about a wrong value, where the bounds alone do not say it.
+        path: it may name a file or folder here, and then start with ~; see `iwopd.config.paths`.
     """
-    about = {"text": text, "low": low, "high": high, "above": above, "choices": choices, "fix": fix}
+    about = {"text": text, "low": low, "high": high, "above": above, "choices": choices, "fix": fix, "path": path}
     if isinstance(default, (list, dict)):
         kept: Any = default  # pyright: ignore[reportUnknownVariableType]
         return field(default_factory=lambda: kept.copy(), metadata=about)

@@ -46,14 +46,18 @@ class EvalConfig:
     code_memory_gib: float = setting(4.0, "address space of a program under test, GiB", above=0)
     greedy: bool = setting(True, "also the accuracy of one greedy answer per problem")
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict[str, BenchmarkConfig])
-    model: str | None = setting(None, "model that `iwopd eval` measures: a folder, hub name or toy://VARIANT/ROLE")
+    model: str | None = setting(
+        None, "model that `iwopd eval` measures: a folder, hub name or toy://VARIANT/ROLE", path=True
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class DiagnoseConfig:
     """What `iwopd diagnose` measures; its prompts are those of a benchmark, which has answers and a grader."""
 
-    run: str | None = setting(None, "training run whose kept students are diagnosed; null for student.path alone")
+    run: str | None = setting(
+        None, "training run whose kept students are diagnosed; null for student.path alone", path=True
+    )
     benchmark: str | None = setting(None, "which of eval.benchmarks gives the prompts; null for the first")
     prompts: int = setting(128, "prompts answered, rollout.n times each", low=1)
     continuations: int = setting(

@@ -86,7 +86,7 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
     held = min(made, run.keep + 1) if run.keep else made
     final = shape.parameters * student.each
     needed = held * each + final
-    folder = Path(config.run.dir).expanduser().absolute()
+    folder = Path(config.run.dir).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -110,7 +110,7 @@ def check_json(config: Config) -> None:
     """
     if config.doctor.json is None:
         return
-    file = Path(config.doctor.json).expanduser()
+    file = Path(config.doctor.json)
     if file.is_dir() or not file.parent.is_dir():
         reason = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise ConfigError(f"doctor.json={config.doctor.json}: {reason}; name a file in a folder that exists")

@@ -56,7 +56,7 @@ def host_bytes() -> float:
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            found.append(int(Path(file).read_text()))
+            found.append(int(Path(file).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return min(found)
@@ -64,7 +64,7 @@ def host_bytes() -> float:
 
 def _available(otherwise: float) -> float:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return min(otherwise, next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         return otherwise
@@ -73,7 +73,7 @@ def _available(otherwise: float) -> float:
 def resident_bytes() -> float:
     """What this process holds now: Python and the libraries it has imported. 0 where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, ValueError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE")

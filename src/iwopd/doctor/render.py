@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from iwopd.display import plain_console
 from iwopd.doctor.findings import Finding, Report, Section, Table
 
 MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "red"), "note": ("", "")}
@@ -11,14 +12,14 @@ WIDTH = 160  # where there is no terminal to ask
 
 def console() -> Console:
     """Standard output; wide where it is no terminal, so that no line is cut."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=WIDTH)
+    made = plain_console()
+    return made if made.is_terminal else plain_console(WIDTH)
 
 
 def show(section: Section, to: Console) -> None:
     """One section."""
     to.print()
-    to.print(section.title, style="bold", markup=False)
+    to.print(section.title, style="bold")
     for finding in section.findings:
         _line(finding, to)
     for table in section.tables:
@@ -32,10 +33,10 @@ def conclude(report: Report, to: Console) -> None:
     for section in report.sections:
         for finding in section.findings:
             if finding.level == "problem":
-                to.print(f"  {section.title}: {finding.text}", markup=False, soft_wrap=True)
+                to.print(f"  {section.title}: {finding.text}", soft_wrap=True)
     counted = f"{_some(problems, 'problem')}, {_some(warnings, 'warning')}"
     verdict = "this run would work" if report.works else "this run would not work"
-    to.print(f"{verdict}: {counted}", style="bold green" if report.works else "bold red", markup=False)
+    to.print(f"{verdict}: {counted}", style="bold green" if report.works else "bold red")
 
 
 def _some(number: int, what: str) -> str:
@@ -44,8 +45,8 @@ def _some(number: int, what: str) -> str:
 
 def _line(finding: Finding, to: Console) -> None:
     mark, style = MARKS[finding.level]
-    to.print(f"  {mark:<8}", style=style or None, end="", markup=False)
-    to.print(finding.text, markup=False, soft_wrap=True)
+    to.print(f"  {mark:<8}", style=style or None, end="")
+    to.print(finding.text, soft_wrap=True)
 
 
 def _table(table: Table, to: Console) -> None:

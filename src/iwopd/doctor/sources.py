@@ -51,7 +51,7 @@ def model_sources(config: Config, section: Section, stage: Stage) -> list[Source
 
 def _find(source: Source, section: Section, stage: Stage) -> None:
     path = source.section.path
-    folder = Path(path).expanduser()
+    folder = Path(path)
     bare = _has_config_alone(path, folder)
     if not bare:
         build.check_path(source.key, path, source.section.revision)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from iwopd.display import plain_console
 from iwopd.study.arms import Run
 from iwopd.study.curves import Axis, read_curve, study_figures
 from iwopd.study.workers import Outcome
@@ -31,7 +32,7 @@ class Board:
         self.baseline = baseline
         self.early = early
         self.axis: Axis = axis
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_console()
         self.failed: dict[str, str] = {}
         self._finished = {run.name: read_curve(run.folder) for run in runs if run.done}
         self._stop = threading.Event()
@@ -57,7 +58,7 @@ class Board:
 
     def line(self, text: str) -> None:
         """One line, above the table where there is one."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """A run's process has ended; tells its failure at once."""

@@ -30,7 +30,7 @@ class Outcome:
 
 
 def train(arguments: Sequence[str], folder: Path, started: Callable[[Any], None] = lambda process: None) -> Outcome:
-    """`iwopd train ARGUMENTS` as a process, to its end; Ctrl-C here reaches it once and is waited for.
+    """`iwopd train ARGUMENTS` as a process, to its end; asked to stop here, it is told once and waited for.
 
     Args:
         folder: the run's; the peak of the process's resident memory (MiB) is noted there.
@@ -38,7 +38,7 @@ def train(arguments: Sequence[str], folder: Path, started: Callable[[Any], None]
     """
     environment = {**os.environ, FOLLOW: str(os.getpid())}
     environment.pop("HYDRA_FULL_ERROR", None)
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "iwopd", "train", *arguments],
             stdout=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ def train(arguments: Sequence[str], folder: Path, started: Callable[[Any], None]
             peak = _wait(process)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, signal.SIGTERM)
             _wait(process)
             raise
         errors.seek(0)
@@ -82,13 +82,13 @@ def _note(folder: Path, *, peak_mib: float, seconds: float) -> None:
         "seconds": round(seconds + earlier.get("seconds", 0.0), 1),
     }
     with contextlib.suppress(OSError):  # a full disk: the run itself has said so
-        file.write_text(json.dumps(note) + "\n")
+        file.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 def read_note(folder: Path) -> dict[str, float]:
     """What `train` noted of a run: peak_mib, and seconds from start to end, start-up included."""
     try:
-        return json.loads((folder / PROCESS_FILE).read_text())
+        return json.loads((folder / PROCESS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -114,7 +114,7 @@ class Workers:
             for future in futures:
                 future.result()
         except BaseException:
-            self._signal(signal.SIGINT)
+            self._signal(signal.SIGTERM)
             try:
                 pool.shutdown(wait=True, cancel_futures=True)
             except BaseException:  # asked again
@@ -133,7 +133,7 @@ class Workers:
             with self._lock:
                 self._running.add(made)
                 if self._stopping:
-                    os.kill(made.pid, signal.SIGINT)
+                    os.kill(made.pid, signal.SIGTERM)
 
         if self._stopping:
             return

@@ -226,7 +226,7 @@ class _Log:
         self._stack: list[tuple[logging.Handler, bool, int]] = []
 
     def __enter__(self) -> None:
-        handler = logging.FileHandler(self.file)
+        handler = logging.FileHandler(self.file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._stack.append((handler, self._logger.propagate, self._logger.level))
         self._logger.addHandler(handler)
@@ -246,7 +246,7 @@ def _standard_error_to(file: Path) -> Iterator[None]:
     """What libraries print while an engine starts, C++ and child processes included, goes to its log."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with file.open("a") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 2)
         try:
             with contextlib.redirect_stderr(stream):  # in a notebook, say, sys.stderr is not the process's own

@@ -58,7 +58,7 @@ class SharedFile:
     def __init__(self, servers: Servers, folder: str | None, dtype: torch.dtype):
         self.servers = servers
         self.dtype = dtype
-        self.base = Path(folder).expanduser() if folder else (MEMORY if os.access(MEMORY, os.W_OK) else None)
+        self.base = Path(folder) if folder else (MEMORY if os.access(MEMORY, os.W_OK) else None)
         base = self.base or Path(tempfile.gettempdir())
         remove_abandoned(base)
         try:

@@ -1,0 +1,38 @@
+"""Home folders in paths: every setting marked `path=True` may start with ~ or ~USER, and is expanded here alone."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def expand(section: Any, prefix: str = "") -> Iterator[str]:
+    """Put home folders in place of ~ throughout a config; a line for each that is not known.
+
+    Relative paths stay relative to the folder the program was started in.
+    """
+    for entry in dataclasses.fields(section):
+        value, key = getattr(section, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            yield from expand(value, key + ".")
+        elif isinstance(value, dict):
+            yield from _expand_items(value, key, entry.metadata.get("path", False))  # pyright: ignore
+        elif isinstance(value, str) and entry.metadata.get("path"):
+            setattr(section, entry.name, (yield from _expanded(value, key)))
+
+
+def _expand_items(items: dict[str, Any], key: str, paths: bool) -> Iterator[str]:
+    for name, item in items.items():
+        if dataclasses.is_dataclass(item):
+            yield from expand(item, f"{key}.{name}.")
+        elif paths and isinstance(item, str):
+            items[name] = yield from _expanded(item, f"{key}.{name}")
+
+
+def _expanded(value: str, key: str) -> Iterator[str]:
+    found = os.path.expanduser(value)
+    if found.startswith("~"):
+        user = value[1:].partition("/")[0]
+        reason = f"there is no user {user} here" if user else "this user has no home folder"
+        yield f"{key}={value}: {reason}; write the folder out, or ./{value} for one of that name"
+    return found

@@ -1,0 +1,65 @@
+"""Which folder a run gets and what it is called; one that nobody named is made at once, so that no two runs share it."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from iwopd.config import Config
+from iwopd.errors import ConfigError
+
+WITH_FOLDER = ("train", "eval", "ablate", "diagnose")  # the verbs that leave something in it
+
+_claimed: list[Path] = []
+
+
+def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = False) -> None:
+    """Fill in run.name and run.dir; each job of a sweep gets a folder of its own.
+
+    Args:
+        job: number of the sweep's job; None where there is no sweep.
+        claim: make the folder, if it is one that nobody named; see `release`.
+
+    Raises:
+        ConfigError: run.resume without a run.
+    """
+    run = config.run
+    if run.resume and run.dir is None and run.name is None:
+        raise ConfigError("run.resume=true: which run? name it with run.dir=PATH (or run.name=NAME)")
+    named = run.name or (Path(run.dir).name if run.dir else None)
+    if run.dir:
+        folder = Path(run.dir)
+    elif run.name:
+        folder = Path("runs") / run.name
+    else:
+        folder = _unused(Path("runs"), f"{verb}-{time.strftime('%Y-%m-%d_%H-%M-%S')}", claim and verb in WITH_FOLDER)
+    run.name = (named or folder.name) + ("" if job is None else f"-{job}")
+    run.dir = str(folder if job is None else folder / str(job))
+
+
+def _unused(parent: Path, name: str, claim: bool) -> Path:
+    """`name`, or the first of name-2, name-3, … that is not there."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        number += 1
+        try:
+            if not claim:
+                if folder.exists():
+                    continue
+            else:
+                made = [folder] if parent.exists() else [parent, folder]
+                folder.mkdir(parents=True)  # one of several processes succeeds, on a shared disk too
+                _claimed.extend(made)
+        except FileExistsError:
+            if folder.exists():
+                continue  # else runs is a file
+        except OSError:  # told by the check of the folder, which knows more reasons
+            pass
+        return folder
+
+
+def release() -> None:
+    """Take away the folders that were made for a run which did not begin."""
+    while _claimed:
+        with suppress(OSError):  # it is in use
+            _claimed.pop().rmdir()
