@@ -164,7 +164,7 @@ class _Work:
         context = longest + self.sampling.max_tokens
         self.served = build.Served(self.student_folder, config.student, context, log_file, stops, known)
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
-        scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
+        scored = build.Served(teacher_folder, config.teacher, context, log_file)
         self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))
         self.local = self.teacher if isinstance(self.teacher, HfTeacher) else None
 
@@ -174,7 +174,8 @@ class _Work:
         from iwopd.diagnosis.records import Diagnosis
 
         config, settings = self.config, self.config.diagnose
-        lm, _ = build.student_model(config, self.student_folder, self.device, subject.checkpoint)
+        context = self.served.context
+        lm, _ = build.student_model(config, self.student_folder, self.device, subject.checkpoint, context=context)
         build.check_vocabulary("student", lm.vocabulary, config.student.path, self.tokenizer)
         whole = subject.checkpoint if subject.checkpoint and not config.student.lora.rank else None
         served = replace(self.served, folder=str(whole / "model")) if whole else self.served

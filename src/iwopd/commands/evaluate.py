@@ -79,7 +79,9 @@ class _Evaluator:
         lm = None
         if isinstance(config.rollout, HfRolloutConfig):
             device = build.device(config.run.device)
-            lm = build.language_model("eval.model", section, self.model, device, autocast=config.optim.autocast)
+            lm = build.language_model(
+                "eval.model", section, self.model, device, autocast=config.optim.autocast, context=served.context
+            )
         if build.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
             display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")

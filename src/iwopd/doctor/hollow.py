@@ -210,7 +210,7 @@ class _HollowLanguageModel(LanguageModel):
     def chunk(self) -> int:
         return chunk_tokens(self.kind, self.vocabulary)
 
-    def _check_head(self) -> None:
+    def _probe(self) -> None:
         """There are no numbers to compare."""
 
 
