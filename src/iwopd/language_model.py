@@ -201,8 +201,8 @@ class LanguageModel:
         found = next(same, None)
         if found is None:
             raise ModelError(
-                f"{self.name}: {type(self.model).__name__} makes logits in a way that is not known here, other than its "
-                "head's matrix, scaled or capped; name another model, and please report the architecture"
+                f"{self.name}: {type(self.model).__name__} makes logits in a way that is not known here (they are not "
+                "its head's matrix, scaled or capped); name another model, and please report the architecture"
             )
         self.logits = found
 

@@ -57,11 +57,23 @@ def check_whole_model(key: str, folder: Path) -> None:
         ModelError: says what to name instead.
     """
     said = f"{key}={folder}"
-    model = _model_of_run(folder)
-    if model is not None:
-        raise ModelError(f"{said}: is the folder of a run, not a model; its student is {key}={model}")
+    whole = (folder / "config.json").is_file() or (folder / ADAPTERS).is_file()
+    if not whole and (models := _models_of_run(folder)) is not None:
+        named = (
+            f"its student is {key}={models[-1]}" if models else "it has no whole model yet; finish it, and name final/"
+        )
+        raise ModelError(f"{said}: is the folder of a run, not a model; {named}")
     if (folder / ADAPTERS).is_file():
         raise ModelError(adapters_refused(said, folder / ADAPTERS))
+
+
+def _models_of_run(folder: Path) -> list[Path] | None:
+    """The whole models in the folder of a run, of its checkpoints or of one of them, last one last; None for others."""
+    names = ("about.json", "trainer.json", "checkpoints", "step-*")
+    if not any(True for name in names for _ in folder.glob(name)):
+        return None
+    places = ("model", "step-*/model", "checkpoints/step-*/model", "final")
+    return [model for place in places for model in sorted(folder.glob(place)) if (model / "config.json").is_file()]
 
 
 def adapters_refused(said: str, file: Path) -> str:
@@ -76,26 +88,13 @@ def adapters_refused(said: str, file: Path) -> str:
         return f"{said}: holds adapters{named}, not a whole model; the run's final/ has them merged: {run / 'final'}"
     beside = "remove adapter_config.json if its weights are to be used without them, or " if _has_weights(file) else ""
     return (
-        f"{said}: holds adapters{named} (adapter_config.json), which are not applied here; {beside}merge them with peft: "
-        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and name NEW"
+        f"{said}: holds adapters{named} (adapter_config.json), which are not applied; {beside}merge them with peft "
+        "(AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)) and name NEW"
     )
 
 
 def _has_weights(file: Path) -> bool:
     return any((file.parent / name).is_file() for name in WEIGHTS)
-
-
-def _model_of_run(folder: Path) -> Path | None:
-    """Where the model is, if `folder` is that of a run, of its checkpoints, or of one of them."""
-    if (folder / "config.json").is_file() or (folder / ADAPTERS).is_file():
-        return None
-    steps = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    last = max(steps.glob("step-*/model"), default=None)
-    if (folder / "final" / "config.json").is_file():
-        return folder / "final"
-    if (folder / "model" / "config.json").is_file() and (folder / "trainer.json").is_file():
-        return folder / "model"
-    return last
 
 
 def _read_json(said: str, file: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Rotary positions whose frequencies depend on the longest sequence of a batch, fixed for a whole run.
 
-`longrope` has one set of frequencies for batches within the length a model was first trained on and another beyond it,
-`dynamic` a base that grows with the longest sequence it has seen. A row's log-probs would then depend on its neighbours,
-and on where a window cuts it; and keys that wait in a cache would have been turned by other frequencies than queries.
-`pin` has every pass use those of the longest prompt and response a run can have; `vllm_overrides` tells vLLM the same.
+`longrope` has one set of frequencies for batches within the length a model was first trained on and another beyond,
+`dynamic` a base that grows with the longest sequence it has seen. A row's log-probs would depend on its neighbours and
+on where a window cuts it, and keys that wait in a cache would have been turned by other frequencies than queries. `pin`
+has every pass use those of the longest prompt and response a run can have; `vllm_overrides` tells vLLM the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,8 +69,8 @@ def pin(model: Any, context: int, said: str) -> None:
     if not modules and context > lowest:
         kinds = " and ".join(sorted({_kind(each) for each in found.values()}))
         raise ModelError(
-            f"{said}: {type(model).__name__} has RoPE of type {kinds}, whose frequencies depend on the longest row of a "
-            f"batch beyond {lowest} tokens, and they cannot be pinned in its code; keep prompt and response within "
+            f"{said}: {type(model).__name__} has RoPE of type {kinds}, whose frequencies depend on the longest row of "
+            f"a batch beyond {lowest} tokens, and they cannot be pinned in its code; keep prompt and response within "
             f"{lowest} tokens, or name another model"
         )
 

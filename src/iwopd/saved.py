@@ -53,6 +53,6 @@ def check_adapters(folder: Path, adapters: Any) -> None:
     wrong = sorted(name for name, value in weights.items() if there.get(name) != tuple(value.shape))
     if wrong or not weights:
         raise ModelError(
-            f"the adapters that were saved cannot be loaded again: {len(wrong)} of {len(weights)} weights are missing or "
-            f"of another shape, first {wrong[0] if wrong else 'all'}"
+            f"the adapters that were saved cannot be loaded again: {len(wrong)} of {len(weights)} weights are missing "
+            f"or of another shape, first {wrong[0] if wrong else 'all'}"
         )

@@ -178,7 +178,7 @@ class Hollow:
             return Pass(live.peak, kept)
 
     def _read(self, cache: Any, rows: int, new: int, seen: int) -> Tensor:
-        output = self.model.base_model(
+        output = self.lm.decoder(
             input_ids=torch.empty(rows, new, dtype=torch.long),
             attention_mask=torch.empty(rows, seen, dtype=torch.long),
             position_ids=torch.empty(rows, new, dtype=torch.long),
