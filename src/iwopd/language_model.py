@@ -139,9 +139,20 @@ class LanguageModel:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
     def states(self, tokens: Tokens) -> Tensor:
-        """[tokens, hidden]: the last hidden states that predict the windows' tokens."""
-        states = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
-        return states[tokens.rows, tokens.columns]
+        """[tokens, hidden]: the last hidden states that predict the windows' tokens.
+
+        Raises:
+            ModelError: gradients are wanted and the architecture makes none in evaluation mode.
+        """
+        whole = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        states = whole[tokens.rows, tokens.columns]
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
+        if trained and not states.requires_grad:
+            raise ModelError(
+                f"{self.name}: {type(self.model).__name__} computes sequences of {tokens.input_ids.shape[1]} tokens "
+                "without gradients in evaluation mode, so it would not learn; use a smaller rollout.max_tokens"
+            )
+        return states
 
     def _whole_states(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """[batch, columns, hidden]"""
@@ -149,8 +160,12 @@ class LanguageModel:
         return output.last_hidden_state
 
     def head(self, states: Tensor) -> Tensor:
-        """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so."""
-        return self.logits(self.output_embeddings(states))
+        """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so.
+
+        Under this model's own autocast, whoever calls: a teacher's head is not rounded as its student's is.
+        """
+        with self.autocast():
+            return self.logits(self.output_embeddings(states))
 
     def token_logprobs(self, tokens: Tokens) -> Tensor:
         """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""

@@ -27,12 +27,15 @@ class Weighting:
         bounds: from a response's length and the training progress to the window ``[start, stop)`` outside which every
             weight is zero; what lies behind it is neither scored nor trained on.
         needs_batch: `weigh` must see the whole rollout batch at once, so the student scores it before the update.
+        keeps_all: every token of the window counts, however small its weight: it is in the mean also where float32 has
+            no number small enough. Else the tokens of weight 0 are those that the scheme leaves out.
     """
 
     name: str
     weigh: Callable[[WeightInput], Tensor]
     bounds: Callable[[int, float], tuple[int, int]] = whole_response
     needs_batch: bool = False
+    keeps_all: bool = False
 
     def window(self, progress: float) -> Window:
         """The window at this point of the training."""
@@ -49,6 +52,10 @@ class Weighting:
             advantages, tokens.mask, tokens.positions, tokens.lengths, batch.teacher_logprobs, progress, batch.seeds
         )
         return self.checked(given)
+
+    def kept(self, weights: Tensor, mask: Tensor) -> Tensor:
+        """[batch, time]: True for the tokens that the scheme keeps."""
+        return mask if self.keeps_all else mask & (weights != 0)
 
     def checked(self, given: WeightInput) -> Tensor:
         """[batch, time] weights: finite, detached, 0 outside the mask.

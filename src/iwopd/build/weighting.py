@@ -32,7 +32,7 @@ def weighting(config: WeightingConfig) -> "Weighting":
 
     match config:
         case UniformWeighting():
-            return Weighting("uniform", lambda given: given.mask.to(given.advantages.dtype))
+            return Weighting("uniform", lambda given: given.mask.to(given.advantages.dtype), keeps_all=True)
         case WindowWeighting(side="random", fraction=fraction):
             return Weighting("random window", partial(schemes.random_window_weights, fraction=fraction))
         case WindowWeighting(fraction=fraction):
@@ -43,20 +43,24 @@ def weighting(config: WeightingConfig) -> "Weighting":
                 bounds=lambda length, progress: window_bounds(length, fraction, side),
             )
         case IwWeighting(scheme="iw", gamma=gamma):
-            return Weighting("iw", lambda given: schemes.iw_weights(given.advantages, given.mask, gamma))
+            return Weighting(
+                "iw", lambda given: schemes.iw_weights(given.advantages, given.mask, gamma), keeps_all=True
+            )
         case IwWeighting(scheme="iw_reversed", gamma=gamma):
-            return Weighting("iw_reversed", partial(schemes.iw_reversed_weights, gamma=gamma))
+            return Weighting("iw_reversed", partial(schemes.iw_reversed_weights, gamma=gamma), keeps_all=True)
         case IwWeighting(gamma=gamma):
-            return Weighting("iw_signed", partial(schemes.iw_signed_weights, gamma=gamma))
+            return Weighting("iw_signed", partial(schemes.iw_signed_weights, gamma=gamma), keeps_all=True)
         case IwSurrogateWeighting():
-            return Weighting("iw_surrogate", schemes.iw_surrogate_weights)
+            return Weighting("iw_surrogate", schemes.iw_surrogate_weights, keeps_all=True)
         case PrefixRatioWeighting(alpha=alpha, gamma=gamma):
             scheme = partial(schemes.prefix_ratio_weights, alpha=alpha, gamma=gamma)
-            return Weighting("prefix_ratio", scheme, needs_batch=True)
+            return Weighting("prefix_ratio", scheme, needs_batch=True, keeps_all=True)
         case PrefixBoostWeighting(boost=boost):
             share = _annealed(config)
             return Weighting(
-                "prefix_boost", lambda given: schemes.prefix_boost_weights(given, share(given.progress), boost)
+                "prefix_boost",
+                lambda given: schemes.prefix_boost_weights(given, share(given.progress), boost),
+                keeps_all=True,
             )
         case AnnealedPrefixWeighting():
             share = _annealed(config)

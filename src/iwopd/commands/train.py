@@ -9,6 +9,7 @@ from iwopd import build
 from iwopd.commands.parts import Parts, State
 from iwopd.commands.trainer import Trainer
 from iwopd.config import Config
+from iwopd.config.checks import warnings
 from iwopd.display import Display
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.store import RunFolder
@@ -92,6 +93,8 @@ def prepare(
     if not folder.held:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
+    for warning in warnings(config):
+        display.line(f"warning: {warning}")
     tracker = Tracker(folder.path, state.written, build.mirrors(config, folder.path, asdict(config)))
     stack.callback(tracker.close)
     if checkpoint:

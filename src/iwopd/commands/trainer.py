@@ -132,7 +132,7 @@ class Trainer:
                 window,
                 student=parts.student if self._needs_student_logprobs else None,
                 base=parts.base,
-                hidden=self.loss.kind == "reverse_kl",
+                hidden=self.loss.over_vocabulary,
                 progress=advance,
             )
         clock.lap("score")
@@ -147,7 +147,7 @@ class Trainer:
                 seeds=[derive_seed(config.seed, step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
                 updates=config.optim.updates_per_batch,
-                teacher_head=parts.teacher.head() if self.loss.kind == "reverse_kl" else None,
+                teacher_head=parts.teacher.head() if self.loss.over_vocabulary else None,
                 advance=advance,
             )
             clock.lap("update")
@@ -196,9 +196,9 @@ class Trainer:
 
     @property
     def _needs_student_logprobs(self) -> bool:
-        # A forward pass of its own is spent only where the update's cannot serve.
-        whole_batch = self.parts.weighting.needs_batch and self.loss.student_logprobs == "trainer"
-        return whole_batch or self.config.optim.updates_per_batch > 1
+        from iwopd.stages.update import needs_trainer_logprobs
+
+        return needs_trainer_logprobs(self.parts.weighting, self.loss, self.config.optim.updates_per_batch)
 
     def evaluate(self) -> None:
         """Measure the student on every benchmark, and write a few of its responses with their weights."""

@@ -30,6 +30,24 @@ def problems(config: "Config") -> list[str]:
     return [*_field_problems(config), *_cross_field_problems(config)]
 
 
+def warnings(config: "Config") -> list[str]:
+    """What is allowed in a training and likely not meant: one line each, likewise."""
+    cut = _cut_off(config.rollout)
+    if not cut or config.loss.over_vocabulary:
+        return []
+    return [
+        f"{', '.join(cut)}: the tokens that it cuts off are never sampled, so their part of the gradient is missing, "
+        "which loss.importance_cap cannot make good; sample with top_p 1 and top_k 0 (a temperature is made good), or "
+        "use loss=reverse_kl"
+    ]
+
+
+def _cut_off(rollout: RolloutConfig) -> list[str]:
+    """The settings by which some tokens of the student's distribution are never sampled."""
+    top_p = [f"rollout.top_p={rollout.top_p}"] if rollout.top_p < 1 else []
+    return top_p + ([f"rollout.top_k={rollout.top_k}"] if rollout.top_k else [])
+
+
 def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
     for entry in dataclasses.fields(section):
         value, key = getattr(section, entry.name), prefix + entry.name
@@ -129,42 +147,36 @@ def _model_problems(config: "Config") -> Iterator[str]:
 
 def _loss_problems(config: "Config") -> Iterator[str]:
     loss = config.loss
-    if loss.kind != "reverse_kl":
+    if not loss.over_vocabulary:
         return
     if config.scoring.student_logprobs == "sampler":
         yield (
-            "scoring.student_logprobs=sampler: loss.kind=reverse_kl compares whole distributions, which the sampler "
+            f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
     if loss.exopd_lambda != 1:
         yield f"loss.exopd_lambda={loss.exopd_lambda:g}: ExOPD is a policy gradient; use loss=policy_gradient"
     if config.teachers:
         yield (
-            f"teachers={{{', '.join(config.teachers)}}}: loss.kind=reverse_kl needs one distribution for all; "
+            f"teachers={{{', '.join(config.teachers)}}}: loss.kind={loss.kind} needs one distribution for all; "
             "use loss=policy_gradient"
         )
 
 
 def _engine_problems(config: "Config") -> Iterator[str]:
     rollout, scoring = config.rollout, config.scoring
-    if config.loss.kind == "reverse_kl" and not isinstance(scoring, HfScoringConfig):
+    if config.loss.over_vocabulary and not isinstance(scoring, HfScoringConfig):
         yield (
-            "loss.kind=reverse_kl: compares whole distributions, and vLLM reports the log-probs of single tokens; "
-            "use scoring=hf or loss=policy_gradient"
+            f"loss.kind={config.loss.kind}: compares whole distributions, and vLLM reports the log-probs of single "
+            "tokens; use scoring=hf or loss=policy_gradient"
         )
-    changed = [
-        f"rollout.{name}={value}"
-        for name, value, neutral in (
-            ("temperature", rollout.temperature, 1.0),
-            ("top_p", rollout.top_p, 1.0),
-            ("top_k", rollout.top_k, 0),
-        )
-        if value != neutral
-    ]
-    if changed and config.loss.importance_cap is None:
+    cut = _cut_off(rollout)
+    changed = [*([f"rollout.temperature={rollout.temperature}"] if rollout.temperature != 1 else []), *cut]
+    if changed and config.loss.importance_cap is None and not config.loss.over_vocabulary:
         yield (
-            f"{', '.join(changed)}: samples another distribution than the student's, which only the importance "
-            "correction makes good; set loss.importance_cap=5.0, or sample with temperature 1, top_p 1, top_k 0"
+            f"{', '.join(changed)}: samples another distribution than the student's. The importance correction makes "
+            "good a temperature, and top_p and top_k only in part; set loss.importance_cap=5.0, or sample with "
+            "temperature 1, top_p 1, top_k 0"
         )
     if changed and scoring.student_logprobs == "sampler":
         yield (

@@ -14,8 +14,13 @@ class RolloutConfig:
 
     max_tokens: int = setting(16384, "longest response, tokens", low=1)
     temperature: float = setting(1.0, "sampling temperature; training needs a distribution, so above 0", above=0)
-    top_p: float = setting(1.0, "nucleus: the most likely tokens that reach this probability", above=0, high=1)
-    top_k: int = setting(0, "the most likely tokens only; 0 for all", low=0)
+    top_p: float = setting(
+        1.0,
+        "nucleus: the most likely tokens that reach this probability; below 1 a policy gradient misses the others",
+        above=0,
+        high=1,
+    )
+    top_k: int = setting(0, "the most likely tokens only, 0 for all; a policy gradient misses the others", low=0)
     n: int = setting(1, "responses per prompt", low=1)
     horizon: float | None = setting(
         None,

@@ -32,7 +32,13 @@ class LoraConfig:
 
     rank: int = setting(0, "rank of the adapters; 0 trains all weights", low=0)
     alpha: int = setting(16, "scale of the adapters, divided by the rank", low=1)
-    dropout: float = setting(0.0, "dropout in front of the adapters, share", low=0, high=0.999)
+    dropout: float = setting(
+        0.0,
+        "dropout in front of the adapters, share; only where gradients flow, at one more forward pass: never in A_t. "
+        "Dropout that a model was published with is not applied",
+        low=0,
+        high=0.999,
+    )
     targets: str = setting("all-linear", "peft's target modules: all-linear, or names separated by commas")
 
 

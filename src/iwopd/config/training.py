@@ -73,6 +73,11 @@ class CustomWeighting(WeightingConfig):
     needs_batch: bool = setting(False, "the function must see the whole batch at once (one more student pass)")
 
 
+# Losses that are expectations over the vocabulary: they need the teacher's whole distribution, and no importance ratio
+# belongs on them, for nothing in them depends on which token was sampled.
+OVER_VOCABULARY = ("reverse_kl",)
+
+
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
     """What is minimised."""
@@ -89,11 +94,19 @@ class LossConfig:
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + clip_high", low=0)
     dual_clip: float = setting(3.0, "where A < 0, the loss is at most dual_clip · |A|", above=1)
     importance_cap: float | None = setting(
-        5.0, "cap of the sampler-to-trainer importance ratio; null for no correction", above=0
+        5.0,
+        "cap of the importance ratio π_θ/π_sampler, which corrects for rollout.temperature and rounding, not for the "
+        "tokens that top_p and top_k cut off; null for no correction; reverse_kl needs none",
+        above=0,
     )
     exopd_lambda: float = setting(
         1.0, "λ of ExOPD (arXiv 2602.12125): above 1 goes beyond the teacher, away from the base model; 1 is OPD", low=0
     )
+
+    @property
+    def over_vocabulary(self) -> bool:
+        """See `OVER_VOCABULARY`."""
+        return self.kind in OVER_VOCABULARY
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol
 
 from iwopd.errors import ConfigError
@@ -88,8 +89,14 @@ class Mixture:
         return min(stream.steps_per_epoch for stream in self.streams)
 
     def batch(self, step: int) -> list[Prompt]:
-        """See `Prompts`."""
-        return [prompt for stream in self.streams for prompt in stream.batch(step)]
+        """See `Prompts`. Each source is spread evenly over the batch, so that each optimiser step of several
+        (`optim.updates_per_batch`) sees every source in proportion."""
+        placed = [
+            (Fraction(2 * index + 1, len(batch)), number, prompt)
+            for number, batch in enumerate(stream.batch(step) for stream in self.streams)
+            for index, prompt in enumerate(batch)
+        ]
+        return [prompt for _, _, prompt in sorted(placed, key=lambda item: item[:2])]
 
 
 def shares(weights: Mapping[str, float], batch_size: int) -> dict[str, int]:

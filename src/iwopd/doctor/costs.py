@@ -51,8 +51,11 @@ def costs(plan: Plan, problems: int) -> Costs:
     stages += [passes("score by base", each.model.shape, 1, "2") for each in plan.scorers if each.key == "base"]
     if plan.scores_itself:
         stages.append(passes("score itself", shape, 1, "2"))
-    again = config.student.gradient_checkpointing
-    stages.append(passes("update", shape, 4 if again else 3, "8" if again else "6"))
+    # Forward, twice that for backward, once more where layers are recomputed, and once without adapters' dropout.
+    times = (
+        3 + bool(config.student.gradient_checkpointing) + bool(config.student.lora.rank and config.student.lora.dropout)
+    )
+    stages.append(passes("update", shape, times, f"{2 * times}"))
 
     evaluated = min(doctor.response_tokens or plan.lengths.evaluated, plan.lengths.evaluated)
     samples = (config.eval.n or config.eval.k) + (1 if config.eval.greedy else 0)

@@ -5,6 +5,7 @@ from typing import Any
 
 from iwopd import build
 from iwopd.config import Config, HfScoringConfig, LossConfig
+from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
 from iwopd.doctor.findings import Report, Section, Table
 from iwopd.doctor.memory import Place, count, size
@@ -146,6 +147,8 @@ def what_it_does(config: Config, section: Section) -> None:
     """The run in a few lines."""
     rollout: Any = config.rollout
     section.ok("the config is valid: every key, type, range and combination was checked")
+    for warning in warnings(config):
+        section.warn(warning)
     student = config.student
     trains = f"LoRA of rank {student.lora.rank}" if student.lora.rank else "all weights"
     section.note(f"student {student.path} ({student.dtype}, {trains}), teacher {config.teacher.path}")

@@ -23,6 +23,7 @@ from iwopd.engines.base import Sampling
 from iwopd.engines.decoding import cache_argument
 from iwopd.engines.hf import draw, sampling_logprobs
 from iwopd.errors import ModelError, first_line
+from iwopd.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.language_model import LanguageModel, chunk_tokens, keep_attention_cap
 from iwopd.numerics import chunked_reverse_kl
 
@@ -131,9 +132,10 @@ class Hollow:
             trained = self.trained()
             for parameter in trained:
                 parameter.grad = None if first else torch.empty_like(parameter)
-            self.model.train()
             tokens = _tokens(work)
-            with LiveBytes(self._there(), trained) as live:
+            with evaluation_mode(self.model), LiveBytes(self._there(), trained) as live:
+                for dropout in adapter_dropouts(self.model):
+                    dropout.train()
                 with self.lm.autocast():
                     states = self.lm.states(tokens)
                     kept = live.now

@@ -2,7 +2,7 @@
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,10 @@ from iwopd.doctor.plan import Plan
 from iwopd.doctor.sources import Source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from iwopd.engines.base import Engine
+    from iwopd.numerics import WeightInput
     from iwopd.student import Student
     from iwopd.types import Prompt, Rollout
     from iwopd.weighting import Weighting
@@ -118,30 +121,42 @@ def _own_teacher(
     section: Section,
     context: int,
 ) -> None:
-    """The student scored by itself: A must be 0 everywhere, and the update's gradient with it."""
+    """The student scored by itself, and updated as in a run: A must be 0 everywhere, and the gradient with it."""
     from iwopd.stages import score, update
+    from iwopd.stages.update import needs_trainer_logprobs
     from iwopd.teachers.hf import HfTeacher
 
     assert source.folder is not None
     copy = build.language_model(
         source.key, config.student, source.folder, student.device, autocast=config.optim.autocast, context=context
     )
-    own = score(HfTeacher(copy, student.device), rollouts, weighting.window(0.0), student=student)
-    gaps = [
-        abs(teacher - trainer)
-        for record in own
-        for teacher, trainer in zip(record.teacher_logprobs, record.trainer_logprobs or [], strict=True)
-    ]
+    teacher, loss = HfTeacher(copy, student.device), build.loss_settings(config)
+    recorded = needs_trainer_logprobs(weighting, loss, config.optim.updates_per_batch)
+    own = score(
+        teacher,
+        rollouts,
+        weighting.window(0.0),
+        student=student if recorded else None,
+        base=teacher if loss.exopd_lambda != 1 else None,
+        hidden=loss.over_vocabulary,
+    )
+    gaps: list[float] = []
+
+    def watched(given: "WeightInput") -> "Tensor":
+        gaps.append(given.advantages.abs().max().item())
+        return weighting.weigh(given)
+
+    head = teacher.head() if loss.over_vocabulary else None
+    seen = replace(weighting, weigh=watched)
+    found = update(student, own, seen, loss, seeds=range(len(own)), teacher_head=head)
     dtype = "bfloat16" if config.optim.autocast else config.student.dtype
-    said = f"the student as its own teacher: largest |A| {max(gaps, default=0.0):.2g} nats over {len(gaps)} tokens"
-    if max(gaps, default=0.0) > SAME[dtype]:
+    said = (
+        f"the student as its own teacher: largest |A| {max(gaps):.2g} nats over {found['tokens/trained']:.0f} tokens, "
+        f"reverse KL {abs(found['train/reverse_kl']):.2g}, gradient norm {found['train/grad_norm']:.2g}"
+    )
+    if max(gaps) > SAME[dtype]:
         section.problem(
-            f"{said}, where it should be 0; compare student.attention and dtype, and report the architecture"
+            f"{said}, where A should be 0; compare student.attention and dtype, and report the architecture"
         )
-        return
-    loss = build.loss_settings(config)
-    if loss.kind != "policy_gradient":
+    else:
         section.ok(said)
-        return
-    found = update(student, own, weighting, loss, seeds=range(len(own)))
-    section.ok(f"{said}, reverse KL {abs(found['train/reverse_kl']):.2g}, gradient norm {found['train/grad_norm']:.2g}")

@@ -38,8 +38,17 @@ class TokenLosses:
 def importance_correction(
     old_logprobs: Float[Tensor, "batch time"], sampler_logprobs: Float[Tensor, "batch time"], cap: float
 ) -> Float[Tensor, "batch time"]:
-    """Token-level truncated importance sampling: min(exp(logp_old − logp_sampler), cap), detached."""
-    return (old_logprobs - sampler_logprobs).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=cap)
+    """Token-level truncated importance sampling: min(exp(logp_old − logp_sampler), cap), detached; in float32 at least.
+
+    It makes good rounding and a temperature. It cannot make good top-p and top-k: what they cut off is never sampled.
+    """
+    gap = (_wide(old_logprobs) - _wide(sampler_logprobs)).detach()
+    return gap.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=cap)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: exp(20) is beyond float16, and so is the sum of a large batch."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def policy_token_losses(
@@ -57,7 +66,8 @@ def policy_token_losses(
     """The clipped surrogate of each token (arXiv 2606.22600's released code; dual clip from arXiv 1912.09729).
 
     ρ = exp(clamp(logp − logp_old, −20, 20)); surrogate = max(−Aρ, −A·clip(ρ, 1 − clip_low, 1 + clip_high)); where A < 0
-    at most −dual_clip·A; times `importance_correction` where `sampler_logprobs` are given.
+    at most −dual_clip·A; times `importance_correction` where `sampler_logprobs` are given. All in float32 at least,
+    whatever the dtype of the log-probs.
 
     Args:
         logprobs: nats, of the policy being trained; the only input gradients flow to.
@@ -65,16 +75,17 @@ def policy_token_losses(
         advantages: nats, weighted already.
         sampler_logprobs: nats, as the engine reported them while sampling; None for no correction.
     """
+    logprobs, old_logprobs, advantages = _wide(logprobs), _wide(old_logprobs.detach()), _wide(advantages.detach())
     zero = torch.zeros_like(logprobs)
-    ratio = torch.where(mask, logprobs - old_logprobs.detach(), zero).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    advantages = torch.where(mask, advantages.detach(), zero)
+    ratio = torch.where(mask, logprobs - old_logprobs, zero).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    advantages = torch.where(mask, advantages, zero)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.maximum(unclipped, clipped)
     bound = -dual_clip * advantages
     losses = torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate)
     if sampler_logprobs is not None:
-        gap = torch.where(mask, old_logprobs - sampler_logprobs, zero)
+        gap = torch.where(mask, old_logprobs - _wide(sampler_logprobs), zero)
         losses = losses * importance_correction(gap, zero, importance_cap)
     return TokenLosses(
         losses=torch.where(mask, losses, zero),
@@ -113,7 +124,7 @@ def policy_loss(
         importance_cap=importance_cap,
     )
     count = mask.sum().clamp(min=1)
-    moved = torch.where(mask, old_logprobs - logprobs, torch.zeros_like(logprobs)).detach()
+    moved = torch.where(mask, _wide(old_logprobs) - _wide(logprobs), torch.zeros_like(tokens.losses)).detach()
     metrics = {
         "clip_fraction": tokens.clipped.sum() / count,
         "clip_fraction_lower": tokens.clipped_dual.sum() / count,
@@ -128,18 +139,21 @@ def loss_scale(
     mask: Bool[Tensor, "batch time"],
     lengths: Int[Tensor, " batch"],
     normalize: Normalize,
+    kept: Bool[Tensor, "batch time"] | None = None,
 ) -> tuple[Float[Tensor, "batch time"], float]:
     """How one micro-batch enters the batch's mean: a scale per token, and what it adds to the common denominator.
 
     The loss of a batch is Σ scale·loss over all its micro-batches, divided once by the sum of their denominators, so
-    it does not depend on how the batch was split. kept: mean over tokens of non-zero weight; all: over all tokens of
+    it does not depend on how the batch was split. kept: mean over the tokens that are kept; all: over all tokens of
     the responses, those cut off with the window included (as the released code does); sequence: the mean over
     responses of their means over kept tokens.
 
     Args:
         lengths: tokens of each whole response, which the mask may be a window of.
+        kept: tokens of the mask that the scheme keeps; None for those of non-zero weight. A scheme whose weights may
+            fall below what their dtype holds must name them.
     """
-    kept = mask & (weights != 0)
+    kept = mask & (weights != 0) if kept is None else mask & kept
     match normalize:
         case "kept":
             return mask.to(weights.dtype), float(kept.sum())

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.batch import Batch, collate, token_batches
+from iwopd.config.training import OVER_VOCABULARY
 from iwopd.engines.base import Progress, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
+from iwopd.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.numerics import chunked_reverse_kl, loss_scale, policy_token_losses
 from iwopd.numerics.logprobs import Head
-from iwopd.numerics.loss import Normalize, importance_correction
+from iwopd.numerics.loss import Normalize
 from iwopd.seeding import derive_seed
 from iwopd.student import Student
 from iwopd.types import ScoredRollout
@@ -35,6 +37,27 @@ class LossSettings:
     student_logprobs: str = "trainer"
     exopd_lambda: float = 1.0
 
+    @property
+    def over_vocabulary(self) -> bool:
+        """See `iwopd.config.training.OVER_VOCABULARY`."""
+        return self.kind in OVER_VOCABULARY
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward pass says, nats, [batch, time]; for a loss over the vocabulary also the KL, and the teacher's
+    log-probs of the tokens over the vocabulary that both models have."""
+
+    logprobs: Tensor
+    teacher_logprobs: Tensor
+    kl: Tensor | None = None
+
+
+def needs_trainer_logprobs(weighting: Weighting, loss: LossSettings, updates: int) -> bool:
+    """Whether `update` needs log-probs that the trainer recorded before it, because those of its own forward pass would
+    come too late: for weights of the whole batch, or after the first of several optimiser steps."""
+    return updates > 1 or (weighting.needs_batch and loss.student_logprobs == "trainer")
+
 
 def update(
     student: Student,
@@ -50,11 +73,15 @@ def update(
 ) -> dict[str, float]:
     """Train the student on one batch of scored rollouts; returns metrics with keys such as ``train/loss``.
 
+    The student computes in evaluation mode: what it says of a token is free of dropout and of a router's noise. Only
+    adapters' own dropout (`student.lora.dropout`) is applied, to the pass that gradients flow through and to nothing
+    else: A_t, the ratio and the importance correction come from a pass without it.
+
     Args:
         seeds: the rollouts' own, for schemes that draw at random.
         progress: share of the training done, for annealed schemes.
         updates: optimiser steps, each on an equal share of the batch in its order.
-        teacher_head: for loss.kind reverse_kl.
+        teacher_head: for losses over the vocabulary.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; names the rollouts, and the step was not taken.
@@ -152,6 +179,7 @@ class _Step:
         self.loss = loss
         self.seeds = seeds
         self.progress = progress
+        self.dropouts = adapter_dropouts(student.model)
         self.weights: list[Tensor] | None = None
         self.teacher_head: Head | None = None
 
@@ -185,36 +213,37 @@ class _Step:
 
     def _accumulate(self, advance: Progress) -> Sums:
         student, sums, done = self.student, Sums(), 0
-        student.model.train()
-        # Dropout, where a model has any, depends on the update alone: a resumed run draws as the first one did.
+        # The adapters' dropout depends on the update alone: a resumed run draws as the first one did.
         torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
-        for group in token_batches(self._lengths(), student.micro_batch_tokens):
-            batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
-            weights = None
-            if self.weights is not None:
-                weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
-            sums.add(self._micro_batch(batch, weights))
-            done += len(group)
-            advance(done, len(self.scored))
+        with evaluation_mode(student.model):
+            for group in token_batches(self._lengths(), student.micro_batch_tokens):
+                batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
+                weights = None
+                if self.weights is not None:
+                    weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
+                sums.add(self._micro_batch(batch, weights))
+                done += len(group)
+                advance(done, len(self.scored))
         return sums
 
     def _micro_batch(self, batch: Batch, weights: Tensor | None) -> Sums:
         """Forward and backward of Σ scale · loss, to be divided by the batch's whole denominator afterwards."""
         loss, mask = self.loss, batch.tokens.mask
-        logprobs, kl, batch = self._forward(batch)
-        check_finite(logprobs.detach(), "student's log-prob", batch)
-        old = logprobs.detach() if batch.trainer_logprobs is None else batch.trainer_logprobs
+        trained, exact = self._forwards(batch)
+        check_finite(exact.logprobs.detach(), "student's log-prob", batch)
+        batch = replace(batch, teacher_logprobs=exact.teacher_logprobs)
+        now = exact.logprobs.detach()
+        old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
         advantages = batch_advantages(batch, old, loss.student_logprobs, loss.exopd_lambda)
         if weights is None:
             weights = self.weighting.weights(batch, advantages, self.progress)
-        sampler = None if loss.importance_cap is None else batch.sampler_logprobs
-        if kl is None:
+        if trained.kl is None:
             tokens = policy_token_losses(
-                logprobs,
+                now + (trained.logprobs - trained.logprobs.detach()),  # the value without dropout, the gradient with it
                 old,
                 weights * advantages,
                 mask,
-                sampler_logprobs=sampler,
+                sampler_logprobs=None if loss.importance_cap is None else batch.sampler_logprobs,
                 clip_low=loss.clip_low,
                 clip_high=loss.clip_high,
                 dual_clip=loss.dual_clip,
@@ -222,10 +251,10 @@ class _Step:
             )
             losses, clipped, clipped_dual = tokens.losses, tokens.clipped, tokens.clipped_dual
         else:
-            correction = 1.0 if sampler is None else importance_correction(old, sampler, loss.importance_cap or 1.0)
-            losses = weights * correction * kl
+            losses = weights * trained.kl
             clipped = clipped_dual = torch.zeros_like(mask)
-        scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, loss.normalize)
+        kept = self.weighting.kept(weights, mask)
+        scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, loss.normalize, kept)
         total = (losses * scale).sum()
         check_finite(losses.detach(), "loss", batch)
         total.backward()
@@ -233,28 +262,38 @@ class _Step:
         inside = weights[mask]
         gaps = (old - batch.sampler_logprobs).abs()[mask]
         # To the teacher, also where ExOPD aims beyond it.
-        reverse_kl = -batch_advantages(batch, old, loss.student_logprobs) if kl is None else kl.detach()
+        reverse_kl = -batch_advantages(batch, old, loss.student_logprobs) if exact.kl is None else exact.kl.detach()
         totals = [
             total.detach(), mask.sum(), advantages.sum(), advantages.abs().sum(), reverse_kl[mask].sum(), gaps.sum(),
-            inside.sum(), inside.min(), inside.max(), (inside != 0).sum(), clipped.sum(), clipped_dual.sum(),
+            inside.sum(), inside.min(), inside.max(), kept.sum(), clipped.sum(), clipped_dual.sum(),
         ]  # fmt: skip
         first, *rest = torch.stack([value.float() for value in totals]).tolist()
         return Sums(first, denominator, *rest)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Batch]:
-        """The student's log-probs [batch, time]; for reverse_kl also the KL [batch, time].
+    def _forwards(self, batch: Batch) -> tuple[Forward, Forward]:
+        """The pass that gradients flow through, and the same one without dropout; without adapters that have any, one
+        pass is both."""
+        if not self.dropouts:
+            only = self._forward(batch)
+            return only, only
+        for each in self.dropouts:
+            each.eval()
+        with torch.no_grad():
+            exact = self._forward(batch)
+        for each in self.dropouts:
+            each.train()  # in backward, too, where checkpointed layers are computed again
+        return self._forward(batch), exact
 
-        Full-vocabulary chunks yield both models' log-probs over the vocabulary they share; those replace the batch's,
-        so that A_t and the KL speak of the same distributions.
-        """
+    def _forward(self, batch: Batch) -> Forward:
+        """For a loss over the vocabulary, both models' log-probs are over what they share, so that A_t and the KL speak
+        of the same distributions."""
         lm, tokens = self.student.lm, batch.tokens
-        if self.loss.kind == "policy_gradient":
-            return tokens.spread(lm.token_logprobs(tokens)), None, batch
-        assert batch.teacher_hidden is not None, "score() keeps hidden states for reverse_kl"
-        assert self.teacher_head is not None, "update() is given the teacher's head for reverse_kl"
+        if not self.loss.over_vocabulary:
+            return Forward(tokens.spread(lm.token_logprobs(tokens)), batch.teacher_logprobs)
+        assert batch.teacher_hidden is not None, "score() keeps hidden states for losses over the vocabulary"
+        assert self.teacher_head is not None, "update() is given the teacher's head for losses over the vocabulary"
         with lm.autocast():
             scores = chunked_reverse_kl(
                 lm.states(tokens), batch.teacher_hidden, tokens.targets, lm.head, self.teacher_head, lm.chunk
             )
-        batch = replace(batch, teacher_logprobs=tokens.spread(scores.teacher_logprobs))
-        return tokens.spread(scores.logprobs), tokens.spread(scores.reverse_kl), batch
+        return Forward(*(tokens.spread(flat) for flat in (scores.logprobs, scores.teacher_logprobs, scores.reverse_kl)))
