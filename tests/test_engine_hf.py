@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from iwopd.batch import collate_tokens
 from iwopd.engines.base import Sampling
-from iwopd.engines.hf import HfEngine, _Decoding, draw, sampling_logprobs
+from iwopd.engines.decoding import Decoding
+from iwopd.engines.hf import HfEngine, draw, sampling_logprobs
 from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
 from iwopd.types import Prompt, Rollout
@@ -77,13 +78,13 @@ def test_text_does_not_depend_on_the_order_of_the_prompts(lm):
 
 
 def test_finished_rows_are_dropped_without_effect_on_the_others(lm, monkeypatch):
-    kept, keep = [], _Decoding.keep
+    kept, keep = [], Decoding.keep
 
     def watched(self, rows):
         kept.append(len(rows))
         keep(self, rows)
 
-    monkeypatch.setattr(_Decoding, "keep", watched)
+    monkeypatch.setattr(Decoding, "keep", watched)
     together = generate(lm)
     assert len(kept) > 1, "rows are to finish at different times"
     kept.clear()

@@ -64,5 +64,9 @@ def loading_error(key: str, path: str, problem: str, error: Exception, fix: str)
             f"{key}={path}: comes with Python code of its own, which may not run; read it, and if you trust it set "
             f"{section}.trust_remote_code=true"
         )
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ModelError(f"{key}={path}: {problem}: {reason}; {fix}")
+    return ModelError(f"{key}={path}: {problem}: {first_line(error)}; {fix}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line; its type where it says nothing, as an AssertionError may."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

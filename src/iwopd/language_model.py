@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iwopd.batch import Tokens
-from iwopd.errors import ModelError, loading_error
+from iwopd.errors import IwopdError, ModelError, first_line, loading_error
+from iwopd.logits import candidates
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
-# What architectures do to logits beside the matrix; `LanguageModel.head` does the same.
-HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 # Bytes of float32 logits that may exist at one time: small on a CPU, where cache decides; larger where kernels do.
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
@@ -102,11 +101,18 @@ class LanguageModel:
         self.model = model
         self.autocast_enabled = autocast
         self.name = name
-        self._check_head()
+        self.logits = candidates(self.config)[0]
+        self._probe()
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def decoder(self) -> Any:
+        """What makes hidden states: the model without its head."""
+        base = self.model.base_model
+        return self.model.get_decoder() if base is self.model else base  # Llama 4 names its decoder otherwise
 
     @property
     def config(self) -> Any:
@@ -138,15 +144,9 @@ class LanguageModel:
         Raises:
             ModelError: gradients are wanted and the architecture makes none in evaluation mode.
         """
-        decoder: nn.Module = self.model.base_model
-        output = decoder(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            position_ids=tokens.position_ids,
-            use_cache=False,
-        )
-        states = output.last_hidden_state[tokens.rows, tokens.columns]
-        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in decoder.parameters())
+        whole = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        states = whole[tokens.rows, tokens.columns]
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
         if trained and not states.requires_grad:
             raise ModelError(
                 f"{self.name}: {type(self.model).__name__} computes sequences of {tokens.input_ids.shape[1]} tokens "
@@ -154,20 +154,18 @@ class LanguageModel:
             )
         return states
 
+    def _whole_states(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """[batch, columns, hidden]"""
+        output = self.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return output.last_hidden_state
+
     def head(self, states: Tensor) -> Tensor:
         """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so.
 
         Under this model's own autocast, whoever calls: a teacher's head is not rounded as its student's is.
         """
         with self.autocast():
-            return self._logits(states)
-
-    def _logits(self, states: Tensor) -> Tensor:
-        config = self.config
-        logits = self.output_embeddings(states)
-        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+            return self.logits(self.output_embeddings(states))
 
     def token_logprobs(self, tokens: Tokens) -> Tensor:
         """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""
@@ -188,19 +186,41 @@ class LanguageModel:
     def _plain_head(self) -> bool:
         """A matrix and nothing else: no bias, no adapter, no scale, no cap."""
         plain = type(self.output_embeddings) is nn.Linear and self.output_embeddings.bias is None
-        return plain and not any(getattr(self.config, name, None) for name in HEAD_EXTRAS)
+        return plain and self.logits.plain
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Decoder plus head must be what the architecture's own forward computes."""
+    def _probe(self) -> None:
+        """Decoder plus head must be what the architecture's own forward computes; finds out how it makes logits.
+
+        Raises:
+            ModelError: they are not, or the architecture cannot be run as it is here.
+        """
         training = self.model.training
         self.model.eval()
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
-        whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        split = self._logits(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
-        self.model.train(training)
-        if whole.isfinite().all() and not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
+        try:
+            whole = self.model(input_ids=ids, use_cache=False).logits.float()
+            made = self.output_embeddings(self._whole_states(ids)).float()
+        except (IwopdError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever an architecture raises
             raise ModelError(
-                f"{self.name}: {type(self.model).__name__} treats its logits in a way that is not known here "
-                f"(off by {(whole - split).abs().max():.3g}); please report the architecture"
+                f"{self.name}: {type(self.model).__name__} cannot be run as other causal language models are: "
+                f"{first_line(error)}; name another model"
+            ) from error
+        finally:
+            self.model.train(training)
+        if not whole.isfinite().all():
+            return
+        same = (each for each in candidates(self.config) if _close(whole, each(made)))
+        found = next(same, None)
+        if found is None:
+            raise ModelError(
+                f"{self.name}: {type(self.model).__name__} makes logits in a way that is not known here (they are not "
+                "its head's matrix, scaled or capped); name another model, and please report the architecture"
             )
+        self.logits = found
+
+
+def _close(whole: Tensor, made: Tensor) -> bool:
+    return whole.shape == made.shape and torch.allclose(whole, made, rtol=1e-2, atol=1e-2)

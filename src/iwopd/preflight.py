@@ -1,12 +1,16 @@
 """What can be known of a model folder and a pair of tokenizers before torch is imported or weights are read."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from iwopd.errors import ModelError
 
+# What PyTorch's format of before version 1.6 begins with: its magic number, pickled.
+OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+ADAPTERS = "adapter_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -17,7 +21,8 @@ def check_model_folder(key: str, folder: Path) -> dict[str, Any]:
         key: the setting the folder came from, for messages.
 
     Raises:
-        ModelError: no folder, no model in it, or a weights file that is missing or cut short.
+        ModelError: no folder, no model in it, adapters instead of or beside one, or a weights file that is missing or
+            cut short.
     """
     said = f"{key}={folder}"
     try:
@@ -28,6 +33,7 @@ def check_model_folder(key: str, folder: Path) -> dict[str, Any]:
         raise ModelError(f"{said}: does not exist; check the path")
     if not folder.is_dir():
         raise ModelError(f"{said}: is a file; name the folder of a model in HF format")
+    check_whole_model(key, folder)
     config = _read_json(said, folder / "config.json")
     if "model_type" not in config:
         raise ModelError(f"{said}: config.json names no model_type; name the folder of a model in HF format")
@@ -42,6 +48,53 @@ def check_model_folder(key: str, folder: Path) -> dict[str, Any]:
         if problem:
             raise ModelError(f"{said}: {file.name} {problem}; copy or download it again")
     return config
+
+
+def check_whole_model(key: str, folder: Path) -> None:
+    """Refuse a folder of a run, and one with adapters: transformers would take other weights than those that are there.
+
+    Raises:
+        ModelError: says what to name instead.
+    """
+    said = f"{key}={folder}"
+    whole = (folder / "config.json").is_file() or (folder / ADAPTERS).is_file()
+    if not whole and (models := _models_of_run(folder)) is not None:
+        named = (
+            f"its student is {key}={models[-1]}" if models else "it has no whole model yet; finish it, and name final/"
+        )
+        raise ModelError(f"{said}: is the folder of a run, not a model; {named}")
+    if (folder / ADAPTERS).is_file():
+        raise ModelError(adapters_refused(said, folder / ADAPTERS))
+
+
+def _models_of_run(folder: Path) -> list[Path] | None:
+    """The whole models in the folder of a run, of its checkpoints or of one of them, last one last; None for others."""
+    names = ("about.json", "trainer.json", "checkpoints", "step-*")
+    if not any(True for name in names for _ in folder.glob(name)):
+        return None
+    places = ("model", "step-*/model", "checkpoints/step-*/model", "final")
+    return [model for place in places for model in sorted(folder.glob(place)) if (model / "config.json").is_file()]
+
+
+def adapters_refused(said: str, file: Path) -> str:
+    """What to say of a model that comes as adapters, or with some; `file` is their adapter_config.json."""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    named = f" of {base}" if base else ""
+    run = file.parent.parent.parent.parent
+    if re.fullmatch(r"step-\d+", file.parent.parent.name) and (run / "final").is_dir():
+        return f"{said}: holds adapters{named}, not a whole model; the run's final/ has them merged: {run / 'final'}"
+    beside = "remove adapter_config.json if its weights are to be used without them, or " if _has_weights(file) else ""
+    return (
+        f"{said}: holds adapters{named} (adapter_config.json), which are not applied; {beside}merge them with peft "
+        "(AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)) and name NEW"
+    )
+
+
+def _has_weights(file: Path) -> bool:
+    return any((file.parent / name).is_file() for name in WEIGHTS)
 
 
 def _read_json(said: str, file: Path) -> dict[str, Any]:
@@ -61,7 +114,9 @@ def _weights_problem(file: Path) -> str | None:
         return "is listed in the index but missing"
     size = file.stat().st_size
     if file.suffix != ".safetensors":
-        return None if zipfile.is_zipfile(file) else "is cut short or not a PyTorch file"
+        with file.open("rb") as stream:
+            old = stream.read(len(OLD_TORCH)) == OLD_TORCH
+        return None if old or zipfile.is_zipfile(file) else "is cut short or not a PyTorch file"
     with file.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
         if size < 8 or header_size > size - 8:

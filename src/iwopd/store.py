@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from iwopd.errors import RunFolderError
+from iwopd.errors import ModelError, RunFolderError
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +232,9 @@ class RunFolder:
                 _remove(target)
             draft.rename(target)
             _flush(target.parent)
+        except ModelError as error:  # what was written does not load: no matter of the disk
+            shutil.rmtree(draft, ignore_errors=True)
+            raise ModelError(f"{target}: {error}; earlier checkpoints are as they were") from error
         except Exception as error:  # OSError, or what safetensors and torch make of it
             shutil.rmtree(draft, ignore_errors=True)
             whole = self.saved()

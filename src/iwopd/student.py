@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from iwopd.errors import NonFiniteError
 from iwopd.language_model import LanguageModel
+from iwopd.saved import check_adapters, check_model
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,16 @@ class Student:
         yield from revert_weight_conversion(self.model, weights).items()
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`."""
+        """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`.
+
+        Raises:
+            ModelError: what was written does not load.
+        """
         (self.adapters or self.model).save_pretrained(folder / "model")
+        if self.adapters is None:
+            check_model(folder / "model", type(self.model))
+        else:
+            check_adapters(folder / "model", self.adapters)
         tokenizer.save_pretrained(folder / "model")
         torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
 
@@ -130,7 +139,11 @@ class Student:
         self.updates = state["updates"]
 
     def export(self, folder: Path, tokenizer: Any) -> None:
-        """A plain HF folder. Adapters are merged for it and taken out again, to rounding: it is the end of a run."""
+        """A plain HF folder. Adapters are merged for it and taken out again, to rounding: it is the end of a run.
+
+        Raises:
+            ModelError: what was written does not load.
+        """
         model: Any = self.model
         if self.adapters is not None:
             self.adapters.merge_adapter()
@@ -138,6 +151,7 @@ class Student:
         try:
             state = _without_adapters(model) if self.adapters is not None else None
             model.save_pretrained(folder, state_dict=state)
+            check_model(folder, type(model))
             tokenizer.save_pretrained(folder)
         finally:
             if self.adapters is not None:

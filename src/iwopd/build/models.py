@@ -1,5 +1,6 @@
 """Student, teacher and engine, on their devices."""
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from iwopd.config import (
     VllmServerScoringConfig,
 )
 from iwopd.errors import ConfigError, ModelError, loading_error
+from iwopd.preflight import adapters_refused
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from iwopd.student import Student
     from iwopd.teachers.base import Teacher
     from iwopd.types import Prompt
+
+log = logging.getLogger(__name__)
 
 
 def device(name: str, deterministic: bool = True) -> "torch.device":
@@ -58,9 +62,20 @@ def _torch_device(key: str, name: str) -> "torch.device":
 
 
 def language_model(
-    key: str, section: Any, folder: str, device: "torch.device", *, autocast: bool = False
+    key: str,
+    section: Any,
+    folder: str,
+    device: "torch.device",
+    *,
+    autocast: bool = False,
+    context: int | None = None,
 ) -> "LanguageModel":
-    """The model that the setting `key` names, with dtype and attention of the `student` or `teacher` section."""
+    """The model that the setting `key` names, with dtype and attention of the `student` or `teacher` section.
+
+    Args:
+        context: longest prompt and response of the run together, tokens, for positions that depend on it.
+    """
+    from iwopd import rope
     from iwopd.language_model import LanguageModel, load_pretrained
 
     model = load_pretrained(
@@ -72,15 +87,19 @@ def language_model(
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
     )
+    if context is not None:
+        rope.pin(model, context, f"{key}={folder}")
     return LanguageModel(model, autocast=autocast, name=key.removesuffix(".path"))
 
 
-def student(config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None) -> "Student":
-    """The student, at a checkpoint's weights and optimiser state where there is one."""
+def student(
+    config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None, *, context: int | None = None
+) -> "Student":
+    """The student, at a checkpoint's weights and optimiser state where there is one. See `language_model`."""
     from iwopd.student import OptimSettings, Student
 
     optim, lora = config.optim, config.student.lora
-    lm, adapters = student_model(config, folder, device, checkpoint)
+    lm, adapters = student_model(config, folder, device, checkpoint, context=context)
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:
@@ -99,12 +118,13 @@ def student(config: Config, folder: str, device: "torch.device", checkpoint: Pat
 
 
 def student_model(
-    config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None
+    config: Config, folder: str, device: "torch.device", checkpoint: Path | None = None, *, context: int | None = None
 ) -> tuple["LanguageModel", Any | None]:
     """The student's model at a checkpoint's weights where there is one, and its adapters where LoRA is used."""
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
-    lm = language_model("student.path", config.student, weights, device, autocast=config.optim.autocast)
+    autocast = config.optim.autocast
+    lm = language_model("student.path", config.student, weights, device, autocast=autocast, context=context)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*_pattern keys did not match")  # says peft of fused experts, and errs
         return lm, adapters(config, lm.model, checkpoint) if lora else None
@@ -192,7 +212,7 @@ def _hf_teacher(config: Config, served: Served, device: "torch.device") -> "Teac
     own = _torch_device(f"{served.key}.device", section.device) if section.device else device
     tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
     home = torch.device("cpu") if section.offload else own
-    lm = language_model(f"{served.key}.path", section, served.folder, home)
+    lm = language_model(f"{served.key}.path", section, served.folder, home, context=served.context)
     return HfTeacher(lm, own, tokens, section.offload)
 
 
@@ -228,7 +248,10 @@ def teacher_engine(rollout: RolloutConfig, served: Served, lm: "LanguageModel") 
 
 
 def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, ...]:
-    """End-of-sequence ids: the tokenizer's, and those the model's generation config adds."""
+    """End-of-sequence ids: the tokenizer's, and those the model's generation config adds.
+
+    Ids that the model has no row for can never be sampled, and engines refuse them: they are left out, with a warning.
+    """
     from transformers import GenerationConfig
 
     try:
@@ -236,8 +259,18 @@ def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, 
         more: Any = generation.eos_token_id
     except OSError:  # a model need not have one; then its own config speaks
         more = getattr(model_config(key, section, folder), "eos_token_id", None)
-    listed = more if isinstance(more, list) else [more]
-    return tuple(sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)}))
+    listed = [token for token in (more if isinstance(more, list) else [more]) if token is not None]
+    rows = getattr(model_config(key, section, folder), "vocab_size", None) or len(tokenizer)
+    beyond = [token for token in listed if not 0 <= token < rows]
+    if beyond:
+        log.warning(
+            "%s=%s: its generation config ends responses with ids %s, and the model has %d rows; they are left out",
+            key,
+            folder,
+            ", ".join(map(str, beyond)),
+            rows,
+        )
+    return tuple(sorted({tokenizer.eos_token_id, *(token for token in listed if token not in beyond)}))
 
 
 def model_config(key: str, section: Any, folder: str) -> Any:
@@ -246,13 +279,26 @@ def model_config(key: str, section: Any, folder: str) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    from transformers import AutoConfig
+    return whole_config(key, section, folder).get_text_config(decoder=True)
 
+
+def whole_config(key: str, section: Any, folder: str) -> Any:
+    """transformers' config of a model. See `model_config`.
+
+    Raises:
+        ModelError: a model of the hub comes as adapters; of a folder that was told before (`check_model_folder`).
+    """
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    if not Path(folder).is_dir():
+        file = find_adapter_config_file(folder, revision=section.revision or "main")
+        if file is not None:
+            raise ModelError(adapters_refused(f"{key}={folder}", Path(file)))
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             folder, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
         )
-        return config.get_text_config()
     except Exception as error:  # transformers raises a dozen types here
         raise loading_error(key, folder, "its config.json cannot be read", error, "check it") from error
 
@@ -270,11 +316,6 @@ def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> N
         )
 
 
-def context_length(model_config: Any) -> int | None:
-    """Tokens a model can attend to; None where it states no limit."""
-    return getattr(model_config, "max_position_embeddings", None)
-
-
 def check_context(name: str, model_config: Any, key: str, longest_prompt: int, max_tokens: int) -> None:
     """Prompt and response must fit in what the model can attend to.
 
@@ -284,7 +325,9 @@ def check_context(name: str, model_config: Any, key: str, longest_prompt: int, m
     Raises:
         ConfigError: says by how much they do not.
     """
-    context = context_length(model_config)
+    from iwopd.rope import context_limit
+
+    context = context_limit(model_config)
     if context is not None and longest_prompt + max_tokens > context:
         raise ConfigError(
             f"{key}={max_tokens}: with a prompt of {longest_prompt} tokens more than the {context} the {name} can "

@@ -18,6 +18,8 @@ from iwopd.config import (
 )
 from iwopd.errors import ConfigError
 
+SCORED = 1  # vLLM samples one token more when it scores
+
 if TYPE_CHECKING:
     from iwopd.engines.vllm import VllmEngine
     from iwopd.engines.vllm_server import VllmServerEngine
@@ -34,7 +36,7 @@ class Served:
     Attributes:
         folder: the model, as transformers would load it.
         section: its config section.
-        context: longest prompt and response together, tokens.
+        context: longest prompt and response of the run together, tokens; the same for all its models.
         log_file: of engines in this process.
         stop_ids: end-of-sequence token ids.
         vocabulary: sample only ids below this; None for all.
@@ -112,7 +114,8 @@ def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
 
     options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
     section: Any = served.section
-    settings = replace(_settings(scoring.engine, served, section.dtype), sleep=section.offload)
+    settings = _settings(scoring.engine, served, section.dtype)
+    settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
     vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 
@@ -132,8 +135,27 @@ def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings
         gpu_memory=engine.gpu_memory,
         kv_cache_gib=engine.kv_cache_gib,
         eager=engine.eager,
-        more=dict(engine.args),
+        more=_with_rope(engine.args, served),
     )
+
+
+def _with_rope(args: dict[str, Any], served: Served) -> dict[str, Any]:
+    """vLLM's arguments with the positions that a model of transformers has in this run."""
+    from iwopd import rope
+
+    whole, text = _configs(served)
+    overrides = rope.vllm_overrides(text, served.context)
+    if not overrides:
+        return dict(args)
+    overrides = overrides if text is whole else {"text_config": overrides}
+    return {**args, "hf_overrides": overrides | dict(args.get("hf_overrides", {}))}
+
+
+def _configs(served: Served) -> tuple[Any, Any]:
+    from iwopd.build.models import whole_config
+
+    whole = whole_config(f"{served.key}.path", served.section, served.folder)
+    return whole, whole.get_text_config(decoder=True)
 
 
 def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> "VllmServerEngine":
@@ -148,7 +170,7 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     from iwopd.engines.vllm_server import VllmServerEngine
     from iwopd.vllm.transfer import OverGpus, SharedFile
 
-    servers = _servers("rollout.urls", rollout.urls, rollout.http, served.context)
+    servers = _servers("rollout.urls", rollout.urls, rollout.http, served, served.context)
     dtype = getattr(torch, engine_dtype(config, rollout.dtype))
     kind: Any = rollout.sync
     route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else OverGpus(servers, kind, dtype)
@@ -167,13 +189,15 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "Vl
     section: Any = served.section
     own = getattr(section, "urls", None)
     key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
-    servers = _servers(key, urls, scoring.http, served.context)
+    servers = _servers(key, urls, scoring.http, served, served.context + SCORED)
     named = getattr(section, "served_as", None) or scoring.served_as
     names = [named] if named else [str(section.path), served.folder]
     return VllmServerTeacher(servers, scoring.overlap, names)
 
 
-def _servers(key: str, urls: list[str], http: HttpConfig, context: int) -> "Servers":
+def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> "Servers":
+    """Args: context: tokens they must take."""
+    from iwopd import rope
     from iwopd.vllm.servers import HttpSettings, Servers
 
     settings = HttpSettings(http.connections, http.timeout_s, http.retries, http.backoff_s)
@@ -185,6 +209,10 @@ def _servers(key: str, urls: list[str], http: HttpConfig, context: int) -> "Serv
                 f"{key}={server.url}: takes {server.context} tokens, and prompt and response may have {context}; "
                 f"start it with --max-model-len {context}, or lower rollout.max_tokens or eval.max_tokens"
             )
+        differs = rope.server_problem(_configs(served)[1], served.context, server.context)
+        if differs:
+            servers.close()
+            raise ConfigError(f"{key}={server.url}: {differs}; or let vLLM run in this process")
     return servers
 
 

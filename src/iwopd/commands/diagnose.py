@@ -142,6 +142,7 @@ class _Work:
     """Everything that stays the same from student to student: tokenizer, teacher, prompts."""
 
     def __init__(self, config: Config, log_file: Path, display: Display, stack: ExitStack, rows: dict[str, Any]):
+        from iwopd.rope import context_limit
         from iwopd.teachers.hf import HfTeacher
 
         self.config = config
@@ -158,7 +159,7 @@ class _Work:
         student_config = build.model_config("student.path", config.student, self.student_folder)
         for name, model in (("student", student_config), ("teacher", teacher_config)):
             build.check_context(name, model, "rollout.max_tokens", longest, self.sampling.max_tokens)
-        self.contexts = build.context_length(student_config), build.context_length(teacher_config)
+        self.contexts = context_limit(student_config), context_limit(teacher_config)
         build.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, self.tokenizer)
         stops = build.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
@@ -167,7 +168,7 @@ class _Work:
             self.student_folder, config.student, context, log_file, stops, known, "student", student_config.vocab_size
         )
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
-        scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
+        scored = build.Served(teacher_folder, config.teacher, context, log_file)
         self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))
         self.local = self.teacher if isinstance(self.teacher, HfTeacher) else None
 
@@ -177,7 +178,8 @@ class _Work:
         from iwopd.diagnosis.records import Diagnosis
 
         config, settings = self.config, self.config.diagnose
-        lm, _ = build.student_model(config, self.student_folder, self.device, subject.checkpoint)
+        context = self.served.context
+        lm, _ = build.student_model(config, self.student_folder, self.device, subject.checkpoint, context=context)
         build.check_vocabulary("student", lm.vocabulary, config.student.path, self.tokenizer)
         whole = subject.checkpoint if subject.checkpoint and not config.student.lora.rank else None
         served = replace(self.served, folder=str(whole / "model")) if whole else self.served

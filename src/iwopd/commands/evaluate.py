@@ -79,11 +79,15 @@ class _Evaluator:
         lm = None
         if isinstance(config.rollout, HfRolloutConfig):
             device = build.device(config.run.device)
-            lm = build.language_model("eval.model", section, self.model, device, autocast=config.optim.autocast)
+            lm = build.language_model(
+                "eval.model", section, self.model, device, autocast=config.optim.autocast, context=served.context
+            )
         if build.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
             display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
         self.engine: Engine = stack.enter_context(build.engine(config, served, lm))
+        if lm is not None:
+            self.engine.check_logprobs(self.sampling, self.benchmarks[0].prompts[0])
         self.engine.load_weights(self.model)
         if not folder.held:
             stack.enter_context(folder)

@@ -70,7 +70,7 @@ def prepare(
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
     checkpoint = folder.last_checkpoint() if config.run.resume else None
-    student = build.student(config, student_folder, device, checkpoint)
+    student = build.student(config, student_folder, device, checkpoint, context=context)
     build.check_vocabulary("student", student.lm.vocabulary, config.student.path, tokenizer)
     state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student.micro_batch_tokens = state.micro_batch_tokens or student.micro_batch_tokens
@@ -81,9 +81,7 @@ def prepare(
             stack.enter_context(folder)  # vLLM's log goes there
         display.line(f"vLLM starts, a matter of seconds to minutes; its log is {log_file}")
     scored = {
-        key: build.Served(
-            folders[f"{key}.path"], section, context + 1, log_file, key=key
-        )  # vLLM samples one token more
+        key: build.Served(folders[f"{key}.path"], section, context, log_file, key=key)
         for key, section in build.scorer_sections(config).items()
     }
     display.line("loading " + ", ".join(f"{key} {build.model_paths(config)[f'{key}.path']}" for key in scored))

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
 from iwopd.batch import Tokens
 from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.engines.base import Sampling
+from iwopd.engines.decoding import cache_argument
 from iwopd.engines.hf import draw, sampling_logprobs
-from iwopd.errors import ModelError
+from iwopd.errors import ModelError, first_line
 from iwopd.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.language_model import LanguageModel, chunk_tokens, keep_attention_cap
 from iwopd.numerics import chunked_reverse_kl
@@ -97,7 +98,7 @@ class Hollow:
                     trust_remote_code=trust_remote_code,
                 )
             except Exception as error:  # transformers raises a dozen types here
-                raise ModelError(f"no causal language model can be made of it: {_reason(error)}") from error
+                raise ModelError(f"no causal language model can be made of it: {first_line(error)}") from error
             keep_attention_cap(model, attention)
             if adapt is not None:
                 with _replaced(nn.Module, "to", lambda module, *_, **__: module):  # fake tensors cannot be moved
@@ -172,7 +173,7 @@ class Hollow:
                 cache: Any = DynamicCache(config=self.model.config)
                 logits = self._read(cache, rows, prompt, prompt)
                 _lengthen(cache, prompt + response - 1)
-                kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+                kept = sum(part.nbytes for layer in cache.layers for part in _held(layer))
                 choices = sampling_logprobs(logits, sampling)
                 draw(choices, torch.empty(rows, dtype=torch.float64))
                 del choices
@@ -180,12 +181,12 @@ class Hollow:
             return Pass(live.peak, kept)
 
     def _read(self, cache: Any, rows: int, new: int, seen: int) -> Tensor:
-        output = self.model.base_model(
+        output = self.lm.decoder(
             input_ids=torch.empty(rows, new, dtype=torch.long),
             attention_mask=torch.empty(rows, seen, dtype=torch.long),
             position_ids=torch.empty(rows, new, dtype=torch.long),
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(self.lm) or "past_key_values": cache},
         )
         return self.lm.head(output.last_hidden_state[:, -1])
 
@@ -212,7 +213,7 @@ class _HollowLanguageModel(LanguageModel):
     def chunk(self) -> int:
         return chunk_tokens(self.kind, self.vocabulary)
 
-    def _check_head(self) -> None:
+    def _probe(self) -> None:
         """There are no numbers to compare."""
 
 
@@ -255,6 +256,8 @@ def _tokens(work: Work) -> Tokens:
 def _lengthen(cache: Any, length: int) -> None:
     """Keys and values of `length` tokens, or of as many as a layer's window keeps."""
     for layer in cache.layers:
+        if not isinstance(getattr(layer, "keys", None), Tensor):  # a recurrent layer's state is as large as ever
+            continue
         window = getattr(layer, "sliding_window", None)
         kept = length if window is None else min(length, window - 1)
         for name in ("keys", "values"):
@@ -264,5 +267,7 @@ def _lengthen(cache: Any, length: int) -> None:
             layer.cumulative_length = length
 
 
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _held(layer: Any) -> list[Tensor]:
+    """What a layer of a cache keeps: keys and values, or the states of a recurrent one."""
+    parts = (part for value in vars(layer).values() for part in (value if isinstance(value, list | tuple) else [value]))
+    return [part for part in parts if isinstance(part, Tensor)]

@@ -68,11 +68,11 @@ def _try(
 ) -> None:
     device = build.device(config.run.device, config.run.deterministic)
     assert models.student.folder is not None
-    student = build.student(config, models.student.folder, device)
-    section.ok(f"the student loads, on {device}")
-    stops = build.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
     prompts = models.prompts[:PROMPTS]
     context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1
+    student = build.student(config, models.student.folder, device, context=context)
+    section.ok(f"the student loads, on {device}")
+    stops = build.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
     served = build.Served(models.student.folder, config.student, context, log_file, stops)
     engine = stack.enter_context(build.engine(config, served, student.lm))
     engine.check_logprobs(build.sampling(config.rollout), prompts[0])
@@ -85,7 +85,7 @@ def _try(
             found = stack.enter_context(make(config, scored, device)).score(rollouts, weighting.window(0.0))
             count = sum(len(record.teacher_logprobs) for record in found)
             section.ok(f"{source.name} scores them: {count} log-probs, {_mean(found):.3f} nats on average")
-    _own_teacher(config, models.student, student, rollouts, weighting, section)
+    _own_teacher(config, models.student, student, rollouts, weighting, section, context)
 
 
 def _mean(scored: list) -> float:
@@ -119,6 +119,7 @@ def _own_teacher(
     rollouts: "list[Rollout]",
     weighting: "Weighting",
     section: Section,
+    context: int,
 ) -> None:
     """The student scored by itself, and updated as in a run: A must be 0 everywhere, and the gradient with it."""
     from iwopd.stages import score, update
@@ -127,7 +128,7 @@ def _own_teacher(
 
     assert source.folder is not None
     copy = build.language_model(
-        source.key, config.student, source.folder, student.device, autocast=config.optim.autocast
+        source.key, config.student, source.folder, student.device, autocast=config.optim.autocast, context=context
     )
     teacher, loss = HfTeacher(copy, student.device), build.loss_settings(config)
     recorded = needs_trainer_logprobs(weighting, loss, config.optim.updates_per_batch)

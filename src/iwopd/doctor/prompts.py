@@ -94,6 +94,8 @@ def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, show
 
 def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:
     """Prompt and response against what the models can attend to."""
+    from iwopd.rope import context_limit
+
     limit = config.eval.max_tokens or config.rollout.max_tokens
     for source in sources:
         if source.config is None:
@@ -102,7 +104,7 @@ def contexts(config: Config, sources: list[Source], longest: int, evaluated: int
             build.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
             if source.name == "student" and config.eval.benchmarks:
                 build.check_context(source.name, source.config, "eval.max_tokens", evaluated, limit)
-            context = getattr(source.config, "max_position_embeddings", None)
+            context = context_limit(source.config)
             scaling = getattr(source.config, "rope_parameters", None) or getattr(source.config, "rope_scaling", None)
             kind = scaling.get("rope_type", "default") if isinstance(scaling, dict) else "default"
             section.ok(

@@ -8,7 +8,7 @@ from iwopd import build, toy
 from iwopd.build.inputs import Stage, is_local
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
-from iwopd.preflight import WEIGHTS
+from iwopd.preflight import WEIGHTS, check_whole_model
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -53,7 +53,9 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
     path = source.section.path
     folder = Path(path)
     bare = _has_config_alone(path, folder)
-    if not bare:
+    if bare:
+        check_whole_model(source.key, folder)
+    else:
         build.check_path(source.key, path, source.section.revision)
     source.folder = build.model_folders({source.key: path}, stage)[source.key]
     source.config = build.model_config(source.key, source.section, source.folder)
