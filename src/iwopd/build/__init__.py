@@ -1,6 +1,6 @@
 """The one place that turns config into objects. Heavy imports happen inside its functions."""
 
-from iwopd.build.evaluation import benchmark_rows, benchmarks
+from iwopd.build.evaluation import benchmark_rows, benchmarks, sandbox_mode
 from iwopd.build.inputs import (
     Checked,
     Stage,
@@ -61,6 +61,7 @@ __all__ = [
     "parity",
     "prompt_stream",
     "sampling",
+    "sandbox_mode",
     "schemes",
     "scorer_sections",
     "stop_ids",

@@ -9,6 +9,7 @@ from iwopd.config import BenchmarkConfig, EvalConfig
 from iwopd.data import Row, cell, load_rows, render, text_of
 from iwopd.errors import ConfigError, DataError
 from iwopd.grading import CodeGrader, ExactGrader, Grader, MathGrader, code_rows
+from iwopd.grading.sandbox import refusal
 
 if TYPE_CHECKING:
     from iwopd.stages.evaluation import Benchmark
@@ -30,6 +31,8 @@ def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, lis
         raise ConfigError("eval.benchmarks={}: nothing to evaluate on; choose one, e.g. benchmark=[toy]")
     for name in config.benchmarks:
         _check_grader(config, name)
+    if any(source.grader == "code" for source in config.benchmarks.values()):
+        _check_sandbox(config)
     return {name: _rows(source, f"eval.benchmarks.{name}", answers) for name, source in config.benchmarks.items()}
 
 
@@ -99,10 +102,27 @@ def _check_grader(config: EvalConfig, name: str) -> None:
     if source.grader == "code" and not config.allow_code_execution:
         raise ConfigError(
             f"{key}.grader=code: runs programs that the model wrote; allow it with eval.allow_code_execution=true, "
-            "on a machine where they can do no harm"
+            "and see eval.sandbox for what confines them"
         )
     if source.grader == "code" and find_spec("evalplus") is None:
         raise ConfigError(f"{key}.grader=code: evalplus is not installed; pip install 'iwopd[code]'")
+
+
+def sandbox_mode(config: EvalConfig) -> str:
+    """What confines programs: namespaces, container or none."""
+    return "namespaces" if config.sandbox == "auto" else config.sandbox
+
+
+def _check_sandbox(config: EvalConfig) -> None:
+    reason = refusal(sandbox_mode(config))
+    if reason is not None:
+        raise ConfigError(
+            f"eval.sandbox={config.sandbox}: programs that the model wrote cannot be confined here: {reason}; set "
+            "eval.sandbox=container in a container without network and with nothing to lose, or eval.sandbox=none to let "
+            "them reach your files and network"
+        )
+    if config.sandbox == "none":
+        log.warning("eval.sandbox=none: programs that the model wrote can reach your files and network")
 
 
 def grader(config: EvalConfig, name: str) -> Grader:
@@ -112,7 +132,7 @@ def grader(config: EvalConfig, name: str) -> Grader:
         case "math":
             return MathGrader(config.grading_timeout_s)
         case "code":
-            return CodeGrader(config.code_timeout_s, int(config.code_memory_gib * 2**30))
+            return CodeGrader(config.code_timeout_s, int(config.code_memory_gib * 2**30), sandbox_mode(config))
         case _:
             return ExactGrader(source.answer_pattern)
 

@@ -122,7 +122,9 @@ class _Evaluator:
 
     def _settings(self, benchmark: "Benchmark") -> dict[str, Any]:
         source = self.config.eval.benchmarks[benchmark.name]
+        confined = {"sandbox": build.sandbox_mode(self.config.eval)} if source.grader == "code" else {}
         return {
+            **confined,
             "model": self.config.eval.model,
             "path": source.path,
             "split": source.split,

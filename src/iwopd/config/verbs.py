@@ -39,7 +39,14 @@ class EvalConfig:
     grading_timeout_s: float = setting(
         5.0, "seconds to compare two mathematical answers; one that takes longer is wrong", above=0
     )
-    allow_code_execution: bool = setting(False, "let grader=code run what the model wrote, in processes with limits")
+    allow_code_execution: bool = setting(False, "let grader=code run what the model wrote, confined by eval.sandbox")
+    sandbox: str = setting(
+        "auto",
+        "what confines programs that the model wrote. namespaces: no network, none of your files or environment; auto: "
+        "the same, and refused where the kernel forbids it; container: you vouch that all of this runs in a container, "
+        "and only limits and a clean environment are added; none: those limits alone",
+        choices=("auto", "namespaces", "container", "none"),
+    )
     code_timeout_s: float = setting(
         60.0, "seconds for all tests of one program; one that takes longer is wrong", above=0
     )

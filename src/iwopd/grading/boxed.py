@@ -2,8 +2,9 @@ r"""The answer of a response: what stands in its last `\boxed{…}`."""
 
 import re
 
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-BARE = re.compile(r"[^\s{}$\\.,;]+(?:[.,]\d+)*")
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*+")
+BARE = re.compile(r"[^\s{}$\\.,;]++(?:[.,]\d++)*+")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character like any other
 
 
 def last_boxed(text: str) -> str | None:
@@ -12,12 +13,15 @@ def last_boxed(text: str) -> str | None:
     The last box counts, whatever stands in earlier ones: it is what the writer ended with. A box that is never closed,
     as in a response cut by its length, holds no finished answer, so there is none. Of boxes within a box the outer one
     counts. `\boxed 5`, without braces, is read as TeX's habit allows.
+
+    In time linear in the text's length: responses are long, and some repeat `\boxed{` until they are cut.
     """
-    place, found = 0, None
+    place, found, closing = 0, None, None
     while (match := BOX.search(text, place)) is not None:
         start = match.end()
         if start < len(text) and text[start] == "{":
-            stop = _closing(text, start)
+            closing = _pairs(text) if closing is None else closing
+            stop = closing.get(start)
             found = None if stop is None else text[start + 1 : stop]
             # Behind a box that is never closed others may follow: it was only spoken of.
             place = start if stop is None else stop
@@ -28,16 +32,12 @@ def last_boxed(text: str) -> str | None:
     return found
 
 
-def _closing(text: str, start: int) -> int | None:
-    depth, place = 0, start
-    while place < len(text):
-        if text[place] == "\\":
-            place += 1  # an escaped brace is a character like any other
-        elif text[place] == "{":
-            depth += 1
-        elif text[place] == "}":
-            depth -= 1
-            if depth == 0:
-                return place
-        place += 1
-    return None
+def _pairs(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed."""
+    opened, closing = list[int](), dict[int, int]()
+    for match in BRACE.finditer(text):
+        if match.group() == "{":
+            opened.append(match.start())
+        elif match.group() == "}" and opened:
+            closing[opened.pop()] = match.start()
+    return closing

@@ -27,7 +27,8 @@ class MathGrader(Grader):
     """
 
     def __init__(self, seconds: float = 5.0):
-        self._pool = Pool("grader=math", "iwopd.grading.worker", [str(seconds), str(MEMORY)], seconds)
+        arguments = [str(seconds), str(MEMORY)]
+        self._pool = Pool("grader=math", "iwopd.grading.worker", arguments, seconds, {"verdict": bool})
         self._known: dict[Pair, bool | None] = {}
 
     def __call__(self, responses: Sequence[tuple[str, Prompt]]) -> list[Verdict]:

@@ -1,15 +1,20 @@
-"""Programs as answers: problems of HumanEval+ and MBPP+, judged by evalplus in a process with limits."""
+"""Programs as answers: problems of HumanEval+ and MBPP+, judged as evalplus does, in confined processes."""
 
 import ast
+import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from iwopd.config import BenchmarkConfig
-from iwopd.errors import ConfigError, DataError
+from iwopd.errors import ConfigError, DataError, EngineError
 from iwopd.grading.base import Grader, Verdict
 from iwopd.grading.pool import Pool
+from iwopd.grading.sandbox import ENVIRONMENT
 from iwopd.types import Prompt
+
+log = logging.getLogger(__name__)
 
 # evalplus' own wording, so that figures can be compared with its.
 ASK = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
@@ -20,30 +25,56 @@ GRACE = 10.0  # seconds beyond a program's own, for the process that runs it to 
 class CodeGrader(Grader):
     """Right when the program passes all of its problem's tests.
 
-    evalplus judges, with its guard against accidents; it is no sandbox. The program runs in a process of its own, in a
-    folder of its own, with limits of time and memory; all it started is killed.
+    The program runs in a process of its own, confined as `sandbox` says (see `iwopd.grading.sandbox`), with limits of time
+    and memory; it is given inputs and returns plain values. Another process has the tests and compares, as evalplus does.
+    All that a program started is killed.
 
     Args:
         seconds: for all tests of one program.
         memory: bytes of address space.
+        sandbox: namespaces, container or none.
     """
 
-    def __init__(self, seconds: float, memory: int):
-        self._pool = Pool("grader=code", "iwopd.grading.run_code", [str(seconds), str(memory)], seconds + GRACE)
+    def __init__(self, seconds: float, memory: int, sandbox: str = "namespaces"):
+        self.sandbox = sandbox
+        self._told = False
+        self._pool = Pool(
+            f"eval.sandbox={sandbox}",
+            "iwopd.grading.run_code",
+            [str(seconds), str(memory), sandbox],
+            seconds + GRACE,
+            {"status": str, "code": str},
+            environment(),
+        )
 
     def __call__(self, responses: Sequence[tuple[str, Prompt]]) -> list[Verdict]:
-        """See `Grader`."""
+        """See `Grader`.
+
+        Raises:
+            EngineError: a program's process could not be set up.
+        """
         found = self._pool.ask([{"response": text, "problem": prompt.row["problem"]} for text, prompt in responses])
-        return [
-            Verdict(False, None, timed_out=True)
-            if line is None
-            else Verdict(line["status"] == "pass", line["code"], timed_out=line["status"] == "timeout")
-            for line in found
-        ]
+        return list(map(self._verdict, found))
+
+    def _verdict(self, line: dict[str, Any] | None) -> Verdict:
+        if line is None:
+            return Verdict(False, None, timed_out=True)
+        if line["status"] == "unconfined":
+            raise EngineError(f"eval.sandbox={self.sandbox}: a program's process could not be set up: {line.get('note')}")
+        if line["status"] == "unsendable" and not self._told:
+            self._told = True
+            log.warning("a test gives programs %s, which cannot be handed to them: they count as wrong", line["note"])
+        return Verdict(line["status"] == "pass", line["code"], timed_out=line["status"] == "timeout")
 
     def close(self) -> None:
         """See `Grader`."""
         self._pool.close()
+
+
+def environment() -> dict[str, str]:
+    """All that processes for programs have of ours: where libraries and temporary files are."""
+    kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "TMPDIR") if key in os.environ}
+    return {**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1", **kept}
 
 
 def code_rows(rows: Sequence[dict[str, Any]], source: BenchmarkConfig) -> list[dict[str, Any]]:

@@ -7,31 +7,37 @@ Started by `iwopd.grading.pool`, which kills it when it takes too long. It ends 
 when a request takes several times longer than allowed: then nobody is left who would kill it.
 """
 
-import json
+import os
 import resource
 import signal
 import sys
-from typing import Any
+
+from iwopd.grading.lines import Lines, Message
 
 
 def main() -> None:
-    """Serve until standard input ends. Arguments: seconds per request, bytes of memory."""
-    seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    """Serve until standard input ends. Arguments: descriptor to answer at, seconds per request, bytes of memory."""
+    descriptor, seconds, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    os.set_inheritable(descriptor, False)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from iwopd.grading.equality import equal  # slow: it imports sympy
 
     equal("x", "y")
-    answer({"verdict": None})
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, 3 * seconds + 5)  # nothing handles SIGALRM, so it ends the process
-        try:
-            verdict = judge(json.loads(line))
-        except (Exception, RecursionError, MemoryError) as error:  # whatever sympy makes of strange input is no answer
-            answer({"verdict": False, "error": type(error).__name__})
-        else:
-            answer({"verdict": verdict})
+    lines = Lines(0, descriptor, longest=None)
+    lines.send({"ready": True})
+    lines.serve(lambda request: answer(request, seconds))
+
+
+def answer(request: Message, seconds: float) -> Message:
+    """One request, in time."""
+    signal.setitimer(signal.ITIMER_REAL, 3 * seconds + 5)  # nothing handles SIGALRM, so it ends the process
+    try:
+        return {"verdict": judge(request)}
+    except (Exception, RecursionError, MemoryError) as error:  # whatever sympy makes of strange input is no answer
+        return {"verdict": False, "error": type(error).__name__}
+    finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -43,12 +49,6 @@ def judge(request: dict[str, str]) -> bool:
     if "answer" in request:
         return compare(request["answer"], request["reference"], equal)
     return readable(request["reference"], understood)
-
-
-def answer(found: dict[str, Any]) -> None:
-    """One line."""
-    sys.stdout.write(json.dumps(found) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
