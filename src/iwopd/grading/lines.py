@@ -77,7 +77,7 @@ class Lines:
             Broken: nobody reads it.
             Late: not in time.
         """
-        left = memoryview(json.dumps(message).encode() + b"\n")
+        left = memoryview(json.dumps(message, default=str).encode() + b"\n")
         while left:
             if limit is not None and not _ready(self.writing, select.POLLOUT, limit - time.monotonic()):
                 raise Late("does not read")
