@@ -70,7 +70,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("DeepseekV3Config", {**_GROUPED, **_LATENT, "num_key_value_heads": 2}),  # latent attention
     "qwen3_next": ("Qwen3NextConfig", {**_GROUPED, **_EXPERTS, **_LINEAR, "head_dim": 32}),  # half of it recurrent
     "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.2}),  # all of it
-    "opt": ("OPTConfig", {**_SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),  # learned positions
+    "opt": ("OPTConfig", {**_SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32}),  # learned positions
 }
 
 

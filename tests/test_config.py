@@ -13,6 +13,7 @@ from running import process, refused
 
 from iwopd.cli import VERBS
 from iwopd.config import Config, register_schemas
+from iwopd.config.checks import warnings
 from iwopd.errors import ConfigError
 from iwopd.launch import config_folder, typed
 
@@ -117,6 +118,8 @@ WRONG = [
     ("run.resume=true", "run.resume=true", "run.dir=PATH"),
     ("rollout.temperature=0", "rollout.temperature=0", "above 0"),
     ("loss=reverse_kl scoring.student_logprobs=sampler", "scoring.student_logprobs=sampler", "use"),
+    ("rollout.temperature=0.7 loss.importance_cap=null", "rollout.temperature=0.7", "set loss.importance_cap=5.0"),
+    ("rollout.top_p=0.9 loss.importance_cap=null", "rollout.top_p=0.9", "top_p and top_k only in part"),
     ("student=hf", "student.path", "not set"),
     ("seed=${nope}", "seed", "not found"),
     ("run.device=cuda:01", "run.device=cuda:01", "use auto, cpu, cuda"),
@@ -134,6 +137,22 @@ def test_a_mistake_is_one_line_with_key_value_and_fix(
     line = refused(capsys, "train", *overrides.split())
     assert names in line
     assert says in line
+
+
+CHANGED = ["rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.top_k=20"]
+
+
+def test_a_loss_over_the_vocabulary_needs_no_correction_of_what_was_sampled() -> None:
+    config = composed("loss=reverse_kl", "loss.importance_cap=null", *CHANGED)
+    assert config.loss.over_vocabulary
+    assert warnings(config) == []
+
+
+@pytest.mark.parametrize("setting", CHANGED[1:])
+def test_what_the_correction_cannot_make_good_is_warned_of(setting: str) -> None:
+    (line,) = warnings(composed(setting))
+    assert line.startswith(f"{setting}: the tokens that it cuts off are never sampled")
+    assert warnings(composed(CHANGED[0])) == warnings(composed()) == []
 
 
 def test_eval_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,31 @@ def test_a_pair_that_works(doctor: Examined, tmp_path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "this run would work: no problems, no warnings" in out
     assert "\x1b[" not in out  # plain, where there is no terminal
+
+
+@pytest.mark.parametrize("loss", ["policy_gradient", "reverse_kl"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_students_own_teacher_takes_a_runs_path(
+    noisy: bool,
+    loss: str,
+    doctor: Examined,
+    smoke_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dropout that a model was published with: none in an update, and found where an update had it."""
+    student = tmp_path / "student"
+    shutil.copytree(smoke_models["student"], student)
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
+    if noisy:
+        stage = import_module("iwopd.stages.update")  # the package shows the function of that name
+        monkeypatch.setattr(stage, "evaluation_mode", lambda model: nullcontext(model.train()))
+    status, report = doctor(f"student.path={student}", f"loss={loss}")
+    (said,) = [text for text in texts(report, "problem" if noisy else "ok", "Tried out") if "own teacher" in text]
+    assert "gradient norm" in said
+    assert ("where A should be 0" in said) == noisy
+    assert status == noisy
 
 
 def test_a_vllm_engine_is_started_and_compared(doctor: Examined) -> None:

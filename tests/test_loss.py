@@ -219,3 +219,45 @@ def test_splitting_a_batch_adds_up_to_the_same_mean(normalize):
     assert torch.equal(torch.cat([scale for scale, _ in parts]), whole)
     by_hand = {"kept": (2 + 1 + 6) / 3, "all": (2 + 1 + 6) / 13, "sequence": ((2 + 1) / 2 + 6) / 2}
     assert (losses * whole).sum().item() / count == pytest.approx(by_hand[normalize])
+
+
+def test_a_scheme_may_name_the_tokens_it_keeps():
+    """Weights may be too small for their dtype; the denominators are of the tokens, not of rounding."""
+    flushed = torch.zeros_like(WEIGHTS)
+    by_name = {"kept": 7, "all": 13, "sequence": 3}
+    for normalize, denominator in by_name.items():
+        scale, found = loss_scale(flushed, MASK, LENGTHS, normalize, MASK)
+        assert found == denominator
+        assert (scale[MASK] > 0).all()
+    assert loss_scale(flushed, MASK, LENGTHS, "kept")[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_large_batch_in_half_precision_has_a_finite_loss(dtype):
+    """131,072 tokens of loss 1 add up to more than float16 holds, and bfloat16 stops counting at 256."""
+    logprobs = torch.full((64, 2048), -2.0, dtype=dtype).requires_grad_()
+    mask = torch.ones(64, 2048, dtype=torch.bool)
+    found = policy_loss(logprobs, logprobs.detach() + 0.5, torch.full_like(mask, -1.0, dtype=dtype), mask, clip_low=1.0)
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(math.exp(-0.5), rel=1e-6)
+    assert found.metrics["approx_kl"] == pytest.approx(0.5)
+    assert logprobs.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [14.9, -14.9, 30.0])
+@pytest.mark.parametrize("advantage", [0.0, 1.5, -1.5])
+@pytest.mark.parametrize("gap", [0.0, 15.0, -15.0])
+def test_half_precision_gives_what_float64_gives(dtype, ratio, advantage, gap):
+    """exp(14.9) is infinite in float16, and 0 times that is not a number."""
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    given = [torch.full((1, 3), value, dtype=dtype) for value in (ratio, 0.0, advantage, -gap)]
+    found, exact = (
+        policy_loss(new.requires_grad_(), old, signal, mask, sampler_logprobs=sampler)
+        for new, old, signal, sampler in (given, [value.detach().double() for value in given])
+    )
+    assert found.loss.isfinite()
+    assert found.loss.item() == pytest.approx(exact.loss.item(), rel=1e-5)
+    assert found.metrics == pytest.approx(exact.metrics, rel=1e-5)
+    found.loss.backward()
+    assert given[0].grad.isfinite().all()

@@ -19,7 +19,7 @@ from iwopd.batch import collate, token_batches
 from iwopd.config import IwWeighting
 from iwopd.engines.base import Sampling
 from iwopd.engines.hf import HfEngine
-from iwopd.errors import NonFiniteError
+from iwopd.errors import ModelError, NonFiniteError
 from iwopd.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.language_model import LanguageModel
 from iwopd.seeding import derive_seed
@@ -131,8 +131,9 @@ def assert_nothing_to_learn(student: Student, checkpointing: bool, kind: str) ->
 
 
 @on_checkpointing
-@pytest.mark.parametrize("kind", ["policy_gradient", "reverse_kl"])
-@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "policy_gradient") for name in NOISY), ("gpt2", "reverse_kl"), ("phimoe", "reverse_kl")]
+)
 def test_a_noisy_model_that_is_its_own_teacher_learns_nothing(name: str, kind: str, checkpointing: bool) -> None:
     model = noisy(name)
     model.train()
@@ -253,6 +254,16 @@ def test_an_update_leaves_nothing_in_training_mode(fails: bool) -> None:
     assert not any(part.training for part in student.model.modules())
     hooked = [part for part in student.model.modules() if part._forward_pre_hooks or part._forward_hooks]
     assert all(part is student.model.get_input_embeddings() for part in hooked)  # transformers' own
+
+
+def test_an_architecture_without_gradients_in_evaluation_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As xLSTM computes long sequences, and some code that models bring along computes experts."""
+    forward = transformers.LlamaModel.forward
+    monkeypatch.setattr(transformers.LlamaModel, "forward", torch.no_grad()(forward))
+    student = adapted()
+    scored = own_rollouts(student)
+    with pytest.raises(ModelError, match="without gradients in evaluation mode, so it would not learn"):
+        update(student, scored, IW, LossSettings(), seeds=range(len(scored)))
 
 
 class OfItsOwn(nn.Module):

@@ -240,7 +240,7 @@ VARIANTS = {
     "reverse KL": ["loss=reverse_kl"],
     "two updates per batch": ["optim.updates_per_batch=2"],
     "several samples per prompt": ["rollout.n=2"],
-    "LoRA": ["student.lora.rank=4"],
+    "LoRA with dropout": ["student.lora.rank=4", "student.lora.dropout=0.2"],
     "bf16 autocast, checkpointed": ["optim.autocast=true", "student.gradient_checkpointing=true"],
     "cosine with warm-up": ["optim.schedule=cosine", "optim.warmup_steps=2"],
     "processed sampling": ["rollout.temperature=0.8", "rollout.top_p=0.9", "rollout.top_k=20"],
@@ -261,6 +261,13 @@ def test_every_way_to_train_resumes_exactly(overrides: list[str], tmp_path: Path
         torch.isfinite(torch.tensor(row["train/loss"])) for row in rows(whole / "metrics.jsonl") if "train/loss" in row
     )
     AutoModelForCausalLM.from_pretrained(whole / "final")
+
+
+def test_tokens_that_are_cut_off_are_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (*SMALL, "run.steps=2", "eval.every=0", "rollout.top_p=0.9", f"run.dir={tmp_path / 'run'}")
+    assert iwopd("train", *settings) == 0
+    assert capsys.readouterr().out.count("warning: rollout.top_p=0.9: the tokens that it cuts off") == 1
+    assert (tmp_path / "run" / "train.log").read_text().count("rollout.top_p=0.9") == 1
 
 
 def test_windows_score_and_train_fewer_tokens(finished: Path, tmp_path: Path) -> None:

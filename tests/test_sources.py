@@ -149,6 +149,32 @@ def test_a_mixture_gives_every_source_its_share_of_every_batch() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sizes", "updates", "exact"),
+    [((8, 8), 2, True), ((12, 4), 4, True), ((8, 16, 8), 8, True), ((5, 11), 4, False), ((3, 3, 2), 2, False)],
+)
+def test_every_optimiser_step_sees_every_source_in_proportion(sizes: tuple, updates: int, exact: bool) -> None:
+    streams = [stream(f"s{number}", 3 * size, size) for number, size in enumerate(sizes)]
+    share = sum(sizes) // updates
+    for step in range(5):
+        batch = [prompt.id for prompt in Mixture(streams).batch(step)]
+        for first in range(0, len(batch), share):
+            seen = Counter(name.split("/")[0] for name in batch[first : first + share])
+            for number, size in enumerate(sizes):
+                off = abs(seen[f"s{number}"] - size / updates)
+                assert off == 0 if exact else off < 1
+
+
+def test_a_source_gives_the_same_prompts_in_the_same_order_whatever_is_beside_it() -> None:
+    maths, code, more = stream("maths", 30, 6), stream("code", 9, 2), stream("more", 50, 5)
+
+    def of_maths(*streams: PromptStream) -> list[list[str]]:
+        batches = [Mixture(streams).batch(step) for step in range(12)]
+        return [[prompt.id for prompt in batch if prompt.id[0:2] == "ma"] for batch in batches]
+
+    assert of_maths(maths, code) == of_maths(maths) == of_maths(code, more, maths)
+
+
+@pytest.mark.parametrize(
     ("weights", "size", "expected"),
     [
         ({"a": 1, "b": 1}, 8, {"a": 4, "b": 4}),

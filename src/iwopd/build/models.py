@@ -157,6 +157,11 @@ def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
             reason = str(error).splitlines()[0]
+            if "lora_dropout" in reason:
+                raise ConfigError(
+                    f"student.lora.dropout={lora.dropout:g}: peft has none for experts held in one tensor; set "
+                    "it to 0, or have student.lora.targets name other modules"
+                ) from error
             raise ConfigError(f"student.lora.targets={lora.targets}: {reason}; name modules of the model") from error
 
 

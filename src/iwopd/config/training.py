@@ -69,7 +69,7 @@ class PrefixBoostWeighting(AnnealedPrefixWeighting):
 class CustomWeighting(WeightingConfig):
     """A scheme of the user's own."""
 
-    path: str = setting(MISSING, "pkg.module:function, from a WeightInput to weights [batch, time]")
+    path: str = setting(MISSING, "pkg.module:function, from a WeightInput to weights [batch, time]; 0 leaves out")
     needs_batch: bool = setting(False, "the function must see the whole batch at once (one more student pass)")
 
 
@@ -88,7 +88,9 @@ class LossConfig:
         choices=("policy_gradient", "reverse_kl"),
     )
     normalize: str = setting(
-        "kept", "the mean is over tokens of non-zero weight, all, or sequences", choices=("kept", "all", "sequence")
+        "kept",
+        "the mean is over the tokens that the scheme keeps, all, or sequences",
+        choices=("kept", "all", "sequence"),
     )
     clip_low: float = setting(0.2, "the ratio is clipped below 1 − clip_low", low=0, high=1)
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + clip_high", low=0)
