@@ -14,8 +14,9 @@ from test_config import composed
 
 from iwopd.commands.ablate import budgeted
 from iwopd.commands.resume import another_end, taken
+from iwopd.doctor.lengths import steps_in_words
 from iwopd.horizon import horizon_tokens
-from iwopd.schedule import Position, Schedule
+from iwopd.schedule import Position
 from iwopd.store import RunFolder, damage
 from iwopd.study.arms import Run
 
@@ -319,14 +320,6 @@ def findings(report: dict) -> str:
     return " ".join(finding["text"] for section in report["sections"] for finding in section["findings"])
 
 
-def test_doctor_counts_what_the_run_does(doctor: Examined, unmeasured: Path) -> None:
-    _, report = doctor("eval.every=3", "run.steps=5", "run.save_every=2", "run.keep=0")
-    schedule = Schedule(5, None, 3, 2)
-    positions = [Position(step) for step in range(6)]
-    assert report["costs"]["evaluations"] == sum(map(schedule.evaluates, positions)) == 3
-    assert f"{sum(map(schedule.saves, positions))} checkpoints ×" in findings(report)
-
-
 def test_doctor_without_a_benchmark(doctor: Examined) -> None:
     status, report = doctor("benchmark=[]")
     assert status == 0
@@ -335,14 +328,14 @@ def test_doctor_without_a_benchmark(doctor: Examined) -> None:
     assert "no evaluations, for there is no benchmark" in findings(report)
 
 
-def test_doctor_with_a_budget(doctor: Examined) -> None:
-    _, report = doctor("run.tokens=2000", "run.save_every=0")
-    assert report["costs"]["steps"] == 11  # of 8 × 24 tokens at most
-    assert "2,000 tokens (run.tokens), which are at least 11 steps" in findings(report)
-    _, report = doctor("run.tokens=2000", "doctor.response_tokens=10")
-    assert report["costs"]["steps"] == 25
+def test_doctor_with_a_budget_counts_what_the_run_does(doctor: Examined) -> None:
+    _, report = doctor("run.tokens=2000", "doctor.response_tokens=10", "eval.every=2", "run.save_every=4", "run.keep=0")
+    assert report["costs"]["steps"] == 25  # of 8 × 10 tokens
     assert report["costs"]["evaluations"] == 14  # at 0, 2, …, 24, 25
-    assert "about 25 steps" in findings(report)
+    assert "2,000 tokens (run.tokens), which are about 25 steps" in findings(report)
+    assert "7 checkpoints ×" in findings(report)  # at 4, 8, …, 24, 25
+    assert "at least 11 steps" in steps_in_words(composed(*CHEAP, "run.tokens=2000"))  # of 8 × 24 tokens at most
+    assert steps_in_words(composed(*CHEAP)) == "4 steps"
 
 
 # ---------------------------------------------------------------------------------------------- evaluations' noise
