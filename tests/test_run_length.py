@@ -143,7 +143,10 @@ def test_a_lengthened_run_ends_in_the_weights_of_one_that_was_longer_from_the_st
     assert ours == theirs
     assert max(length or 0 for length in lengths) == 1
     assert yaml.safe_load((copied / "config.yaml").read_text())["run"]["steps"] == 7
-    assert "7, each of 8 prompts" in ModelCard.load(copied / "final" / "README.md").text
+    card = ModelCard.load(copied / "final" / "README.md").text
+    assert "7, each of 8 prompts" in card
+    assert "run.steps=7" in card
+    assert "resume" not in card, "nobody else can resume it"
     assert damage(copied / "final") is None
 
 
@@ -212,6 +215,15 @@ def test_an_end_that_cannot_be_another_is_refused_with_the_reason(
     given = [item for item in given if item.partition("=")[0] not in {new.partition("=")[0] for new in changed}]
     assert says in refused(capsys, "train", *given, *changed)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_without_a_checkpoint_there_is_nothing_to_lengthen(
+    copied: Path, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    settings = (*LENGTHENED, "run.steps=7", f"run.dir={copied}", "run.resume=true")
+    assert "has a final/ and no checkpoint" in refused(capsys, "train", *settings)
+    assert (copied / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
 
 
 def test_before_the_first_step_any_end_will_do(tmp_path: Path) -> None:
