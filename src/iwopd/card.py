@@ -18,7 +18,7 @@ PATH = re.compile(r"""(?<![\w:/.~-])(?:~|\.{1,2})?/?(?:[^\s,=:/\[\]{}'"]+/)+(?P<
 ADDRESS = re.compile(r"""https?://[^\s,\]}'"]+""")
 SECRET = re.compile(r"""((?:\b|_)(?:token|secret|password|key)['"]?\s*[:=]\s*)[^\s,\]}]*""", re.IGNORECASE)
 # Of no meaning elsewhere, or for other verbs.
-PRIVATE = ("run.dir", "tracking", "ablate", "diagnose", "push", "doctor", "rollout.urls", "scoring.urls")
+PRIVATE = ("run.dir", "run.resume", "tracking", "ablate", "diagnose", "push", "doctor", "rollout.urls", "scoring.urls")
 
 CITATION = """\
 @article{xie2026position,

@@ -45,6 +45,10 @@ def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], d
             f"{now}: run.tokens={run.tokens} says when this run ends, whatever run.steps is; set a larger run.tokens, "
             f"and {was} as it was"
         )
+    if not done.step and saved.get("run.steps") and (Path(str(run.dir)) / "final").exists():
+        raise RunFolderError(
+            f"{now}: {run.dir} has a final/ and no checkpoint to go on from; choose another folder, or put one back"
+        )
     reasons = depending_on_the_end(config)
     if done.step and reasons:
         raise RunFolderError(

@@ -121,7 +121,9 @@ class OptimConfig:
     eps: float = setting(1e-8, "Adam's denominator term", above=0)
     grad_clip: float | None = setting(1.0, "largest gradient norm; null for no clipping", above=0)
     schedule: str = setting("constant", "after the warm-up", choices=("constant", "linear", "cosine"))
-    warmup_steps: int = setting(0, "optimiser steps of linear warm-up", low=0)
+    warmup_steps: int = setting(
+        0, "optimiser steps of linear warm-up; a rollout batch has updates_per_batch of them", low=0
+    )
     final_lr: float = setting(0.0, "share of lr that linear and cosine end at", low=0, high=1)
     micro_batch_tokens: int = setting(32768, "tokens per forward and backward, padding included", low=1)
     updates_per_batch: int = setting(1, "optimiser steps per rollout batch, each on an equal share of it", low=1)
