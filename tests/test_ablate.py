@@ -261,7 +261,7 @@ def test_with_equal_tokens_more_evaluations_of_the_same_curve_are_no_advantage()
     for name, values in means.items():
         assert abs(fmean(values)) < 4 * stdev(values) / math.sqrt(studies), name
     assert called <= 0.05 * studies + 3 * math.sqrt(0.05 * 0.95 * studies)
-    assert called_before > 0.5 * studies, "looked at where each was evaluated, the area is a matter of how often"
+    assert called_before > 0.25 * studies, "looked at where each was evaluated, the area is a matter of how often"
 
 
 def of_one_study(*differences: list[float]) -> list[str]:

@@ -1,6 +1,7 @@
 """`iwopd diagnose`: its numbers against plain loops, its report as a browser sees it, and what it refuses."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -11,18 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 from running import SMALL, iwopd, process, refused
+from transformers import OPTConfig, OPTForCausalLM
 
 from iwopd import build
 from iwopd.config import UniformWeighting
 from iwopd.diagnosis.advice import advise
-from iwopd.diagnosis.continuation import continuation_curve
+from iwopd.diagnosis.continuation import continuation_curve, curve_of
 from iwopd.diagnosis.figures import draw
 from iwopd.diagnosis.measure import by_position, log_ratio, measure, spending
 from iwopd.diagnosis.records import Continuation, Curve, Diagnosis, LogRatio
 from iwopd.diagnosis.report import report
 from iwopd.engines.base import Sampling
 from iwopd.engines.fake import FakeEngine
+from iwopd.engines.hf import HfEngine
 from iwopd.grading import ExactGrader
+from iwopd.language_model import LanguageModel
 from iwopd.page import figure, page
 from iwopd.stages.evaluation import Benchmark
 from iwopd.teachers.fake import FakeTeacher
@@ -161,16 +165,83 @@ def test_continuations_are_fed_ids_and_share_the_rollouts_limit(make_rollouts):
     assert all(low <= mean <= high for low, mean, high in zip(curve.low, curve.accuracy, curve.high, strict=True))
 
 
+class Long(FakeEngine):
+    """Never stops; keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__(length=1000)
+        self.asked = []
+
+    def generate(self, prompts, sampling, **options):
+        self.asked.append(([len(prompt.ids) for prompt in prompts], sampling.max_tokens))
+        return super().generate(prompts, sampling, **options)
+
+
+@pytest.mark.parametrize("context", [None, 40, 30])
+def test_continuations_are_cut_at_the_limit_and_stay_within_the_context(make_rollouts, context):
+    """Rows share a call, so the shortest prefix decides how much is written: the others' surplus is cut off."""
+    lengths, prompts = [20, 3, 11, 20, 7], [10, 4, 10, 2, 9]
+    rollouts = [
+        replace(item, sample=0, prompt_ids=[1] * prompt, response_ids=list(range(length)))
+        for item, prompt, length in zip(make_rollouts(5), prompts, lengths, strict=True)
+    ]
+    engine, texts = Long(), []
+
+    def decode(ids):
+        texts.append(list(ids))
+        return "right"
+
+    benchmark = Benchmark("b", [Prompt(item.prompt_id, item.prompt_ids, "", answer="right") for item in rollouts],
+                          ExactGrader())  # fmt: skip
+    curve = continuation_curve(
+        engine, benchmark, rollouts, Sampling(max_tokens=20), seed=0, decode=decode, context=context
+    )
+    assert [len(text) for text in texts[:-5]] == [20] * 50
+    for point in range(10):
+        for row, text in enumerate(texts[5 * point : 5 * point + 5]):
+            size = lengths[row] * point // 10
+            assert text[:size] == list(range(size)), "answers stand in the order of the rollouts"
+    longest = max(max(lengths) + written for lengths, written in engine.asked)
+    assert longest <= context if context else longest > 40
+    assert len(engine.asked) == 10 if context is None else len(engine.asked) > 10
+    assert curve.right == [[1] * 5] * 11
+
+
+def test_a_model_whose_context_the_rollouts_fill_is_continued_within_it(make_rollouts):
+    """A position beyond OPT's table is an IndexError."""
+    config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+                       max_position_embeddings=32, word_embed_proj_dim=16)  # fmt: skip
+    model = LanguageModel(OPTForCausalLM(config))
+    rollouts = [replace(item, sample=0) for item in make_rollouts(6, seed=2, longest=25)]
+    prompts = [Prompt(item.prompt_id, item.prompt_ids, "", answer="x") for item in rollouts]
+    curve = continuation_curve(
+        HfEngine(model, stop_ids=[]), Benchmark("b", prompts, ExactGrader()), rollouts, Sampling(max_tokens=25), seed=0,
+        decode=str, context=32,
+    )  # fmt: skip
+    assert curve.accuracy == [0.0] * 11
+
+
 # ---------------------------------------------------------------------------------------------- words
 
 
-def diagnosis(teacher=None, student=0.2, advantage=None, gap=1e-6) -> Diagnosis:
+def answered(accuracies, prompts, seed=None):
+    """A curve with such accuracies: the first prompts are right, or, with a seed, any prompts by chance alone."""
+    if seed is None:
+        right = [[int(place < round(accuracy * prompts)) for place in range(prompts)] for accuracy in accuracies]
+    else:
+        drawn = random.Random(seed)
+        right = [[int(drawn.random() < accuracy) for _ in range(prompts)] for accuracy in accuracies]
+    return curve_of(right)
+
+
+def diagnosis(teacher=None, student=0.2, advantage=None, gap=1e-6, prompts=100, kl=None) -> Diagnosis:
+    """`teacher` is accuracies or a curve; so is `student`, or one accuracy."""
     share = advantage or [0.1] * 10
-    curve = None
+    continuation = None
     if teacher:
-        low, high = ([value + sign * 0.05 for value in teacher] for sign in (-1, 1))
-        ours = Curve([student] * 11, [student - 0.05] * 11, [student + 0.05] * 11)
-        curve = Continuation(100, Curve(teacher, low, high), ours)
+        ours = [student] * 11 if isinstance(student, float) else student
+        curves = [item if isinstance(item, Curve) else answered(item, prompts) for item in (teacher, ours)]
+        continuation = Continuation(prompts, [f"p{place}" for place in range(prompts)], *curves)
     return Diagnosis(
         name="before training",
         step=0,
@@ -178,17 +249,17 @@ def diagnosis(teacher=None, student=0.2, advantage=None, gap=1e-6) -> Diagnosis:
         tokens=5000,
         length=50.0,
         truncated=0.0,
-        full_vocabulary=True,
+        full_vocabulary=kl is None,
         top_k=5,
-        mean={"abs_advantage": 1.0, "reverse_kl": 0.9, "sampler_gap": gap},
+        mean={"abs_advantage": 1.0, "reverse_kl": 0.9 if kl is None else 0.003, "sampler_gap": gap},
         relative={},
         width=1,
         absolute={},
         counts=[],
-        share={"abs_advantage": share, "reverse_kl": share},
+        share={"abs_advantage": share, "reverse_kl": kl or share},
         log_ratio=LogRatio([-10.0 * point for point in range(11)], {}, []),
         weighting={},
-        continuation=curve,
+        continuation=continuation,
     )
 
 
@@ -196,11 +267,43 @@ def test_advice_sees_position_bias_and_its_absence():
     biased = advise(diagnosis([1.0, 0.6, 0.35, 0.3, *[0.2] * 7]))
     assert biased[0].startswith("Position bias: the teacher answers 100% right from the prompt and 30% from 30 %")
     assert "beyond the noise from 10 % on" in biased[0]
-    assert "worth generating to about 20 % of their length (10 tokens)" in biased[2]
-    assert "0.80 from the prompt, is 0.15 or less" in biased[2]
+    assert "worth generating to about 30 % of their length (15 tokens)" in biased[2]
+    assert "0.80 from the prompt (paired p = 5e-05), is 0.10 or less, beyond the noise under a quarter" in biased[2]
     flat = advise(diagnosis([0.9] * 11))
     assert flat[0].startswith("Little position bias")
     assert "generate whole rollouts" in flat[2]
+    late = advise(diagnosis([*[0.9] * 6, *[0.4] * 5]))
+    assert late[0].startswith("Position bias late in a response")
+    assert "40% from 60 %, which is beyond it" in late[0]
+
+
+def test_a_fall_is_judged_prompt_by_prompt():
+    """.80 → .69 of 128 prompts, where the same prompts are answered: marginal intervals overlap, the fall is clear."""
+    teacher = answered([0.8, 0.77, 0.73, *[0.69] * 8], 128)
+    assert teacher.high[3] > teacher.low[0]
+    said = advise(diagnosis(teacher, prompts=128))
+    assert said[0].startswith("Position bias: the teacher answers 80% right from the prompt and 69% from 30 %")
+    assert "the fall is beyond the noise from 20 % on (paired p = 0.000" in said[0]
+    # The same accuracies, of which the prompts know nothing of each other: within the noise.
+    shuffled = [random.Random(point).sample(right, 128) for point, right in enumerate(teacher.right)]
+    assert advise(diagnosis(replace(teacher, right=shuffled), prompts=128))[0].startswith("Little position bias")
+
+
+def test_with_nothing_to_be_found_advice_finds_something_in_few_draws():
+    """A teacher that is the student, whose answers know nothing of the position: no fall and no head start in 95 %."""
+    fell = ahead = 0
+    for seed in range(80):
+        teacher, student = (answered([0.5] * 11, 12, seed=2 * seed + who) for who in (0, 1))
+        bias, _, length, _ = advise(diagnosis(teacher, student, prompts=12))
+        fell += not bias.startswith("Little position bias")
+        ahead += "head start" in length
+    assert fell <= 0.05 * 80 + 3 * (0.05 * 0.95 * 80) ** 0.5
+    assert ahead <= 0.025 * 80 + 3 * (0.025 * 0.975 * 80) ** 0.5
+
+
+def test_how_long_the_head_start_lasts_may_be_beyond_what_the_prompts_can_tell():
+    teacher, student = answered([0.7, *[0.42] * 10], 30), answered([0.3] * 11, 30)
+    assert "cannot be told with 30 prompts" in advise(diagnosis(teacher, student, prompts=30))[2]
 
 
 def test_advice_without_continuations_says_what_is_not_known():
@@ -211,8 +314,15 @@ def test_advice_without_continuations_says_what_is_not_known():
     assert "2.8 times the average" in said[1]
 
 
+def test_advice_gives_no_share_of_a_sum_whose_parts_cancel():
+    said = advise(diagnosis(kl=[None] * 10))[1]
+    assert "keeps 30% of |A| on 15 of 50 tokens (no share of Σ−A" in said
+    assert "0.003 nats per token" in said
+
+
 def test_advice_names_a_teacher_that_is_no_better_and_a_noisy_engine():
     assert "little to distil" in advise(diagnosis([0.2] * 11))[2]
+    assert "worse than the student" in advise(diagnosis([0.1] * 11, 0.4))[2]
     assert "the models', not the engine's" in advise(diagnosis())[3]
     assert "25.0% of |A|" in advise(diagnosis(gap=0.25))[3]
     assert "is noise" in advise(diagnosis(gap=0.25))[3]
@@ -250,6 +360,9 @@ def test_what_a_diagnosis_leaves(made):
     assert student["mean"]["sampler_gap"] < 1e-4 < student["mean"]["abs_advantage"]
     teacher, ours = student["continuation"]["teacher"], student["continuation"]["student"]
     assert teacher["accuracy"][-1] == ours["accuracy"][-1]
+    assert len(student["continuation"]["prompt_ids"]) == 6
+    for curve in (teacher, ours):
+        assert [sum(right) / 6 for right in curve["right"]] == curve["accuracy"]
 
 
 def test_a_run_is_diagnosed_at_every_step_it_kept(trained, tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_sign_flips_by_enumeration(values: list[float]) -> None:
     assert sign_flip_pvalue(values) == pytest.approx(sum(mean >= bound for mean in means) / len(means))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 10, 20])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 10, 16])
 def test_no_p_is_smaller_than_that_of_all_signs_alike(n: int) -> None:
     values = [0.1 + 0.01 * index for index in range(n)]
     assert sign_flip_pvalue(values) == smallest_pvalue(n) == min(1.0, 2 / 2**n)

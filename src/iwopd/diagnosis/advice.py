@@ -53,8 +53,8 @@ def position_bias(found: Diagnosis) -> str:
     """
     fall = found.log_ratio.mean[-1]
     drift = (
-        f"Along a response the prefix log-ratio falls to {fall:.0f} nats on average, "
-        f"{found.log_ratio.mean[WINDOW]:.0f} of them in the first 30 %."
+        f"Along a response the prefix log-ratio falls to {round(fall)} nats on average, "
+        f"{round(found.log_ratio.mean[WINDOW])} of them in the first 30 %."
     )
     curve = found.continuation.teacher if found.continuation else None
     if curve is None:

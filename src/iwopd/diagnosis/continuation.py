@@ -38,8 +38,13 @@ def continuation_curve(
         right.append([int(item.correct) for item in grade(benchmark, ended, decode)])
         progress(point + 1, POINTS)
     benchmark.grader.close()
-    accuracy, low, high = zip(*map(mean_interval, right), strict=True)
-    return Curve(list(accuracy), list(low), list(high), right)
+    return curve_of(right)
+
+
+def curve_of(right: list[list[int]]) -> Curve:
+    """The curve of 1 or 0 for each prefix and prompt."""
+    intervals = [mean_interval([float(one) for one in row]) for row in right]
+    return Curve(*([interval[part] for interval in intervals] for part in range(3)), right)
 
 
 def _continued(

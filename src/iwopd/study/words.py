@@ -54,9 +54,9 @@ def _verdict(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def _criterion(seeds: int, tested: int) -> str:
     """What "larger than the noise" means in this study, and whether anything can be."""
-    from iwopd.numerics.paired import LEVEL, smallest_pvalue, units_needed
+    from iwopd.numerics.paired import EXACT_LIMIT, LEVEL, smallest_pvalue, units_needed
 
-    formula = f"2/2{_superscript(seeds)} = " if seeds > 1 else ""
+    formula = f"2/2{_superscript(seeds)} = " if 1 < seeds <= EXACT_LIMIT else ""
     smallest = f"the smallest p-value that {seeds} seed{'s' if seeds > 1 else ''} can give is {formula}"
     said = (
         f"Larger than the noise means p ≤ {LEVEL:g} after correction for all {tested} differences of this study (sign "
