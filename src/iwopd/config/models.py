@@ -81,7 +81,9 @@ class BaseConfig(ScorerConfig):
 class SourceConfig:
     """Where problems come from."""
 
-    path: str | None = setting(MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT")
+    path: str | None = setting(
+        MISSING, "local jsonl, json, csv or parquet file, folder of them, hub dataset, or toy://VARIANT"
+    )
     subset: str | None = setting(None, "configuration of a hub dataset")
     split: str = setting("train", "split of a hub dataset or of toy://")
     revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
