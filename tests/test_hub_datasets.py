@@ -1,4 +1,4 @@
-"""Datasets of a hub, by the real clients over HTTP: files of text give what is written in them, also without network."""
+"""Datasets of a hub, by the real clients over HTTP: files of text give what is written in them, offline too."""
 
 import json
 import os

@@ -11,10 +11,12 @@ from typing import Any
 
 from iwopd.config import SourceConfig
 from iwopd.data import readers
+from iwopd.data.files import format_of
 from iwopd.data.readers import Table
 from iwopd.errors import DataError, ModelError
 from iwopd.hub import check_on_hub
 
+TEXTS = ("csv", "json", "jsonl")
 ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")
 
 
@@ -48,7 +50,7 @@ def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
     builder = _builder(source)
-    if builder is not None and _is_text(builder):
+    if builder is not None and builder.config.data_files and _is_text(builder):
         return _of_files(builder.config.data_files, source, wanted)
     table: Any = load_dataset(str(source.path), source.subset, split=source.split, revision=source.revision)
     names = list(table.column_names)
@@ -82,6 +84,8 @@ def _is_text(builder: Any) -> bool:
     from datasets.packaged_modules.json.json import Json
 
     told, usual = builder.config, CsvConfig()
+    if not all(format_of(Path(file)) in TEXTS for files in told.data_files.values() for file in files):  # a zip, say
+        return False
     if isinstance(builder, Json):
         return told.field is None
     if not isinstance(builder, Csv):
