@@ -1,4 +1,5 @@
-"""Data files as people have them: what becomes of each, as answers, prompts and ids; or the one line that refuses it."""
+# ruff: noqa: E501 (a row of a table is a line)
+"""Data files as people have them: what becomes of each, as answers and ids; or the one line that refuses it."""
 
 import bz2
 import datetime
@@ -131,7 +132,7 @@ ANSWERS: dict[str, tuple[str, Write, list[str]]] = {
     "parquet bytes": ("a.parquet", parquet([b"05", "é".encode()]), ["05", "é"]),
     "parquet large strings": ("a.parquet", parquet(pyarrow.array(["05"], pyarrow.large_string())), ["05"]),
     "parquet categories": ("a.parquet", parquet(pyarrow.array(["05", "5", "05"]).dictionary_encode()), ["05", "5", "05"]),
-    "parquet gone by content": ("a.jsonl", parquet(["05"]), ["05"]),
+    "parquet under another name": ("a.jsonl", parquet(["05"]), ["05"]),
     # ------------------------------------------------------------------------------------------ folders
     "folder of parquet": ("rows", parquet_shards, ["0", "1"]),
     "folder of csv": ("rows", shards("{}.csv", csv("05"), csv("06"), **{"README.md": "# rows"}), ["05", "06"]),
@@ -300,7 +301,9 @@ def test_a_filter_keeps_the_same_rows_of_every_format(
 
 def test_spellings_of_no_value_compare_with_nothing(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_text("prompt,answer,level\n" + "".join(f"q,{n},{cell}\n" for n, cell in enumerate(["7", "NA", "NaN", ""])))
+    file.write_text(
+        "prompt,answer,level\n" + "".join(f"q,{n},{cell}\n" for n, cell in enumerate(["7", "NA", "NaN", ""]))
+    )
     assert answers(file, filter="level >= 6") == ["0"]
     assert answers(file, filter="level != 6") == ["0"]
     file.write_text("prompt,answer,level\nq,0,hard\n")

@@ -54,17 +54,18 @@ def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
 
 
 def _tell_floats(rows: list[Row], source: BenchmarkConfig, key: str) -> None:
-    """A column of floats makes 42.0 of a reference 42, as data frames do where one is missing; as text that is another."""
+    """Data frames make 42.0 of 42 in a column where a number is missing, and as text that is another reference."""
     if source.grader != "exact":
         return
-    found = [text for row in rows if type(value := cell(row, source.answer_column or "")) is float and
-             (text := text_of(value)).endswith(".0")]  # fmt: skip
+    column = str(source.answer_column)
+    floats = [text_of(value) for row in rows if type(value := cell(row, column)) is float]
+    found = [text for text in floats if text.endswith(".0")]
     if found:
         log.warning(
-            "%s.answer_column=%s: %d of %d references are floating-point numbers such as %s, which grader=exact compares "
-            "as that text; store them as text or as whole numbers",
-            key, source.answer_column, len(found), len(rows), found[0],
-        )  # fmt: skip
+            "%s.answer_column=%s: %d of %d references are floating-point numbers such as %s, which grader=exact "
+            "compares as that text; store them as text or as whole numbers",
+            *(key, column, len(found), len(rows), found[0]),
+        )
 
 
 def _with_references(rows: list[Row], source: BenchmarkConfig) -> list[Row]:

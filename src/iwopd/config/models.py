@@ -92,7 +92,7 @@ class SourceConfig:
     """Where problems come from."""
 
     path: str | None = setting(
-        MISSING, "local jsonl, json, csv or parquet file, hub dataset, or toy://VARIANT", path=True
+        MISSING, "local jsonl, json, csv or parquet file, folder of them, hub dataset, or toy://VARIANT", path=True
     )
     subset: str | None = setting(None, "configuration of a hub dataset")
     split: str = setting("train", "split of a hub dataset or of toy://")

@@ -18,8 +18,15 @@ FORMATS = {
 }
 COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
-KNOWN = "use .jsonl, .json, .csv or .parquet (.ndjson, .tsv and .arrow are read too, texts also as .gz, .zst, .bz2 or .xz)"
-NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` saves beside
+KNOWN = (
+    "use .jsonl, .json, .csv or .parquet (.ndjson, .tsv and .arrow are read too, texts also as .gz, .zst, .bz2 or .xz)"
+)
+NOT_DATA = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+}  # what `datasets` saves beside
 SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(validation|valid|val|dev)|(test|testing|eval|evaluation))(?![a-z])")
 SPLITS = ("train", "validation", "test")
 

@@ -1,24 +1,23 @@
 """Datasets of the hub. Files of text are downloaded and read as local ones are, for the library would make numbers and
 dates of text; tables come from it as they are."""
 
-import errno
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
-from urllib.parse import unquote
 
 from iwopd.config import SourceConfig
 from iwopd.data import readers
+from iwopd.data.files import format_of
 from iwopd.data.readers import Table
-from iwopd.errors import DataError
+from iwopd.errors import DataError, ModelError
 from iwopd.hub import check_on_hub
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
-ADDRESS = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")
+TEXTS = ("csv", "json", "jsonl")
+ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")
 
 
 def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -> Table:
@@ -33,13 +32,16 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
         DataError: it cannot be loaded, or not be kept on this machine.
     """
     assert source.path is not None
-    check_on_hub(f"{key}.path", source.path, "datasets", source.revision)
     try:
+        check_on_hub(f"{key}.path", source.path, "datasets", source.revision)
         return _read(source, wanted, only)
     except DataError:
         raise
     except Exception as error:  # datasets raises a dozen types, most of them its own
-        raise DataError(f"{key}.path={source.path}: {_reason(error)}") from error
+        unwritable = _unwritable()
+        if isinstance(error, ModelError) and not unwritable:
+            raise
+        raise DataError(f"{key}.path={source.path}: {unwritable or _reason(error)}") from error
 
 
 def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
@@ -48,8 +50,8 @@ def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
     builder = _builder(source)
-    if builder is not None and _is_text(builder):
-        return _of_files(builder.config.data_files, source.split, wanted)
+    if builder is not None and builder.config.data_files and _is_text(builder):
+        return _of_files(builder.config.data_files, source, wanted)
     table: Any = load_dataset(str(source.path), source.subset, split=source.split, revision=source.revision)
     names = list(table.column_names)
     if only:
@@ -81,56 +83,69 @@ def _is_text(builder: Any) -> bool:
     from datasets.packaged_modules.csv.csv import Csv, CsvConfig
     from datasets.packaged_modules.json.json import Json
 
+    told, usual = builder.config, CsvConfig()
+    if not all(format_of(Path(file)) in TEXTS for files in told.data_files.values() for file in files):  # a zip, say
+        return False
     if isinstance(builder, Json):
-        return builder.config.field is None
+        return told.field is None
     if not isinstance(builder, Csv):
         return False
-    told, usual = builder.config, CsvConfig()
     return all(getattr(told, name) == getattr(usual, name) for name in ("header", "names", "skiprows", "quotechar"))
 
 
-def _of_files(addresses: Mapping[str, Sequence[str]], split: str, wanted: Sequence[str]) -> Table:
+def _of_files(addresses: Mapping[str, Sequence[str]], source: SourceConfig, wanted: Sequence[str]) -> Table:
     from datasets import ReadInstruction
+
+    split = source.split
+    by_name = {str(name): list(found) for name, found in addresses.items()}
 
     def table(name: str) -> Table:
         """All of a split."""
-        places = [Path(address) for address in addresses[name]]
-        return readers.read([_here(address) for address in addresses[name]], wanted, only=False, names=places)
+        places = [Path(address) for address in by_name[name]]
+        return readers.read(
+            [_here(address, source.revision) for address in by_name[name]], wanted, only=False, names=places
+        )
 
-    if split in addresses:
+    if split in by_name:
         return table(split)
-    asked = [str(name) for name in addresses if name in split]  # train[:100], train+test
+    asked = re.findall("|".join(map(re.escape, by_name)), split)  # train[:100], train+test
+    if not asked:
+        raise ValueError(f"no split {split}, only {', '.join(by_name)}")
     rows = {name: list(table(name).rows) for name in asked}
     parts = ReadInstruction.from_spec(split).to_absolute({name: len(found) for name, found in rows.items()})
     return Table(None, chain.from_iterable(rows[part.splitname][part.from_ : part.to] for part in parts))
 
 
-def _here(address: str) -> Path:
-    """A file of a dataset on this machine, downloaded if need be."""
+def _here(address: str, revision: str | None) -> Path:
+    """A file of a dataset on this machine, downloaded if need be; by the revision's name, by which it is found again
+    without a network."""
     from huggingface_hub import hf_hub_download
 
     found = ADDRESS.fullmatch(address)
     if found is None:
         return Path(address)
-    name, revision, file = found.groups()
-    return Path(hf_hub_download(name, file, repo_type="dataset", revision=unquote(revision)))
+    return Path(hf_hub_download(found[1], found[2], repo_type="dataset", revision=revision))
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, and what to do: a folder that cannot be written is not a wrong name."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
-    full = next((each for each in chain if isinstance(each, OSError) and each.errno in UNWRITABLE), None)
-    if full is not None:
-        from datasets import config
-
-        where = full.filename or config.HF_DATASETS_CACHE
-        return (
-            f"{os.strerror(full.errno or 0)} at {where}, where downloads are kept; set HF_HOME (or HF_DATASETS_CACHE and "
-            "HF_HUB_CACHE) to a folder that can be written and has room"
-        )
-    first = chain[0].__cause__ or chain[0]
+    first = error.__cause__ or error
     reason = next(iter(str(first).splitlines()), type(first).__name__)
     return f"neither a file here nor a dataset the hub gives: {reason}; check path, subset and split"
+
+
+def _unwritable() -> str | None:
+    """A folder where downloads are kept that cannot be written, and why: that hides behind errors of many kinds."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    for folder in (Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(4096))
+        except OSError as error:
+            return (
+                f"{folder}, where downloads are kept, cannot be written ({error.strerror}); set HF_HOME to a folder "
+                "that can, and has room"
+            )
+    return None

@@ -11,9 +11,9 @@ CHAT_KEYS = ({"role", "content"}, {"from", "value"})  # the second as ShareGPT h
 def as_messages(problem: Any) -> list[Message]:
     """Chat messages, each with a role and its content as text.
 
-    Read are a text, which is a user's turn; messages with role and content; ShareGPT's, with from and value; and content
-    in parts ({type: text, text: …}), which are joined by line breaks. A key whose value is null is left out at every
-    depth, for tables of typed columns give every message all keys of any message.
+    Read are a text, which is a user's turn; messages with role and content; ShareGPT's, with from and value; and
+    content in parts ({type: text, text: …}), which are joined by line breaks. A key whose value is null is left out at
+    every depth, for tables of typed columns give every message all keys of any message.
 
     Raises:
         ValueError: it is none of these, or a part is no text; says what.

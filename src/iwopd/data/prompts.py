@@ -134,8 +134,8 @@ def _refusal(
 
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
-    """Token ids. Of a text without chat template, with what the tokenizer puts before it (BOS), but not with what it puts
-    behind it: after an EOS the prompt would be over, and a response would begin another text."""
+    """Token ids. Of a text without chat template, with what the tokenizer puts before it (BOS), but not with what it
+    puts after it: after an EOS the prompt would be over, and a response would begin another text."""
     bare = tokenizer.encode(text, add_special_tokens=False)
     if tokenizer.chat_template is not None:
         return bare

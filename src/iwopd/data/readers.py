@@ -237,7 +237,7 @@ def _rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Row]:
 
 
 def plain_rows(batch: Any) -> list[Row]:
-    """Rows of a batch of pyarrow's, as Python objects; bytes that are text as text, short floats by their own digits."""
+    """Rows of a batch of pyarrow's as Python objects: bytes that are text as text, short floats by their own digits."""
     import pyarrow
 
     columns = [_plain(column) for column in batch.columns]

@@ -45,8 +45,8 @@ def load_rows(source: SourceConfig, key: str, *, answers: bool) -> list[Row]:
 
 
 def _table(source: SourceConfig, key: str, columns: Mapping[str, str]) -> Table:
-    """Of training problems the named columns only, where that saves reading: what else stands there (solutions, say) may
-    be gigabytes."""
+    """Of training problems the named columns only, where that saves reading: what else stands there (solutions, say)
+    may be gigabytes."""
     assert source.path is not None
     if toy.is_toy(source.path):
         return Table(None, iter(toy.toy_rows(f"{key}.path", source.path, source.split)))

@@ -14,12 +14,13 @@ TRUTH = {"true": True, "false": False}
 class Written(float):
     """A number of a JSON file that prints as it is written there: 3.10 stays 3.10, and 1e3 stays 1e3."""
 
+    __slots__ = ("text",)
+    text: str
+
     def __new__(cls, text: str) -> "Written":
         made = super().__new__(cls, text)
         made.text = text
         return made
-
-    text: str
 
     def __str__(self) -> str:
         return self.text

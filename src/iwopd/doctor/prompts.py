@@ -87,8 +87,8 @@ def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, show
     over = sum(prompt.ids[-1:] == [tokenizer.eos_token_id] for prompt in prompts)
     if over:
         section.warn(
-            f"{over:,} of {len(prompts):,} prompts end with the end-of-sequence token {tokenizer.eos_token!r}: right only "
-            "if the model was trained to answer after it; else the chat template lacks a generation prompt"
+            f"{over:,} of {len(prompts):,} prompts end with the end-of-sequence token {tokenizer.eos_token!r}: right "
+            "only if the model was trained to answer after it; else the chat template lacks a generation prompt"
         )
 
 

@@ -15,11 +15,13 @@ Equal = Callable[[str, str], bool]
 
 LONGEST = 1000  # characters of an expression that is worth working out
 READ = 4000  # characters of an answer that is worth reading
+LARGEST = 10_000  # power of ten of a number that is worked out exactly here
 DEEPEST = 40  # braces within braces
 NUMBER = r"(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)"
 SCALAR = re.compile(
     rf"^([+-]*)\s*({NUMBER})(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{{\s*([+-]?\d+)\s*\}}|(\d))|[eE]([+-]?\d+))?$"
 )
+POWER = re.compile(r"^([+-]*)\s*10\s*\^\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))$")
 RATIO = re.compile(
     rf"^([+-]*)\s*(\d+)??\s*(?:\\frac\s*(?:\{{\s*([+-]?{NUMBER})\s*\}}|(\d))\s*(?:\{{\s*([+-]?{NUMBER})\s*\}}|(\d)))$"
 )
@@ -212,9 +214,12 @@ def as_number(text: str) -> Fraction | None:
         return None
     if match := SCALAR.match(text):
         power = int(match[3] or match[4] or match[5] or 0)
-        if abs(power) > 400:
+        if abs(power) > LARGEST:
             return None
         return _sign(match[1]) * Fraction(_digits(match[2])) * Fraction(10) ** power
+    if match := POWER.match(text):
+        power = int(match[2] or match[3])
+        return None if abs(power) > LARGEST else _sign(match[1]) * Fraction(10) ** power
     if match := REPEATING.match(text):
         sign, whole, fixed, repeated = match.groups()
         tail = Fraction(int(repeated), 10 ** len(repeated) - 1)

@@ -55,7 +55,7 @@ def numbers_equal(a: Any, b: Any) -> bool | None:
     return all(abs(part - other) <= tolerance * scale for part, other in zip(mine, theirs, strict=True))
 
 
-def _parts(value: Expr, digits: int) -> tuple[Rational, Rational] | None:
+def _parts(value: Any, digits: int) -> tuple[Any, Any] | None:
     """Real and imaginary part, to so many digits; what only approaches nought is nought."""
     found = value.evalf(digits)
     real, imaginary = found.as_real_imag()
@@ -64,7 +64,7 @@ def _parts(value: Expr, digits: int) -> tuple[Rational, Rational] | None:
     return _significant(real), _significant(imaginary)
 
 
-def _significant(part: Any) -> Rational:
+def _significant(part: Any) -> Any:
     # sympy gives a value whose digits all cancelled a precision of one bit.
     return Rational(0) if isinstance(part, Float) and part._prec == 1 else Rational(part)
 
@@ -72,9 +72,9 @@ def _significant(part: Any) -> Rational:
 def _differ_somewhere(a: Any, b: Any) -> bool:
     if not (isinstance(a, Expr) and isinstance(b, Expr)) or not (a.free_symbols or b.free_symbols):
         return False
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    symbols: list[Any] = sorted(a.free_symbols | b.free_symbols, key=str)
     for shift in range(len(SAMPLES)):
-        at = {symbol: SAMPLES[(shift + place) % len(SAMPLES)] + place for place, symbol in enumerate(symbols)}
+        at: Any = {symbol: SAMPLES[(shift + place) % len(SAMPLES)] + place for place, symbol in enumerate(symbols)}
         if numbers_equal(a.subs(at), b.subs(at)) is False:
             return True
     return False
