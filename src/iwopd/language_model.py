@@ -112,11 +112,7 @@ class LanguageModel:
     def decoder(self) -> Any:
         """What makes hidden states: the model without its head."""
         model: Any = self.model
-        places = (
-            model.base_model,
-            model.get_decoder(),
-            getattr(model, "model", None),
-        )  # Llama 4's text model: the last
+        places = (model.base_model, model.get_decoder(), getattr(model, "model", None))  # the last is Llama 4's
         return next((place for place in places if place is not None and place is not model), model)
 
     @property
