@@ -50,6 +50,7 @@ class Trainer:
         self.loss = build.loss_settings(config)
         self.sampling = build.sampling(config.rollout)
         self.parity = build.parity(config.rollout)
+        self.gaps = build.gap_watch(config.rollout)
 
     def train(self) -> float:
         """Steps, evaluations and checkpoints until `run.steps`; the last accuracy."""
@@ -151,6 +152,7 @@ class Trainer:
                 advance=advance,
             )
             clock.lap("update")
+            self.gaps.see(metrics["train/sampler_gap_mean"])
             self.state.step += 1
             metrics |= {
                 "train/lr": learning_rate,
