@@ -69,4 +69,4 @@ def loading_error(key: str, path: str, problem: str, error: Exception, fix: str)
 
 def first_line(error: Exception) -> str:
     """What an error of a library says, in one line; its type where it says nothing, as an AssertionError may."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

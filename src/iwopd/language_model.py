@@ -111,8 +111,9 @@ class LanguageModel:
     @property
     def decoder(self) -> Any:
         """What makes hidden states: the model without its head."""
-        base = self.model.base_model
-        return self.model.get_decoder() if base is self.model else base  # Llama 4 names its decoder otherwise
+        model: Any = self.model
+        places = (model.base_model, model.get_decoder(), getattr(model, "model", None))  # the last is Llama 4's
+        return next((place for place in places if place is not None and place is not model), model)
 
     @property
     def config(self) -> Any:

@@ -104,7 +104,8 @@ def vllm_overrides(config: Any, context: int) -> dict[str, Any]:
     if not found:
         return {}
     whole = dict(config.rope_parameters) | found if None not in found else found[None]
-    return {"rope_parameters": whole, "max_position_embeddings": max(config.max_position_embeddings, context)}
+    reached = max(config.max_position_embeddings, context + 1)  # vLLM counts the token it samples when it scores
+    return {"rope_parameters": whole, "max_position_embeddings": reached}
 
 
 def _overridden(config: Any, context: int) -> Iterator[tuple[str | None, dict[str, Any]]]:

@@ -30,7 +30,7 @@ from iwopd.build.models import (
     teacher_engine,
     teachers,
 )
-from iwopd.build.settings import eval_sampling, loss_settings, mirrors, parity, sampling
+from iwopd.build.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
 from iwopd.build.vllm import Served, check_vllm, engine_dtype, uses_vllm
 from iwopd.build.weighting import schemes, weighting
 
@@ -52,6 +52,7 @@ __all__ = [
     "engine",
     "engine_dtype",
     "eval_sampling",
+    "gap_watch",
     "language_model",
     "loss_settings",
     "mirrors",

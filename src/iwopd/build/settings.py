@@ -7,7 +7,7 @@ from iwopd.config import Config, RolloutConfig, VllmRolloutConfig, VllmServerRol
 
 if TYPE_CHECKING:
     from iwopd.engines.base import Sampling
-    from iwopd.stages.parity import Thresholds
+    from iwopd.stages.parity import GapWatch, Thresholds
     from iwopd.stages.update import LossSettings
     from iwopd.tracking import Mirror
 
@@ -37,6 +37,14 @@ def parity(rollout: RolloutConfig) -> "Thresholds | None":
             return Thresholds(limits.prompts, tokens, limits.warn, limits.fail)
         case _:
             return None
+
+
+def gap_watch(rollout: RolloutConfig) -> "GapWatch":
+    """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
+    from iwopd.stages.parity import GapWatch, Thresholds
+
+    limit = (parity(rollout) or Thresholds()).warn
+    return GapWatch(limit if sampling(rollout).plain else float("inf"))
 
 
 def loss_settings(config: Config) -> "LossSettings":

@@ -102,9 +102,13 @@ class Examination:
                 section.warn("not estimated: the config of a model is not here")
             self.report.sections.append(section)
             return
-        estimate.memory_section(self.made, self.made.places(), self.report)
+        with section.guarded():
+            estimate.memory_section(self.made, self.made.places(), self.report)
         environment.disk(self.config, self.made, self.report.section("Disk"))
-        estimate.cost_section(self.made, costs(self.made, self.found.problems), self.report)
+        with section.guarded():
+            estimate.cost_section(self.made, costs(self.made, self.found.problems), self.report)
+        if section.findings:
+            self.report.sections.append(section)
 
     def live(self) -> None:
         """The models themselves."""

@@ -53,6 +53,7 @@ class Trainer:
         self.loss = build.loss_settings(config)
         self.sampling = build.sampling(config.rollout)
         self.parity = build.parity(config.rollout)
+        self.gaps = build.gap_watch(config.rollout)
 
     def train(self) -> float | None:
         """Steps, evaluations and checkpoints until the schedule ends; the last accuracy, None without a benchmark."""
@@ -142,6 +143,7 @@ class Trainer:
                 advance=advance,
             )
             clock.lap("update")
+            self.gaps.see(metrics["train/sampler_gap_mean"])
             metrics |= {
                 "train/lr": learning_rate,
                 "train/progress": progress,

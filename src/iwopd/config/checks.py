@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from iwopd.config.engines import HfScoringConfig, RolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
+from iwopd.config.engines import (
+    HfScoringConfig,
+    RolloutConfig,
+    VllmRolloutConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.training import (
     AnnealedPrefixWeighting,
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
     from iwopd.config import Config
 
 
+VLLM_HOTTEST = 2.0  # temperature
+
+
 def problems(config: "Config") -> list[str]:
     """All of them, fields first."""
     return [*_field_problems(config), *_cross_field_problems(config)]
@@ -33,6 +42,20 @@ def problems(config: "Config") -> list[str]:
 
 def warnings(config: "Config") -> list[str]:
     """What is allowed in a training and likely not meant: one line each, likewise."""
+    return [*_precision_warnings(config), *_sampling_warnings(config)]
+
+
+def _precision_warnings(config: "Config") -> Iterator[str]:
+    if config.student.dtype == "bfloat16" and not config.student.lora.rank:
+        yield (
+            f"student.dtype=bfloat16, optim.lr={config.optim.lr:g}: a weight in bfloat16 moves by 1/256 of itself or "
+            "not at all, and AdamW's steps are about optim.lr, so most weights stay as they are; use "
+            "student.dtype=float32 optim.autocast=true, which computes in bfloat16 all the same, or "
+            "student.lora.rank=64"
+        )
+
+
+def _sampling_warnings(config: "Config") -> list[str]:
     cut = _cut_off(config.rollout)
     if not cut or config.loss.over_vocabulary:
         return []
@@ -186,6 +209,11 @@ def _engine_problems(config: "Config") -> Iterator[str]:
             f"{', '.join(changed)}: the sampler's log-probs are of the changed distribution, not the student's, so "
             "A_t would be wrong; use scoring.student_logprobs=trainer"
         )
+    if isinstance(rollout, (VllmRolloutConfig, VllmServerRolloutConfig)):
+        evaluated = ("eval.temperature", config.eval.temperature)
+        for key, temperature in (("rollout.temperature", rollout.temperature), evaluated):
+            if temperature > VLLM_HOTTEST:
+                yield f"{key}={temperature:g}: vLLM takes at most {VLLM_HOTTEST:g}; lower it, or use rollout=hf"
     for key, section in (("rollout", rollout), ("scoring", scoring)):
         if isinstance(section, (VllmServerRolloutConfig, VllmServerScoringConfig)):
             yield from _url_problems(f"{key}.urls", section.urls)

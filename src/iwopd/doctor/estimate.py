@@ -57,7 +57,7 @@ def _engines(plan: Plan, section: Section) -> None:
     if plan.machine.kind == "cuda" and plan.student.computes_in == 4 and plan.student.shape.grouped:
         section.warn(
             "the student computes in float32, for which PyTorch may have no fused attention with grouped heads on a "
-            "GPU: heads × tokens² numbers more, not counted here; use optim.autocast=true or student.dtype=bfloat16"
+            "GPU: heads × tokens² numbers more, not counted here; use optim.autocast=true"
         )
 
 
@@ -68,6 +68,8 @@ def _judge(plan: Plan, place: Place, section: Section) -> None:
     said = f"{place.stage}: {size(place.total)} of the {size(place.limit)} of {place.where}"
     if place.total > place.limit:
         section.problem(f"{said}: does not fit; {', '.join(advice(plan, place))}")
+    elif place.unknown is not None:
+        section.warn(f"{said} without what the pass itself takes: {place.unknown}")
     elif place.total > TIGHT * place.limit:
         section.warn(f"{said}: tight; {', '.join(advice(plan, place))}")
     else:
@@ -85,7 +87,6 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("activations", "optim.autocast=true", not optim.autocast and student.dtype == "float32"),
         ("activations", "a smaller rollout.max_tokens", work.rows == 1),
         ("Adam's moments", "student.lora.rank=64", not student.lora.rank),
-        ("Adam's moments", "student.dtype=bfloat16", student.dtype == "float32"),
         ("student's vLLM engine", "a smaller rollout.engine.gpu_memory, or rollout=vllm_server", True),
         ("prompt log-probs", "a smaller scoring.engine.batch_tokens", True),
         ("keys and values", "a smaller rollout.batch_size, or rollout=vllm", True),

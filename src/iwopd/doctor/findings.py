@@ -5,9 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwopd.errors import IwopdError
+from iwopd.errors import IwopdError, ModelError, first_line
 
 Level = Literal["ok", "warning", "problem", "note"]
+
+
+class NotEstimatedError(ModelError):
+    """Memory or time of an architecture that cannot be told without data; the run itself may well work."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,17 @@ class Section:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """What the block raises because of bad input becomes a problem, and the next check goes on."""
+        """What the block raises becomes a problem, or a warning where only an estimate is missing; the next check goes
+        on."""
         try:
             yield
+        except NotEstimatedError as error:
+            self.warn(str(error))
         except IwopdError as error:
             for line in str(error).splitlines():
                 self.problem(line)
+        except Exception as error:  # of a library, or a fault of this program: the other checks are still of use
+            self.problem(f"this could not be checked: {type(error).__name__}: {first_line(error)}; please report it")
 
 
 @dataclass(frozen=True)

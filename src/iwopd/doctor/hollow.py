@@ -6,6 +6,7 @@ counts what is alive. So it holds for any architecture that transformers can mak
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
 
 from iwopd.batch import Tokens
+from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.engines.base import Sampling
 from iwopd.engines.decoding import cache_argument
@@ -97,6 +99,10 @@ class Hollow:
                     attn_implementation=None if attention == "auto" else attention,
                     trust_remote_code=trust_remote_code,
                 )
+            except DataDependentOutputException as error:
+                raise NotEstimatedError(
+                    f"{config.model_type} cannot be made without data: {first_line(error)}"
+                ) from error
             except Exception as error:  # transformers raises a dozen types here
                 raise ModelError(f"no causal language model can be made of it: {first_line(error)}") from error
             keep_attention_cap(model, attention)
@@ -128,7 +134,7 @@ class Hollow:
             first: no gradients are there yet; else all are, and are not counted.
             teacher_width: of the teacher's hidden states, for full-vocabulary losses.
         """
-        with self._quiet(), self._fake:
+        with self._estimating("an update"):
             trained = self.trained()
             for parameter in trained:
                 parameter.grad = None if first else torch.empty_like(parameter)
@@ -158,7 +164,7 @@ class Hollow:
 
     def score(self, work: Work) -> Pass:
         """Log-probs without gradients."""
-        with self._quiet(), self._fake, torch.no_grad():
+        with self._estimating("scoring"), torch.no_grad():
             self.model.eval()
             tokens = _tokens(work)
             with LiveBytes(self._there()) as live:
@@ -167,7 +173,7 @@ class Hollow:
 
     def rollout(self, rows: int, prompt: int, response: int, sampling: Sampling) -> Pass:
         """Sampling with a cache of keys and values, as `HfEngine` does it, with prompts of several lengths."""
-        with self._quiet(), self._fake, torch.no_grad():
+        with self._estimating("sampling"), torch.no_grad():
             self.model.eval()
             with LiveBytes(self._there()) as live, self.lm.autocast():
                 cache: Any = DynamicCache(config=self.model.config)
@@ -196,8 +202,24 @@ class Hollow:
         return [*model.parameters(), *model.buffers(), *gradients]
 
     @contextmanager
+    def _estimating(self, what: str) -> Iterator[None]:
+        """Without data; what an architecture raises there says nothing of a run.
+
+        Raises:
+            NotEstimatedError: says why.
+        """
+        try:
+            with self._quiet(), self._fake:
+                yield
+        except Exception as error:  # whatever an architecture raises
+            raise NotEstimatedError(
+                f"{what} with {type(self.model).__name__} cannot be estimated without data: {first_line(error)}"
+            ) from error
+
+    @contextmanager
     def _quiet(self) -> Iterator[None]:
-        with warnings.catch_warnings(), _unpacked():
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for what is raised anyway
+        with warnings.catch_warnings(), _unpacked(), _replaced(log, "disabled", True):
             warnings.simplefilter("ignore")
             yield
 
@@ -226,11 +248,11 @@ def _unpacked() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """`owner.name` is `function` while the block lasts; one that is not there stays away."""
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` while the block lasts; one that is not there stays away."""
     found = getattr(owner, name, None)
     if found is not None:
-        setattr(owner, name, function)
+        setattr(owner, name, value)
     try:
         yield
     finally:

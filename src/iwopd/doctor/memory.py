@@ -25,12 +25,14 @@ class Place:
         stage: rollout, score or update.
         where: for the reader, e.g. "GPU 0" or "host memory".
         limit: bytes there; None where they are not known.
+        unknown: why more is needed than the terms say; None where they are all.
     """
 
     stage: str
     where: str
     limit: float | None
     terms: list[Term] = field(default_factory=list[Term])
+    unknown: str | None = None
 
     @property
     def total(self) -> float:

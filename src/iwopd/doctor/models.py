@@ -9,6 +9,7 @@ from iwopd.config import Config
 from iwopd.doctor.compute import Shape
 from iwopd.doctor.hollow import Hollow
 from iwopd.doctor.memory import BYTES, cache_per_token
+from iwopd.rope import context_limit
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
@@ -88,9 +89,9 @@ def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Sha
     Args:
         each: bytes of a cached number.
     """
-    heads = getattr(config, "num_attention_heads", 1)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    heads, width = _of(config, "num_attention_heads"), _of(config, "hidden_size")
+    layers, kv_heads = _of(config, "num_hidden_layers"), _of(config, "num_key_value_heads", heads)
+    head_dim = _of(config, "head_dim", width // heads)
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     experts = next((found for key in EXPERTS if (found := getattr(config, key, None))), 0)
     chosen = next((found for key in CHOSEN if (found := getattr(config, key, None))), experts)
@@ -104,11 +105,20 @@ def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Sha
         embedding=embedding.numel(),
         head=head.numel(),
         tied=head is embedding,
-        layers=config.num_hidden_layers,
+        layers=layers,
         attention=heads * head_dim,
         grouped=kv_heads < heads,
-        cache=cache_per_token(config.num_hidden_layers, kv_heads, head_dim, each),
+        cache=cache_per_token(layers, kv_heads, head_dim, each),
         vocabulary=head.shape[0],
-        width=config.hidden_size,
-        context=getattr(config, "max_position_embeddings", None),
+        width=width,
+        context=context_limit(config),
     )
+
+
+def _of(config: Any, name: str, default: int = 1) -> int:
+    """A number of the config; `default` where there is none, or one for every layer (Gemma 4 refuses to say)."""
+    try:
+        found = getattr(config, name, None)
+    except Exception:  # transformers' own, for what varies between layers
+        return default
+    return found if isinstance(found, int) and found > 0 else default

@@ -7,6 +7,7 @@ from typing import Any
 from iwopd import build
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
+from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.hollow import Pass, Work
 from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
@@ -88,18 +89,22 @@ class Plan:
 
     def places(self) -> list[Place]:
         """Every stage, on the student's device and wherever else it needs memory."""
-        found = [self._place("rollout", self._rollout()), self._place("score", self._score())]
-        found.append(self._place("update", self._update()))
-        return found + self._elsewhere()
+        stages = {"rollout": self._rollout, "score": self._score, "update": self._update}
+        return [self._place(stage, terms) for stage, terms in stages.items()] + self._elsewhere()
 
     # ------------------------------------------------------------------------------------------ what is always there
 
-    def _place(self, stage: str, terms: list[Term]) -> Place:
+    def _place(self, stage: str, terms_of: Callable[[], list[Term]]) -> Place:
         if self.machine.kind == "cuda":
             base = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
         else:
             base = Term("Python and libraries", self.program, "of this process")
-        return Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage), *terms])
+        place = Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage)])
+        try:
+            place.terms += terms_of()
+        except NotEstimatedError as error:
+            place.unknown = str(error)
+        return place
 
     def _resident(self, stage: str) -> list[Term]:
         student, config, cuda = self.student, self.config, self.machine.kind == "cuda"

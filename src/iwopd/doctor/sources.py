@@ -60,7 +60,8 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
     source.folder = build.model_folders({source.key: path}, stage)[source.key]
     source.config = build.model_config(source.key, source.section, source.folder)
     source.weights = not bare
-    said = f"{source.key}={path}: {source.config.model_type}, {source.config.num_hidden_layers} layers"
+    layers = getattr(source.config, "num_hidden_layers", "unknown")
+    said = f"{source.key}={path}: {source.config.model_type}, {layers} layers"
     if bare:
         section.warn(f"{said}; its config.json alone is here: enough for a plan, but training needs its weights")
     else:

@@ -72,6 +72,33 @@ def check_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], li
     return found
 
 
+class GapWatch:
+    """Warns of a gap between sampler and trainer that shows only in training: the mean over all steps so far.
+
+    Args:
+        limit: nats per token, above which a warning is given; again where it has doubled since.
+    """
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self.sum, self.steps = 0.0, 0
+
+    def see(self, gap: float) -> None:
+        """`gap` is a step's train/sampler_gap_mean, nats per token, of samples from the model's own distribution."""
+        self.sum, self.steps = self.sum + gap, self.steps + 1
+        mean = self.sum / self.steps
+        if mean <= self.limit:
+            return
+        self.limit = 2 * mean
+        log.warning(
+            "train/sampler_gap_mean: sampler and trainer differ by %.3g nats per token over %d steps; the importance "
+            "correction carries it, but A_t speaks of another policy than the one that answered: compare dtype and "
+            "attention, or use student.dtype=float32",
+            mean,
+            self.steps,
+        )
+
+
 def _cause(engine: Engine, student: Student, prompts: Sequence[Prompt], limits: Thresholds, seed: int) -> str:
     """What is wrong, found out by mending one thing after the other."""
 
