@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from iwopd.grading.base import Grader, Verdict
 from iwopd.grading.boxed import last_boxed
-from iwopd.grading.comparing import compare, readable
+from iwopd.grading.comparing import READ, compare, readable
 from iwopd.grading.pool import Pool
 from iwopd.types import Prompt
 
 Pair = tuple[str, str]
 MEMORY = 2 * 2**30  # bytes of address space for each process that compares
+SHORT = 200  # characters of an answer that is looked at here: of a longer one, some writing takes seconds to tell from
 
 
 class _Undecided(Exception):
@@ -19,8 +20,8 @@ class _Undecided(Exception):
 class MathGrader(Grader):
     r"""Right when the last `\boxed{…}` of a response is worth the same as the reference.
 
-    Most answers are settled here and at once; the others go to math-verify, in processes with limits of time and
-    memory. One that needs more is wrong.
+    Most answers are settled here and at once; the long ones, and those that need math-verify, in processes with limits
+    of time and memory. One that needs more is wrong.
 
     Args:
         seconds: time for one comparison.
@@ -46,8 +47,8 @@ class MathGrader(Grader):
         left: list[Pair] = []
         for pair in pairs:
             try:
-                self._known[pair] = compare(*pair, _undecided)
-            except _Undecided:
+                self._known[pair] = _compared(*pair)
+            except Exception:  # also what strange writing does to us; a process with limits finds out
                 left.append(pair)
         found = self._pool.ask([{"answer": answer, "reference": reference} for answer, reference in left])
         for pair, line in zip(left, found, strict=True):
@@ -82,6 +83,12 @@ def _readable(reference: str) -> bool | None:
         return readable(bare(reference), _undecided) or None
     except _Undecided:
         return None
+
+
+def _compared(answer: str, reference: str) -> bool:
+    if SHORT < len(answer) <= READ:
+        raise _Undecided
+    return compare(answer, reference, _undecided)
 
 
 def _undecided(*expressions: str) -> bool:

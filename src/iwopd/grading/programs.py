@@ -123,6 +123,6 @@ def _tested_function(row: dict[str, Any]) -> str | None:
 
 def code_block(response: str, entry_point: str | None) -> str:
     """The program in a response: its last code block that defines the function, or its last one, or all of it."""
-    blocks = re.findall(r"```[ \t]*(?:python|py|Python|python3)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", response, re.DOTALL)
+    blocks = re.findall(r"```[ \t]*+(?:python|py|Python|python3)?[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", response, re.DOTALL)
     defining = [block for block in blocks if entry_point and re.search(rf"def\s+{re.escape(entry_point)}\b", block)]
     return (defining or blocks or [response])[-1]
