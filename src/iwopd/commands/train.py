@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
+from iwopd.commands.inputs import keep_inputs, training_inputs
 from iwopd.commands.parts import Parts, State
 from iwopd.commands.trainer import Trainer
 from iwopd.config import Config
@@ -59,6 +60,7 @@ def prepare(
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     benchmarks = build.benchmarks(config.eval, checked.benchmarks, tokenizer)
+    keep_inputs(folder, training_inputs(config, folders, stream.prompts, benchmarks))
     device = build.device(config.run.device, config.run.deterministic)
     context, vocabulary = _check_models(config, folders, tokenizer, stream, benchmarks)
 
