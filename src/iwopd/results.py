@@ -20,8 +20,6 @@ from iwopd.errors import RunFolderError
 from iwopd.stages.evaluation import Evaluation, Graded, Outcome, details
 from iwopd.types import Prompt
 
-EDGE = 2**20  # bytes at each end of a weights file that tell it from another
-
 
 class SampleFile:
     """The samples of one benchmark; see `iwopd.stages.evaluation.Kept`.
@@ -166,23 +164,6 @@ def write_results(file: Path, settings: Mapping[str, Any], evaluation: Evaluatio
         draft.replace(file)
     except OSError as error:
         raise RunFolderError(f"{file}: cannot be written ({error.strerror}); make room") from error
-
-
-def fingerprint(folder: Path) -> str:
-    """Tells a model folder from one with other weights: of its files, names, sizes and both ends.
-
-    Only "" for what is no folder, such as a name on the hub.
-    """
-    if not folder.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json")):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {size} ".encode() + stream.read(EDGE))
-            stream.seek(max(0, size - EDGE))
-            digest.update(stream.read(EDGE))
-    return digest.hexdigest()
 
 
 def problems_digest(prompts: Sequence[Prompt]) -> str:

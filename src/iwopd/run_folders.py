@@ -1,8 +1,10 @@
-"""Which folder a run gets and what it is called; one that nobody named is made at once, so that no two runs share it."""
+"""A run's folder, name and date; a folder that nobody named is made at once, so that no two runs share it."""
 
-import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+
+import yaml
 
 from iwopd.config import Config
 from iwopd.errors import ConfigError
@@ -13,7 +15,7 @@ _claimed: list[Path] = []
 
 
 def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = False) -> None:
-    """Fill in run.name and run.dir; each job of a sweep gets a folder of its own.
+    """Fill in run.name, run.dir and run.date; each job of a sweep gets a folder of its own.
 
     Args:
         job: number of the sweep's job; None where there is no sweep.
@@ -22,7 +24,7 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
     Raises:
         ConfigError: run.resume without a run.
     """
-    run = config.run
+    run, now = config.run, datetime.now()
     if run.resume and run.dir is None and run.name is None:
         raise ConfigError("run.resume=true: which run? name it with run.dir=PATH (or run.name=NAME)")
     named = run.name or (Path(run.dir).name if run.dir else None)
@@ -31,9 +33,20 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
     elif run.name:
         folder = Path("runs") / run.name
     else:
-        folder = _unused(Path("runs"), f"{verb}-{time.strftime('%Y-%m-%d_%H-%M-%S')}", claim and verb in WITH_FOLDER)
+        folder = _unused(Path("runs"), f"{verb}-{now:%Y-%m-%d_%H-%M-%S}", claim and verb in WITH_FOLDER)
     run.name = (named or folder.name) + ("" if job is None else f"-{job}")
     run.dir = str(folder if job is None else folder / str(job))
+    if run.date is None:
+        began = _date_of(Path(run.dir)) if run.resume or verb == "ablate" else None  # a study always goes on
+        run.date = began or now.isoformat(timespec="seconds")
+
+
+def _date_of(folder: Path) -> str | None:
+    """The date that the run in `folder` had; None where there is none that can be read."""
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["run"]["date"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def _unused(parent: Path, name: str, claim: bool) -> Path:

@@ -1,6 +1,7 @@
 """A run's folder: its config, its checkpoints, its final model. What is there is whole, or is not there.
 
-    config.yaml  about.json  metrics.jsonl  samples.jsonl  train.log  eval/  checkpoints/step-NNNNNN/  final/
+    config.yaml  about.json  inputs.json  metrics.jsonl  samples.jsonl  train.log  eval/
+    checkpoints/step-NNNNNN/  final/
 
 Folders are written under a temporary name, flushed to the disk, listed in a manifest of sizes and SHA-256 hashes, and
 then renamed; a process killed at any moment leaves the last whole checkpoint as it was.
@@ -29,6 +30,7 @@ from iwopd.errors import ModelError, RunFolderError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.digests`
 PACKAGES = (
     "iwopd",
     "torch",
@@ -45,9 +47,15 @@ PACKAGES = (
 )
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
 FREE_KEYS = re.compile(
-    r"run\.(dir|name|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
+    r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
     r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
+)
+
+
+# Where inputs are; their contents are compared instead, where a run kept digests of them.
+PLACES = re.compile(
+    r"(student|teacher|teachers\.[^.]+|base|data|data\.sources\.[^.]+|eval\.benchmarks\.[^.]+)\.(path|revision)|eval\.model"
 )
 
 
@@ -79,6 +87,8 @@ class RunFolder:
         self.resume = resume
         self.may_differ = may_differ
         self._changed = False
+        self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
+        self._moved = False  # inputs are elsewhere now
         self._lock = FileLock(self.path / ".lock", timeout=0)
 
     @property
@@ -132,7 +142,9 @@ class RunFolder:
         differing = sorted(
             key
             for key in saved.keys() | current.keys()
-            if saved.get(key) != current.get(key) and not self._is_free(key)
+            if saved.get(key) != current.get(key)
+            and not self._is_free(key)
+            and not self._is_place(key, saved.get(key), current.get(key))
         )
         if differing and self.may_differ:
             allowed = self.may_differ(saved, differing)
@@ -155,6 +167,23 @@ class RunFolder:
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
         return bool(FREE_KEYS.fullmatch(key)) and not of_the_run
 
+    def _is_place(self, key: str, *paths: Any) -> bool:
+        """True for a key that says where something is whose contents can be compared; a toy is its name."""
+        compared = self.resume and self.saved_inputs() is not None and PLACES.fullmatch(key)
+        found = bool(compared) and not any(str(path).startswith("toy://") for path in paths)
+        self._moved |= found
+        return found
+
+    def saved_inputs(self) -> dict[str, Any] | None:
+        """What the run read when it began; None where that is not known."""
+        file = self.path / INPUTS
+        if self._unused or not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{file}: cannot be read ({error}); remove it to go on without") from None
+
     def __enter__(self) -> "RunFolder":
         self.check()
         try:
@@ -170,11 +199,20 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         if self._changed or self._unused or not (self.path / "config.yaml").exists():
             self.record()
+        elif self.inputs is not None and not (self.path / INPUTS).exists():
+            self._write(INPUTS, json.dumps(self.inputs))
+        if self._moved:
+            self._write_config()
         return self
 
     def record(self) -> None:
         """Write about.json and config.yaml anew."""
         self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        if self.inputs is not None:
+            self._write(INPUTS, json.dumps(self.inputs))
+        self._write_config()
+
+    def _write_config(self) -> None:
         self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
     def __exit__(self, *exception: object) -> None:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -129,7 +131,16 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
 def student_tokenizer(config: Config, folder: str) -> Any:
     """The student's tokenizer."""
     student = config.student
-    return tokenizer("student.path", folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    made = tokenizer("student.path", folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    return print_date(made, config.run.date)
+
+
+def print_date(tokenizer: Any, date: str | None) -> Any:
+    """Have a tokenizer's chat template print `date` wherever it would print today's (its `strftime_now`)."""
+    if date is not None:
+        moment = datetime.fromisoformat(date)
+        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=moment.strftime)
+    return tokenizer
 
 
 def check_scorer_tokenizer(config: Config, ours: Any, folder: str, key: str = "teacher") -> None:

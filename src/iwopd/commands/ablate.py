@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from iwopd import build
+from iwopd.commands.inputs import keep_inputs, read_inputs
 from iwopd.config import Config
 from iwopd.display import Display
 from iwopd.errors import ConfigError, IwopdError
@@ -44,6 +45,7 @@ def run(config: Config, line: CommandLine) -> None:
         folder.record()
         try:
             prepare(runs)
+            check_begun(runs)
             axis: Any = config.ablate.match  # its choices are checked by the schema
             with Board(runs, config.ablate.baseline, config.ablate.early, axis) as board:
                 carry_out(config, runs, board, line.flags)
@@ -98,6 +100,25 @@ def prepare(runs: Sequence[Run]) -> None:
             wanted[f"{key}={path}"] = path
     with Display() as display:
         build.model_folders(wanted, display.stage)
+
+
+def check_begun(runs: Sequence[Run]) -> None:
+    """Runs that have begun, the finished ones too, must have read what those still to come will read.
+
+    Raises:
+        RunFolderError: a run read something else; says what.
+    """
+    known = dict[str, dict[str, Any]]()
+    with Display() as display:
+        for one in runs:
+            folder = RunFolder(one.folder, {}, resume=True)
+            if folder.saved_inputs() is None:
+                continue
+            config = one.config
+            key = repr((config.student, config.teacher, config.teachers, config.base, config.data, config.eval))
+            if key not in known:
+                known[key] = read_inputs(config, display.stage)
+            keep_inputs(folder, known[key])
 
 
 def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence[str]) -> None:

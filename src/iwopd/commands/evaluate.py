@@ -4,15 +4,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from iwopd import build
+from iwopd.commands.inputs import benchmark_inputs, keep_inputs
 from iwopd.commands.metrics import evaluation_metrics
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
+from iwopd.digests import combined, model_digest
 from iwopd.display import Display, evaluation_line
 from iwopd.interrupts import Interrupts, Stopped
 from iwopd.store import RunFolder
@@ -67,7 +68,12 @@ class _Evaluator:
         section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section
         trust = section.trust_remote_code
         self.tokenizer = build.tokenizer("eval.model", self.model, revision=None, trust_remote_code=trust)
+        build.print_date(self.tokenizer, config.run.date)
         self.benchmarks: list[Benchmark] = build.benchmarks(config.eval, rows, self.tokenizer)
+        digest = model_digest(self.model)
+        self.weights = combined(digest)
+        model = {"eval.model": {"path": config.eval.model, **digest}}
+        keep_inputs(folder, {"models": model, "problems": benchmark_inputs(config.eval, self.benchmarks)})
         self.sampling = build.eval_sampling(config)
         longest = max(len(prompt.ids) for benchmark in self.benchmarks for prompt in benchmark.prompts)
         model_config = build.model_config("eval.model", section, self.model)
@@ -94,11 +100,11 @@ class _Evaluator:
 
     def evaluate(self, benchmark: "Benchmark") -> "Evaluation":
         """Measure one benchmark, with what an interrupted evaluation has left of it."""
-        from iwopd.results import SampleFile, fingerprint, problems_digest, write_results
+        from iwopd.results import SampleFile, problems_digest, write_results
         from iwopd.stages import evaluate
 
         ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
-        asked = {"weights": fingerprint(Path(self.model)), "problems": problems_digest(benchmark.prompts)}
+        asked = {"weights": self.weights, "problems": problems_digest(benchmark.prompts)}
         samples = SampleFile(path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy)
         if samples.kept:
             total = len(benchmark.prompts) * self.sampling.n

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwopd import build
+from iwopd.commands.inputs import keep_inputs, training_inputs
 from iwopd.commands.parts import Parts, State
 from iwopd.commands.resume import another_end
 from iwopd.commands.trainer import Trainer
@@ -63,6 +64,7 @@ def prepare(
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     benchmarks = build.benchmarks(config.eval, checked.benchmarks, tokenizer)
+    keep_inputs(folder, training_inputs(config, folders, stream.prompts, benchmarks))
     device = build.device(config.run.device, config.run.deterministic)
     context, vocabulary = _check_models(config, folders, tokenizer, stream, benchmarks)
 

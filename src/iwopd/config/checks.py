@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
             f"eval.k={evaluation.k}: larger than eval.n={evaluation.n}, and pass@k needs k samples; "
             f"raise eval.n or set eval.k={evaluation.n}"
         )
+    yield from _date_problems(config.run.date)
     yield from _data_problems(data)
     yield from _model_problems(config)
     yield from _loss_problems(config)
@@ -149,6 +151,13 @@ def _data_problems(data: DataConfig) -> Iterator[str]:
                     f"data.{name}={getattr(data, name)}: data.sources has sources of its own; set "
                     f"data.sources.{next(iter(data.sources))}.{name}, or data.{name}=null"
                 )
+
+
+def _date_problems(date: str | None) -> Iterator[str]:
+    try:
+        datetime.fromisoformat(date or "2026-01-31")
+    except ValueError:
+        yield f"run.date={date}: not a date; write e.g. 2026-01-31 or 2026-01-31T12:00:00"
 
 
 def _model_problems(config: "Config") -> Iterator[str]:

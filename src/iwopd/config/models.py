@@ -14,6 +14,9 @@ class RunConfig:
 
     dir: str | None = setting(None, "folder of the run; default runs/<run.name>", path=True)
     name: str | None = setting(None, "name of the run; default the verb and the time it started")
+    date: str | None = setting(
+        None, "date, or date and time, that chat templates print, 2026-01-31; null for the run's start, also on resume"
+    )
     steps: int = setting(50, "optimisation steps in all: rollout batches", low=0)
     tokens: int | None = setting(
         None,

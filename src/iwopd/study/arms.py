@@ -160,14 +160,20 @@ def study_runs(config: Config, arms: Sequence[Arm], seeds: Sequence[int], line: 
             configs[arm.name] = line.compose([*shared, *arm.overrides])
         except ConfigError as error:
             raise ConfigError(*(f"ablate.arms={arm.name}: {problem}" for problem in error.problems)) from None
+    date = config.run.date  # one for all, whenever each starts
     return [
-        _run(arm, seed, base / arm.name / f"seed-{seed}", shared, configs[arm.name]) for seed in seeds for arm in arms
+        _run(arm, seed, base / arm.name / f"seed-{seed}", date, shared, configs[arm.name])
+        for seed in seeds
+        for arm in arms
     ]
 
 
-def _run(arm: Arm, seed: int, folder: Path, shared: Sequence[str], config: Config) -> Run:
-    settled = (f"seed={seed}", override("run.dir", str(folder)), "run.name=null", "run.resume=true")
-    run = replace(config.run, dir=str(folder), name=None, resume=True)
+def _run(arm: Arm, seed: int, folder: Path, date: str | None, shared: Sequence[str], config: Config) -> Run:
+    settled = (
+        *(f"seed={seed}", override("run.dir", str(folder)), "run.name=null", "run.resume=true"),
+        override("run.date", date),
+    )
+    run = replace(config.run, dir=str(folder), name=None, resume=True, date=date)
     return Run(arm.name, seed, folder, (*shared, *arm.overrides, *settled), replace(config, seed=seed, run=run))
 
 
