@@ -75,7 +75,7 @@ def update(
 
     The student computes in evaluation mode: what it says of a token is free of dropout and of a router's noise. Only
     adapters' own dropout (`student.lora.dropout`) is applied, to the pass that gradients flow through and to nothing
-    else: A_t, the ratio and the importance correction come from a pass without it.
+    else: A_t, the ratio, the importance correction and the metrics (but ``train/loss``) come from a pass without it.
 
     Args:
         seeds: the rollouts' own, for schemes that draw at random.
