@@ -63,7 +63,7 @@ def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], d
     )
     if reached > end:
         raise RunFolderError(
-            f"{now}: {reached} {what} already in {run.dir}, by {was}; give at least {reached}, or choose another folder"
+            f"{now}: {reached} {what} already in {run.dir}, with {was}; give {reached} or more, or another folder"
         )
 
 
