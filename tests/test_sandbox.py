@@ -118,12 +118,12 @@ def add(a, b):
 """,
     "a verdict to every descriptor": f"""
 import posix
-for descriptor in range(3, 256):
-    try:
-        posix.write(descriptor, {FORGED})
-    except OSError:
-        pass
 def add(a, b):
+    for descriptor in range(3, 256):
+        try:
+            posix.write(descriptor, {FORGED})
+        except OSError:
+            pass
     return -7
 """,
     "garbage to every descriptor": """
@@ -148,7 +148,7 @@ def add(a, b):
                 pass
     return -7
 """,
-    "leaves at import": "import os\nos._exit(0)\ndef add(a, b):\n    return 3",
+    "leaves at import": "import os\nLEFT = os._exit(0)\ndef add(a, b):\n    return LEFT or 3",
     "leaves politely": "import sys\ndef add(a, b):\n    raise SystemExit(0)",
     "stops whoever iterates": "def add(a, b):\n    raise StopIteration",
     "patched builtins": """
@@ -162,25 +162,24 @@ def add(a, b):
 """,
     "patched numpy": """
 import numpy
-numpy.allclose = lambda *rest, **more: True
+PATCHED = setattr(numpy, "allclose", lambda *rest, **more: True)
 def add(a, b):
-    return -7.0
+    return PATCHED or -7.0
 """,
     "patched evalplus": """
 import sys
-for name, module in list(sys.modules.items()):
-    if name.startswith(("evalplus", "iwopd")):
-        for key, value in list(vars(module).items()):
-            if callable(value):
-                try:
-                    setattr(module, key, lambda *rest, **more: "pass")
-                except Exception:
-                    pass
 def add(a, b):
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("evalplus", "iwopd")):
+            for key, value in list(vars(module).items()):
+                if callable(value):
+                    setattr(module, key, lambda *rest, **more: "pass")
     return -7
 """,
-    "shadows what tests use": "def zip(*rest):\n    return []\nenumerate = zip\nassert_ = zip\ndef add(a, b):\n    return -7",
-    "changes its inputs": "def add(a, b):\n    import gc\n    return -7",
+    "shadows what tests use": (
+        "def zip(*rest):\n    return []\nenumerate = zip\nAssertionError = ValueError\n"
+        "def check(*rest):\n    return zip\ndef add(a, b):\n    return -7 if enumerate and AssertionError and check else 0"
+    ),
     "a huge answer": "def add(a, b):\n    return 'x' * 2**26",
     "a deep answer": """
 def add(a, b):
@@ -202,12 +201,21 @@ def test_a_program_cannot_pass_by_itself_nor_harm_another(grade: Grade, row: dic
 
 @pytest.mark.parametrize("row", [NATIVE, HUB], ids=["evalplus", "hub"])
 def test_nothing_can_be_found_that_is_expected(grade: Grade, row: dict) -> None:
-    hidden = {"canonical_solution": "    # zq-marker\n    return 'zq-marker' and 'nothing'\n", "prompt": "# zq-marker\n" + row["prompt"]}
-    test = {"test": "def check(candidate):\n    'zq-marker'\n    assert candidate(1, 2) == 'nothing'\n"} if row is HUB else {}
+    hidden = {
+        "canonical_solution": "    # zq-marker\n    return 'zq-marker' and 'nothing'\n",
+        "prompt": "# zq-marker\n" + row["prompt"],
+    }
+    test = (
+        {"test": "def check(candidate):\n    'zq-marker'\n    assert candidate(1, 2) == 'nothing'\n"}
+        if row is HUB
+        else {}
+    )
     code = HUNT + "def add(a, b):\n    return str(hunt()) if hunt() else 'nothing'"
     assert grade({**row, **hidden, **test}, code).correct
     # The hunt itself works: it finds what a program has put there.
-    assert not grade({**row, **hidden, **test}, code + " if a else ['zq-marker', hunt()]\nKEPT = ['a zq-marker']").correct
+    assert not grade(
+        {**row, **hidden, **test}, code + " if a else ['zq-marker', hunt()]\nKEPT = ['a zq-marker']"
+    ).correct
 
 
 def test_an_empty_list_is_not_close_to_a_number(grade: Grade) -> None:
@@ -217,7 +225,11 @@ def test_an_empty_list_is_not_close_to_a_number(grade: Grade) -> None:
 
 
 def test_the_entry_point_must_be_the_programs(grade: Grade) -> None:
-    row = {**HUB, "prompt": "def helper(a):\n    return a\n\n" + HUB["prompt"], "test": "assert helper(add(1, 2)) == 3\n"}
+    row = {
+        **HUB,
+        "prompt": "def helper(a):\n    return a\n\n" + HUB["prompt"],
+        "test": "assert helper(add(1, 2)) == 3\n",
+    }
     assert grade(row, RIGHT).correct
     assert not grade(row, "def helper(a):\n    return 3\ndef add(a, b):\n    return helper(a) and -7\n").correct
     assert not grade(row, "def helper(a):\n    return 3").correct
@@ -279,7 +291,7 @@ def probe():
 import io, numpy
 def probe():
     found = []
-    for path in (numpy.__file__, {os.__file__!r}, "/usr/written", "/etc/passwd"):
+    for path in (numpy.__file__, {os.__file__!r}, "/usr/written"):
         try:
             io.open(path, "a")
             found.append(path)
@@ -424,7 +436,9 @@ def test_programs_end_with_whoever_grades() -> None:
     found = list[Verdict]()
     thread = threading.Thread(target=lambda: found.extend(grader([answered(HUB, code)])))
     thread.start()
-    wait_for(lambda: len(started(before)) == 5)  # worker, starter, judge, and the program with the process that waits for it
+    wait_for(
+        lambda: len(started(before)) == 5
+    )  # worker, starter, judge, and the program with the process that waits for it
     everything = started(before)
     grader.close()
     thread.join()
@@ -497,21 +511,202 @@ def test_without_namespaces_verdicts_and_limits_hold(mode: str, monkeypatch: pyt
     assert [verdict.correct for verdict in found] == [right for *_, right in rows]
 
 
-AS_NOBODY = """
-import os, sys
-sys.path[:0] = {paths}
-import test_sandbox as here
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-here.main()
-"""
+def test_an_ordinary_user_can_confine_programs_too(tmp_path: Path) -> None:
+    """As nobody, where this is root: with Python's files put where another user can read them."""
+    command = [sys.executable, "-c", "import test_sandbox; test_sandbox.grade_all()"]
+    source = Path(sandbox.__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{source}:{Path(__file__).parent}",
+        "HF_TOKEN": SECRET,
+        "HOME": "/nonexistent",
+    }
+    if os.geteuid() == 0:
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+        script = [
+            *opened([Path(sys.base_prefix), Path(sys.prefix), source, Path(__file__).parent], tmp_path),
+            'exec "$@"',
+        ]
+        command = ["unshare", "--mount", "sh", "-ec", "\n".join(script), "sh", *user, *command]
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    uid, *verdicts = json.loads(done.stdout)
+    assert uid != 0
+    assert verdicts == [True, True, False] + [True] * len(FACTS)
 
 
-def main() -> None:
-    """As another user, in a process of its own: the verdicts on standard output."""
+def opened(needed: list[Path], stage: Path) -> list[str]:
+    """Shell commands, for a namespace of mounts, by which these can be read although a folder above them is closed."""
+    before, after, covered = list[str](), list[str](), set[Path]()
+    for number, path in enumerate(needed):
+        closed = [above for above in reversed(path.parents) if not above.stat().st_mode & 1][:1]
+        if closed:
+            place = stage / str(number)
+            before += [f"mkdir {place}", f"mount --rbind {path} {place}"]
+            after += [f"mkdir -p {path}", f"mount --rbind {place} {path}"]
+            covered.update(closed)
+    return [*before, *(f"mount -t tmpfs -o mode=755 tmpfs {each}" for each in covered), *after]
+
+
+def grade_all() -> None:
+    """In a process of its own: who it is, and verdicts, on standard output."""
     grader = CodeGrader(seconds=6, memory=2**31)
     grader._pool.count = 1
     rows = [(NATIVE, RIGHT), (HUB, RIGHT), (HUB, ATTACKS["a verdict through /proc"])]
     rows += [(probing(wanted), code) for code, wanted in FACTS.values()]
     found = grader([answered(row, code) for row, code in rows])
     grader.close()
-    print(json.dumps([verdict.correct for verdict in found]))
+    print(json.dumps([os.geteuid(), *(verdict.correct for verdict in found)]))
+
+
+def test_where_the_kernel_forbids_it_evaluation_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"',
+        "sh",
+    ]
+    asked = [
+        sys.executable,
+        "-c",
+        "from iwopd.grading.sandbox import refusal as r; print(*map(r, ('namespaces', 'container', 'none')), sep='|')",
+    ]
+    done = subprocess.run([*forbidden, *asked], capture_output=True, text=True, check=True)
+    reason, container, none = done.stdout.strip().split("|")
+    assert reason.startswith("unshare: ")
+    assert container == none == "None"
+
+    monkeypatch.setattr("iwopd.build.evaluation.refusal", lambda mode: reason if mode == "namespaces" else None)
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(HUB) + "\n")
+    settings = [
+        "benchmark=[humaneval_plus]",
+        f"eval.benchmarks.humaneval_plus.path={file}",
+        "eval.allow_code_execution=true",
+    ]
+    for mode in ("auto", "namespaces"):
+        line = refused(
+            capsys,
+            "eval",
+            *settings,
+            f"eval.sandbox={mode}",
+            "eval.model=toy://smoke/student",
+            f"run.dir={tmp_path / 'run'}",
+        )
+        assert line.startswith(
+            f"iwopd: eval.sandbox={mode}: programs that the model wrote cannot be confined here: unshare: "
+        )
+        assert "eval.sandbox=container" in line
+        assert "eval.sandbox=none" in line
+    assert not (tmp_path / "run").exists()
+    assert "torch" not in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- honest programs
+
+
+def native(task: str, name: str, inputs: list, solution: str, atol: float = 0) -> dict:
+    return {
+        "task_id": task,
+        "prompt": f"def {name}(*rest):\n",
+        "entry_point": name,
+        "canonical_solution": solution,
+        "base_input": inputs[:1],
+        "plus_input": inputs[1:],
+        "atol": atol,
+    }
+
+
+HALF = native("HumanEval/904", "half", [[1.0], [2.5], [1e-9]], "    return rest[0] / 3\n")
+SAME = native("HumanEval/905", "same", [[[3, 1, 2]], [[1]], [[]]], "    return sorted(rest[0])\n")
+BIG = native("HumanEval/906", "big", [[3], [200], [20_000]], "    import math\n    return 10 ** rest[0]\n")
+ZERO = native(
+    "HumanEval/32", "find_zero", [[[1, 2]], [[-6, 11, -6, 1]]], "    return -0.5 if len(rest[0]) == 2 else 1.0\n", 1e-4
+)
+SHARED = native(
+    "Mbpp/2",
+    "similar_elements",
+    [[[3, 4, 5], [5, 7, 4]], [[1], [2]]],
+    "    return tuple(set(rest[0]) & set(rest[1]))\n",
+)
+MATCH = native(
+    "Mbpp/300", "check_str", [["annie"], ["xyz"]], "    import re\n    return re.search('^[aeiou]', rest[0])\n"
+)
+EQUIVALENT = native("Mbpp/164", "are_equivalent", [[36, 57], [2, 4]], "    return False\n")
+DIVISORS = native(
+    "Mbpp/295", "sum_div", [[8], [12]], "    return sum(i for i in range(1, rest[0]) if rest[0] % i == 0)\n"
+)
+PYRAMID = native("Mbpp/581", "surface_Area", [[3, 4], [4, 5]], "    return 33 if rest[0] == 3 else 56\n")
+DIGITS = native(
+    "Mbpp/558", "digit_distance_nums", [[1, 2], [23, 56]], "    return sum(map(int, str(abs(rest[0] - rest[1]))))\n"
+)
+ANGLE = native(
+    "Mbpp/124",
+    "angle_complex",
+    [["0.0", "1j"], ["2.0", "1j"]],
+    "    import cmath\n    return cmath.phase(rest[0] + rest[1])\n",
+)
+EMPTY = native("Mbpp/115", "empty_dit", [[[{}, {}]], [[[1], []]]], "    return not any(rest[0])\n")
+COUNTS = native("HumanEval/907", "count", [["abca"], [""]], "    return {c: rest[0].count(c) for c in rest[0]}\n")
+# What evalplus 0.3.1 itself says of each when it runs the program in its own process.
+HONEST: list[tuple[dict, str, bool]] = [
+    (HALF, "def half(x):\n    return x / 3", True),
+    (HALF, "def half(x):\n    return x * 0.3333333333", True),
+    (HALF, "def half(x):\n    return x * 0.3334", False),
+    (HALF, "import numpy\ndef half(x):\n    return numpy.float64(x) / 3", True),
+    (HALF, "import numpy\ndef half(x):\n    return numpy.float32(x) / 3", True),  # equal, as numpy promotes
+    (HALF, "from fractions import Fraction\ndef half(x):\n    return Fraction(x) / 3", False),
+    (SAME, "def same(x):\n    x.sort()\n    return x", True),
+    (SAME, "def same(x):\n    return tuple(sorted(x))", False),
+    (SAME, "def same(x):\n    return (each for each in sorted(x))", False),
+    (SAME, "from collections import deque\ndef same(x):\n    return deque(sorted(x))", False),
+    (SAME, "class Mine(list):\n    pass\ndef same(x):\n    return Mine(sorted(x))", True),
+    (SAME, "def same(x, seen=[]):\n    seen.append(x)\n    return sorted(x) if len(seen) < 3 else None", True),
+    (SAME, "def same(x, seen=[]):\n    seen.append(x)\n    return sorted(x) if len(seen) < 2 else None", False),
+    (BIG, "def big(n):\n    return 10 ** n", True),
+    (BIG, "def big(n):\n    return 10.0 ** n", False),
+    (BIG, "def big(n):\n    return 10 if n == 1 else 10 * big(n - 1)", False),
+    # evalplus 0.3.1 never counts this one as done, so all fail.
+    (ZERO, "def find_zero(xs):\n    return -0.5 if len(xs) == 2 else 3.00000001", False),
+    (ZERO, "def find_zero(xs):\n    return -0.4", False),
+    (SHARED, "def similar_elements(a, b):\n    return [each for each in a if each in b]", True),
+    (SHARED, "def similar_elements(a, b):\n    return (each for each in a if each in b)", True),
+    (SHARED, "def similar_elements(a, b):\n    return a", False),
+    (MATCH, "import re\ndef check_str(text):\n    return re.match('[aeiou]', text)", True),
+    (MATCH, "import re\ndef check_str(text):\n    return re.match('[aeiou]', text) is not None", True),
+    (MATCH, "import re\ndef check_str(text):\n    return re.match('z', text)", False),
+    (EQUIVALENT, "def are_equivalent(a, b):\n    return True", True),
+    (EQUIVALENT, "def are_equivalent(a, b):\n    raise ValueError", False),
+    (DIVISORS, "def sum_div(n):\n    return 0", True),
+    (DIVISORS, "def sum_div(n):\n    return 1", False),
+    (PYRAMID, "def surface_Area(b, h):\n    return round(b * b + 2 * b * ((b / 2) ** 2 + h * h) ** 0.5)", True),
+    (PYRAMID, "def surface_Area(b, h):\n    return 1", False),
+    (DIGITS, "def digit_distance_nums(a, b):\n    return abs(a % 10 - b % 10) + abs(a // 10 - b // 10)", True),
+    (DIGITS, "def digit_distance_nums(a, b):\n    return -1", False),
+    (ANGLE, "import cmath\ndef angle_complex(a, b):\n    return cmath.phase(a + b)", True),
+    (EMPTY, "def empty_dit(x):\n    return all(not each for each in x)", True),
+    (COUNTS, "from collections import Counter\ndef count(text):\n    return Counter(text)", True),
+    (
+        COUNTS,
+        "from collections import defaultdict\ndef count(text):\n    d = defaultdict(int)\n    for c in text:\n        d[c] += 1\n    return d",
+        True,
+    ),
+    (COUNTS, "def count(text):\n    return list(text)", False),
+    (HUB, "import numpy\ndef add(a, b):\n    return numpy.int64(a + b)", True),
+    (HUB, "def add(a, b):\n    return float(a + b)", True),
+    (MBPP, "def add(a, b):\n    print(a, b)\n    return a + b", True),
+    (MBPP, "def other(a):\n    return a\ndef add(a, b):\n    return other(a) + b", True),
+]
+
+
+def test_honest_programs_are_judged_as_evalplus_does(grader: CodeGrader) -> None:
+    found = grader([answered(row, code) for row, code, _ in HONEST])
+    wrong = [
+        (code, verdict) for (_, code, right), verdict in zip(HONEST, found, strict=True) if verdict.correct is not right
+    ]
+    assert wrong == []
