@@ -126,8 +126,8 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 SCALARS |= st.complex_numbers(allow_nan=False) | st.fractions() | st.decimals(allow_nan=False)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.lists(inner).map(deque) | st.dictionaries(SCALARS, inner)
-    | st.sets(SCALARS) | st.frozensets(SCALARS),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.lists(inner).map(deque)
+    | st.dictionaries(SCALARS, inner) | st.sets(SCALARS) | st.frozensets(SCALARS),
     max_leaves=10,
 )  # fmt: skip
 
@@ -233,7 +233,7 @@ def test_numbers_that_are_none_stay_so() -> None:
     assert decode(encode(Decimal("1.10"), opaque=False)) == Fraction(11, 10)
 
 
-# ---------------------------------------------------------------------------------------------- a model's text, in our process
+# ---------------------------------------------------------------------------------------------- a model's text
 
 
 def work(function: Callable[[str], object], text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> int:

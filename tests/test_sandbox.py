@@ -12,30 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from attacks import ATTACKS, FACTS, HUNT, RIGHT, SECRET, answered, probing
 from running import refused
-from test_grading import HUB, MBPP, NATIVE, prompt_of
+from test_grading import HUB, NATIVE
 
 from iwopd.grading import CodeGrader, Verdict, sandbox
-from iwopd.types import Prompt
 
-SECRET = "hf_tests_only"
-RIGHT = "def add(a, b):\n    return a + b"
 Grade = Callable[[dict, str], Verdict]
-
-
-def probing(wanted: object) -> dict:
-    """A problem that a program solves by returning what it sees, so that a test can tell what that is."""
-    return {
-        "task_id": "HumanEval/903",
-        "prompt": "def probe():\n",
-        "entry_point": "probe",
-        "canonical_solution": "",
-        "test": f"found = probe()\nassert found == {wanted!r}, found\n",
-    }
-
-
-def answered(row: dict, code: str) -> tuple[str, Prompt]:
-    return (f"```python\n{code}\n```\n", prompt_of(row))
 
 
 @pytest.fixture(scope="module")
@@ -76,121 +59,6 @@ def test_this_machine_can_confine_programs() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- verdicts
-
-FORGED = """b'{"status": "pass", "code": "", "verdict": true, "value": 3, "ready": true, "names": ["add"]}\\n' * 4"""
-HUNT = """
-import gc, sys
-def hunt():
-    wanted, found, seen = "".join(["zq-mar", "ker"]), [], gc.get_objects()
-    frame = sys._getframe(1)
-    while frame:
-        seen += [frame.f_locals, frame.f_globals]
-        frame = frame.f_back
-    for each in seen:
-        if type(each) is dict:
-            each = [*each.keys(), *each.values()]
-        if type(each) in (list, tuple, set):
-            found += [item for item in list(each) if type(item) in (str, bytes) and wanted in str(item)]
-    return found
-"""
-ATTACKS = {
-    "equal to everything": """
-class Yes(int):
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    __hash__ = int.__hash__
-def add(a, b):
-    return Yes(-7)
-""",
-    "a list that says it is equal": """
-class Yes(list):
-    def __eq__(self, other): return True
-def add(a, b):
-    return Yes()
-""",
-    "close to everything": """
-import numpy
-class Yes(numpy.ndarray):
-    def __eq__(self, other): return True
-    def __array_ufunc__(self, *rest, **more): return True
-def add(a, b):
-    return numpy.zeros(1).view(Yes)
-""",
-    "a verdict to every descriptor": f"""
-import posix
-def add(a, b):
-    for descriptor in range(3, 256):
-        try:
-            posix.write(descriptor, {FORGED})
-        except OSError:
-            pass
-    return -7
-""",
-    "garbage to every descriptor": """
-import posix
-def add(a, b):
-    for descriptor in range(256):
-        try:
-            posix.write(descriptor, b"\\xff\\x00garbage")
-        except OSError:
-            pass
-    return -7
-""",
-    "a verdict through /proc": f"""
-import posix
-def add(a, b):
-    for process in [1, *range(2, 40), posix.getppid(), "self"]:
-        for descriptor in range(32):
-            try:
-                opened = posix.open(f"/proc/{{process}}/fd/{{descriptor}}", posix.O_WRONLY)
-                posix.write(opened, {FORGED})
-            except OSError:
-                pass
-    return -7
-""",
-    "leaves at import": "import os\nLEFT = os._exit(0)\ndef add(a, b):\n    return LEFT or 3",
-    "leaves politely": "import sys\ndef add(a, b):\n    raise SystemExit(0)",
-    "stops whoever iterates": "def add(a, b):\n    raise StopIteration",
-    "patched builtins": """
-import builtins, json, pickle
-def add(a, b):
-    yes = lambda *rest, **more: True
-    for module, name in ((json, "loads"), (json, "dumps"), (pickle, "loads"), (builtins, "isinstance"), (builtins, "all")):
-        setattr(module, name, yes)
-    builtins.AssertionError = ValueError
-    return -7
-""",
-    "patched numpy": """
-import numpy
-PATCHED = setattr(numpy, "allclose", lambda *rest, **more: True)
-def add(a, b):
-    return PATCHED or -7.0
-""",
-    "patched evalplus": """
-import sys
-def add(a, b):
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("evalplus", "iwopd")):
-            for key, value in list(vars(module).items()):
-                if callable(value):
-                    setattr(module, key, lambda *rest, **more: "pass")
-    return -7
-""",
-    "shadows what tests use": (
-        "def zip(*rest):\n    return []\nenumerate = zip\nAssertionError = ValueError\n"
-        "def check(*rest):\n    return zip\ndef add(a, b):\n    return -7 if enumerate and AssertionError and check else 0"
-    ),
-    "a huge answer": "def add(a, b):\n    return 'x' * 2**26",
-    "a deep answer": """
-def add(a, b):
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    return deep
-""",
-    "an answer within itself": "def add(a, b):\n    mine = []\n    mine.append(mine)\n    return mine",
-    "raises what it likes": "def add(a, b):\n    raise type('AssertionError', (BaseException,), {})()",
-}
 
 
 @pytest.mark.parametrize("row", [NATIVE, HUB], ids=["evalplus", "hub"])
@@ -236,72 +104,6 @@ def test_the_entry_point_must_be_the_programs(grade: Grade) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- the user's
-
-HOME = str(Path.home())
-FACTS: dict[str, tuple[str, object]] = {
-    "environment": (
-        "import os\ndef probe():\n    return sorted(set(os.environ) - {'OMP_NUM_THREADS'})",
-        ["HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR"],
-    ),
-    "environment of the process's memory": (
-        f"""
-import ctypes
-def probe():
-    libc = ctypes.CDLL(None)
-    libc.getenv.restype = ctypes.c_char_p
-    names = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
-    found = []
-    while names[len(found)]:
-        found.append(names[len(found)])
-    return [each for each in found if b"{SECRET[:6]}" in each]
-""",
-        [],
-    ),
-    "home": (f"import os\ndef probe():\n    return os.path.exists({HOME + '/.bashrc'!r})", False),
-    "repository": (f"import os\ndef probe():\n    return os.path.exists({str(Path(__file__))!r})", False),
-    "files": (
-        "import os\ndef probe():\n    return sorted(set(os.listdir('/')) - {'usr', 'bin', 'sbin', 'lib', 'lib32', "
-        f"'lib64', 'libx32', 'nix', 'gnu', 'etc'}} - {set(Path(sys.base_prefix).parts[1:2])!r} - "
-        f"{set(Path(sys.prefix).parts[1:2])!r} - {{'tmp', 'dev'}}), os.listdir('/tmp'), os.listdir('/dev/shm')",
-        ([], [], []),
-    ),
-    "processes": (
-        """
-import os
-def probe():
-    try:
-        return [each for each in os.listdir("/proc") if each.isdigit()]
-    except OSError:
-        return []
-""",
-        [],
-    ),
-    "privileges": (
-        """
-import ctypes
-def probe():
-    libc = ctypes.CDLL(None, use_errno=True)
-    tried = [libc.unshare(0x10000000), libc.unshare(0x20000), libc.mount(b"t", b"/tmp", b"tmpfs", 0, None)]
-    return [*tried, libc.umount2(b"/usr", 2), libc.setuid(0) if libc.getuid() else -1, libc.sethostname(b"x", 1)]
-""",
-        [-1] * 6,
-    ),
-    "installed packages": (
-        f"""
-import io, numpy
-def probe():
-    found = []
-    for path in (numpy.__file__, {os.__file__!r}, "/usr/written"):
-        try:
-            io.open(path, "a")
-            found.append(path)
-        except OSError:
-            pass
-    return found
-""",
-        [],
-    ),
-}
 
 
 @pytest.mark.parametrize(("code", "wanted"), FACTS.values(), ids=FACTS.keys())
@@ -487,7 +289,9 @@ def test_a_program_ends_when_what_judges_it_is_killed() -> None:
 @pytest.mark.parametrize("mode", ["container", "none"])
 def test_without_namespaces_verdicts_and_limits_hold(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    started_here = "import posix, time\ndef add(a, b):\n    if posix.fork() == 0:\n        posix.setsid()\n        time.sleep(271)\n"
+    started_here = (
+        "import posix, time\ndef add(a, b):\n    if posix.fork() == 0:\n        time.sleep(posix.setsid() or 271)\n"
+    )
     grader = CodeGrader(seconds=6, memory=2**31, sandbox=mode)
     grader._pool.count = 1
     names = FACTS["environment"]
@@ -578,7 +382,7 @@ def test_where_the_kernel_forbids_it_evaluation_is_refused_in_one_line(
     ]
     done = subprocess.run([*forbidden, *asked], capture_output=True, text=True, check=True)
     reason, container, none = done.stdout.strip().split("|")
-    assert reason.startswith("unshare: ")
+    assert reason.startswith("namespaces: ")
     assert container == none == "None"
 
     monkeypatch.setattr("iwopd.build.evaluation.refusal", lambda mode: reason if mode == "namespaces" else None)
@@ -599,114 +403,9 @@ def test_where_the_kernel_forbids_it_evaluation_is_refused_in_one_line(
             f"run.dir={tmp_path / 'run'}",
         )
         assert line.startswith(
-            f"iwopd: eval.sandbox={mode}: programs that the model wrote cannot be confined here: unshare: "
+            f"iwopd: eval.sandbox={mode}: programs that the model wrote cannot be confined here: namespaces: "
         )
         assert "eval.sandbox=container" in line
         assert "eval.sandbox=none" in line
     assert not (tmp_path / "run").exists()
     assert "torch" not in done.stdout
-
-
-# ---------------------------------------------------------------------------------------------- honest programs
-
-
-def native(task: str, name: str, inputs: list, solution: str, atol: float = 0) -> dict:
-    return {
-        "task_id": task,
-        "prompt": f"def {name}(*rest):\n",
-        "entry_point": name,
-        "canonical_solution": solution,
-        "base_input": inputs[:1],
-        "plus_input": inputs[1:],
-        "atol": atol,
-    }
-
-
-HALF = native("HumanEval/904", "half", [[1.0], [2.5], [1e-9]], "    return rest[0] / 3\n")
-SAME = native("HumanEval/905", "same", [[[3, 1, 2]], [[1]], [[]]], "    return sorted(rest[0])\n")
-BIG = native("HumanEval/906", "big", [[3], [200], [20_000]], "    import math\n    return 10 ** rest[0]\n")
-ZERO = native(
-    "HumanEval/32", "find_zero", [[[1, 2]], [[-6, 11, -6, 1]]], "    return -0.5 if len(rest[0]) == 2 else 1.0\n", 1e-4
-)
-SHARED = native(
-    "Mbpp/2",
-    "similar_elements",
-    [[[3, 4, 5], [5, 7, 4]], [[1], [2]]],
-    "    return tuple(set(rest[0]) & set(rest[1]))\n",
-)
-MATCH = native(
-    "Mbpp/300", "check_str", [["annie"], ["xyz"]], "    import re\n    return re.search('^[aeiou]', rest[0])\n"
-)
-EQUIVALENT = native("Mbpp/164", "are_equivalent", [[36, 57], [2, 4]], "    return False\n")
-DIVISORS = native(
-    "Mbpp/295", "sum_div", [[8], [12]], "    return sum(i for i in range(1, rest[0]) if rest[0] % i == 0)\n"
-)
-PYRAMID = native("Mbpp/581", "surface_Area", [[3, 4], [4, 5]], "    return 33 if rest[0] == 3 else 56\n")
-DIGITS = native(
-    "Mbpp/558", "digit_distance_nums", [[1, 2], [23, 56]], "    return sum(map(int, str(abs(rest[0] - rest[1]))))\n"
-)
-ANGLE = native(
-    "Mbpp/124",
-    "angle_complex",
-    [["0.0", "1j"], ["2.0", "1j"]],
-    "    import cmath\n    return cmath.phase(rest[0] + rest[1])\n",
-)
-EMPTY = native("Mbpp/115", "empty_dit", [[[{}, {}]], [[[1], []]]], "    return not any(rest[0])\n")
-COUNTS = native("HumanEval/907", "count", [["abca"], [""]], "    return {c: rest[0].count(c) for c in rest[0]}\n")
-# What evalplus 0.3.1 itself says of each when it runs the program in its own process.
-HONEST: list[tuple[dict, str, bool]] = [
-    (HALF, "def half(x):\n    return x / 3", True),
-    (HALF, "def half(x):\n    return x * 0.3333333333", True),
-    (HALF, "def half(x):\n    return x * 0.3334", False),
-    (HALF, "import numpy\ndef half(x):\n    return numpy.float64(x) / 3", True),
-    (HALF, "import numpy\ndef half(x):\n    return numpy.float32(x) / 3", True),  # equal, as numpy promotes
-    (HALF, "from fractions import Fraction\ndef half(x):\n    return Fraction(x) / 3", False),
-    (SAME, "def same(x):\n    x.sort()\n    return x", True),
-    (SAME, "def same(x):\n    return tuple(sorted(x))", False),
-    (SAME, "def same(x):\n    return (each for each in sorted(x))", False),
-    (SAME, "from collections import deque\ndef same(x):\n    return deque(sorted(x))", False),
-    (SAME, "class Mine(list):\n    pass\ndef same(x):\n    return Mine(sorted(x))", True),
-    (SAME, "def same(x, seen=[]):\n    seen.append(x)\n    return sorted(x) if len(seen) < 3 else None", True),
-    (SAME, "def same(x, seen=[]):\n    seen.append(x)\n    return sorted(x) if len(seen) < 2 else None", False),
-    (BIG, "def big(n):\n    return 10 ** n", True),
-    (BIG, "def big(n):\n    return 10.0 ** n", False),
-    (BIG, "def big(n):\n    return 10 if n == 1 else 10 * big(n - 1)", False),
-    # evalplus 0.3.1 never counts this one as done, so all fail.
-    (ZERO, "def find_zero(xs):\n    return -0.5 if len(xs) == 2 else 3.00000001", False),
-    (ZERO, "def find_zero(xs):\n    return -0.4", False),
-    (SHARED, "def similar_elements(a, b):\n    return [each for each in a if each in b]", True),
-    (SHARED, "def similar_elements(a, b):\n    return (each for each in a if each in b)", True),
-    (SHARED, "def similar_elements(a, b):\n    return a", False),
-    (MATCH, "import re\ndef check_str(text):\n    return re.match('[aeiou]', text)", True),
-    (MATCH, "import re\ndef check_str(text):\n    return re.match('[aeiou]', text) is not None", True),
-    (MATCH, "import re\ndef check_str(text):\n    return re.match('z', text)", False),
-    (EQUIVALENT, "def are_equivalent(a, b):\n    return True", True),
-    (EQUIVALENT, "def are_equivalent(a, b):\n    raise ValueError", False),
-    (DIVISORS, "def sum_div(n):\n    return 0", True),
-    (DIVISORS, "def sum_div(n):\n    return 1", False),
-    (PYRAMID, "def surface_Area(b, h):\n    return round(b * b + 2 * b * ((b / 2) ** 2 + h * h) ** 0.5)", True),
-    (PYRAMID, "def surface_Area(b, h):\n    return 1", False),
-    (DIGITS, "def digit_distance_nums(a, b):\n    return abs(a % 10 - b % 10) + abs(a // 10 - b // 10)", True),
-    (DIGITS, "def digit_distance_nums(a, b):\n    return -1", False),
-    (ANGLE, "import cmath\ndef angle_complex(a, b):\n    return cmath.phase(a + b)", True),
-    (EMPTY, "def empty_dit(x):\n    return all(not each for each in x)", True),
-    (COUNTS, "from collections import Counter\ndef count(text):\n    return Counter(text)", True),
-    (
-        COUNTS,
-        "from collections import defaultdict\ndef count(text):\n    d = defaultdict(int)\n    for c in text:\n        d[c] += 1\n    return d",
-        True,
-    ),
-    (COUNTS, "def count(text):\n    return list(text)", False),
-    (HUB, "import numpy\ndef add(a, b):\n    return numpy.int64(a + b)", True),
-    (HUB, "def add(a, b):\n    return float(a + b)", True),
-    (MBPP, "def add(a, b):\n    print(a, b)\n    return a + b", True),
-    (MBPP, "def other(a):\n    return a\ndef add(a, b):\n    return other(a) + b", True),
-]
-
-
-def test_honest_programs_are_judged_as_evalplus_does(grader: CodeGrader) -> None:
-    found = grader([answered(row, code) for row, code, _ in HONEST])
-    wrong = [
-        (code, verdict) for (_, code, right), verdict in zip(HONEST, found, strict=True) if verdict.correct is not right
-    ]
-    assert wrong == []

@@ -25,9 +25,9 @@ GRACE = 10.0  # seconds beyond a program's own, for the process that runs it to 
 class CodeGrader(Grader):
     """Right when the program passes all of its problem's tests.
 
-    The program runs in a process of its own, confined as `sandbox` says (see `iwopd.grading.sandbox`), with limits of time
-    and memory; it is given inputs and returns plain values. Another process has the tests and compares, as evalplus does.
-    All that a program started is killed.
+    The program runs in a process of its own, confined as `sandbox` says (see `iwopd.grading.sandbox`), with limits of
+    time and memory; it is given inputs and returns plain values. Another process has the tests and compares, as
+    evalplus does. All that a program started is killed.
 
     Args:
         seconds: for all tests of one program.

@@ -51,11 +51,13 @@ class Starter:
                 raise Unconfined(f"what starts programs has ended ({error.strerror})") from None
         return Program(ours)
 
-    def end(self) -> None:
-        """End all programs, with what they have started."""
-        with contextlib.suppress(OSError):
+    def end(self) -> bool:
+        """End all programs, with what they have started; False where what starts them has ended itself."""
+        try:
             self._control.send(END)
-            self._control.recv(1)
+            return self._control.recv(1) == END
+        except OSError:
+            return False
 
 
 def _serve(control: socket.socket, mode: str, seconds: float, memory: int) -> None:
