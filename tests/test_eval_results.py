@@ -253,7 +253,9 @@ def test_programs_are_run_where_that_is_allowed(parrot: Path, tmp_path: Path) ->
     settings = ("benchmark=[humaneval_plus]", f"eval.benchmarks.humaneval_plus.path={tmp_path / 'p.jsonl'}")
     more = ("eval.allow_code_execution=true", f"eval.model={parrot}", f"run.dir={tmp_path / 'run'}")
     assert iwopd("eval", *settings, *QUICK, *more) == 0
-    assert results(tmp_path / "run", "humaneval_plus")["metrics"]["accuracy"] == 0
+    found = results(tmp_path / "run", "humaneval_plus")
+    assert found["metrics"]["accuracy"] == 0
+    assert found["settings"]["sandbox"] == "namespaces"
 
 
 SHARED = Path(os.environ.get("IWOPD_SHARED", Path(__file__).parents[2] / "shared")) / "data"

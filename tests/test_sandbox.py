@@ -12,30 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from attacks import ATTACKS, FACTS, HUNT, RIGHT, SECRET, answered, probing
 from running import refused
-from test_grading import HUB, MBPP, NATIVE, prompt_of
+from test_grading import HUB, NATIVE
 
 from iwopd.grading import CodeGrader, Verdict, sandbox
-from iwopd.types import Prompt
 
-SECRET = "hf_tests_only"
-RIGHT = "def add(a, b):\n    return a + b"
 Grade = Callable[[dict, str], Verdict]
-
-
-def probing(wanted: object) -> dict:
-    """A problem that a program solves by returning what it sees, so that a test can tell what that is."""
-    return {
-        "task_id": "HumanEval/903",
-        "prompt": "def probe():\n",
-        "entry_point": "probe",
-        "canonical_solution": "",
-        "test": f"found = probe()\nassert found == {wanted!r}, found\n",
-    }
-
-
-def answered(row: dict, code: str) -> tuple[str, Prompt]:
-    return (f"```python\n{code}\n```\n", prompt_of(row))
 
 
 @pytest.fixture(scope="module")
@@ -77,122 +60,6 @@ def test_this_machine_can_confine_programs() -> None:
 
 # ---------------------------------------------------------------------------------------------- verdicts
 
-FORGED = """b'{"status": "pass", "code": "", "verdict": true, "value": 3, "ready": true, "names": ["add"]}\\n' * 4"""
-HUNT = """
-import gc, sys
-def hunt():
-    wanted, found, seen = "".join(["zq-mar", "ker"]), [], gc.get_objects()
-    frame = sys._getframe(1)
-    while frame:
-        seen += [frame.f_locals, frame.f_globals]
-        frame = frame.f_back
-    for each in seen:
-        if type(each) is dict:
-            each = [*each.keys(), *each.values()]
-        if type(each) in (list, tuple, set):
-            found += [item for item in list(each) if type(item) in (str, bytes) and wanted in str(item)]
-    return found
-"""
-ATTACKS = {
-    "equal to everything": """
-class Yes(int):
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    __hash__ = int.__hash__
-def add(a, b):
-    return Yes(-7)
-""",
-    "a list that says it is equal": """
-class Yes(list):
-    def __eq__(self, other): return True
-def add(a, b):
-    return Yes()
-""",
-    "close to everything": """
-import numpy
-class Yes(numpy.ndarray):
-    def __eq__(self, other): return True
-    def __array_ufunc__(self, *rest, **more): return True
-def add(a, b):
-    return numpy.zeros(1).view(Yes)
-""",
-    "a verdict to every descriptor": f"""
-import posix
-for descriptor in range(3, 256):
-    try:
-        posix.write(descriptor, {FORGED})
-    except OSError:
-        pass
-def add(a, b):
-    return -7
-""",
-    "garbage to every descriptor": """
-import posix
-def add(a, b):
-    for descriptor in range(256):
-        try:
-            posix.write(descriptor, b"\\xff\\x00garbage")
-        except OSError:
-            pass
-    return -7
-""",
-    "a verdict through /proc": f"""
-import posix
-def add(a, b):
-    for process in [1, *range(2, 40), posix.getppid(), "self"]:
-        for descriptor in range(32):
-            try:
-                opened = posix.open(f"/proc/{{process}}/fd/{{descriptor}}", posix.O_WRONLY)
-                posix.write(opened, {FORGED})
-            except OSError:
-                pass
-    return -7
-""",
-    "leaves at import": "import os\nos._exit(0)\ndef add(a, b):\n    return 3",
-    "leaves politely": "import sys\ndef add(a, b):\n    raise SystemExit(0)",
-    "stops whoever iterates": "def add(a, b):\n    raise StopIteration",
-    "patched builtins": """
-import builtins, json, pickle
-def add(a, b):
-    yes = lambda *rest, **more: True
-    for module, name in ((json, "loads"), (json, "dumps"), (pickle, "loads"), (builtins, "isinstance"), (builtins, "all")):
-        setattr(module, name, yes)
-    builtins.AssertionError = ValueError
-    return -7
-""",
-    "patched numpy": """
-import numpy
-numpy.allclose = lambda *rest, **more: True
-def add(a, b):
-    return -7.0
-""",
-    "patched evalplus": """
-import sys
-for name, module in list(sys.modules.items()):
-    if name.startswith(("evalplus", "iwopd")):
-        for key, value in list(vars(module).items()):
-            if callable(value):
-                try:
-                    setattr(module, key, lambda *rest, **more: "pass")
-                except Exception:
-                    pass
-def add(a, b):
-    return -7
-""",
-    "shadows what tests use": "def zip(*rest):\n    return []\nenumerate = zip\nassert_ = zip\ndef add(a, b):\n    return -7",
-    "changes its inputs": "def add(a, b):\n    import gc\n    return -7",
-    "a huge answer": "def add(a, b):\n    return 'x' * 2**26",
-    "a deep answer": """
-def add(a, b):
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    return deep
-""",
-    "an answer within itself": "def add(a, b):\n    mine = []\n    mine.append(mine)\n    return mine",
-    "raises what it likes": "def add(a, b):\n    raise type('AssertionError', (BaseException,), {})()",
-}
-
 
 @pytest.mark.parametrize("row", [NATIVE, HUB], ids=["evalplus", "hub"])
 @pytest.mark.parametrize("code", ATTACKS.values(), ids=ATTACKS.keys())
@@ -202,12 +69,21 @@ def test_a_program_cannot_pass_by_itself_nor_harm_another(grade: Grade, row: dic
 
 @pytest.mark.parametrize("row", [NATIVE, HUB], ids=["evalplus", "hub"])
 def test_nothing_can_be_found_that_is_expected(grade: Grade, row: dict) -> None:
-    hidden = {"canonical_solution": "    # zq-marker\n    return 'zq-marker' and 'nothing'\n", "prompt": "# zq-marker\n" + row["prompt"]}
-    test = {"test": "def check(candidate):\n    'zq-marker'\n    assert candidate(1, 2) == 'nothing'\n"} if row is HUB else {}
+    hidden = {
+        "canonical_solution": "    # zq-marker\n    return 'zq-marker' and 'nothing'\n",
+        "prompt": "# zq-marker\n" + row["prompt"],
+    }
+    test = (
+        {"test": "def check(candidate):\n    'zq-marker'\n    assert candidate(1, 2) == 'nothing'\n"}
+        if row is HUB
+        else {}
+    )
     code = HUNT + "def add(a, b):\n    return str(hunt()) if hunt() else 'nothing'"
     assert grade({**row, **hidden, **test}, code).correct
     # The hunt itself works: it finds what a program has put there.
-    assert not grade({**row, **hidden, **test}, code + " if a else ['zq-marker', hunt()]\nKEPT = ['a zq-marker']").correct
+    assert not grade(
+        {**row, **hidden, **test}, code + " if a else ['zq-marker', hunt()]\nKEPT = ['a zq-marker']"
+    ).correct
 
 
 def test_an_empty_list_is_not_close_to_a_number(grade: Grade) -> None:
@@ -217,79 +93,17 @@ def test_an_empty_list_is_not_close_to_a_number(grade: Grade) -> None:
 
 
 def test_the_entry_point_must_be_the_programs(grade: Grade) -> None:
-    row = {**HUB, "prompt": "def helper(a):\n    return a\n\n" + HUB["prompt"], "test": "assert helper(add(1, 2)) == 3\n"}
+    row = {
+        **HUB,
+        "prompt": "def helper(a):\n    return a\n\n" + HUB["prompt"],
+        "test": "assert helper(add(1, 2)) == 3\n",
+    }
     assert grade(row, RIGHT).correct
     assert not grade(row, "def helper(a):\n    return 3\ndef add(a, b):\n    return helper(a) and -7\n").correct
     assert not grade(row, "def helper(a):\n    return 3").correct
 
 
 # ---------------------------------------------------------------------------------------------- the user's
-
-HOME = str(Path.home())
-FACTS: dict[str, tuple[str, object]] = {
-    "environment": (
-        "import os\ndef probe():\n    return sorted(set(os.environ) - {'OMP_NUM_THREADS'})",
-        ["HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR"],
-    ),
-    "environment of the process's memory": (
-        f"""
-import ctypes
-def probe():
-    libc = ctypes.CDLL(None)
-    libc.getenv.restype = ctypes.c_char_p
-    names = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
-    found = []
-    while names[len(found)]:
-        found.append(names[len(found)])
-    return [each for each in found if b"{SECRET[:6]}" in each]
-""",
-        [],
-    ),
-    "home": (f"import os\ndef probe():\n    return os.path.exists({HOME + '/.bashrc'!r})", False),
-    "repository": (f"import os\ndef probe():\n    return os.path.exists({str(Path(__file__))!r})", False),
-    "files": (
-        "import os\ndef probe():\n    return sorted(set(os.listdir('/')) - {'usr', 'bin', 'sbin', 'lib', 'lib32', "
-        f"'lib64', 'libx32', 'nix', 'gnu', 'etc'}} - {set(Path(sys.base_prefix).parts[1:2])!r} - "
-        f"{set(Path(sys.prefix).parts[1:2])!r} - {{'tmp', 'dev'}}), os.listdir('/tmp'), os.listdir('/dev/shm')",
-        ([], [], []),
-    ),
-    "processes": (
-        """
-import os
-def probe():
-    try:
-        return [each for each in os.listdir("/proc") if each.isdigit()]
-    except OSError:
-        return []
-""",
-        [],
-    ),
-    "privileges": (
-        """
-import ctypes
-def probe():
-    libc = ctypes.CDLL(None, use_errno=True)
-    tried = [libc.unshare(0x10000000), libc.unshare(0x20000), libc.mount(b"t", b"/tmp", b"tmpfs", 0, None)]
-    return [*tried, libc.umount2(b"/usr", 2), libc.setuid(0) if libc.getuid() else -1, libc.sethostname(b"x", 1)]
-""",
-        [-1] * 6,
-    ),
-    "installed packages": (
-        f"""
-import io, numpy
-def probe():
-    found = []
-    for path in (numpy.__file__, {os.__file__!r}, "/usr/written", "/etc/passwd"):
-        try:
-            io.open(path, "a")
-            found.append(path)
-        except OSError:
-            pass
-    return found
-""",
-        [],
-    ),
-}
 
 
 @pytest.mark.parametrize(("code", "wanted"), FACTS.values(), ids=FACTS.keys())
@@ -424,7 +238,9 @@ def test_programs_end_with_whoever_grades() -> None:
     found = list[Verdict]()
     thread = threading.Thread(target=lambda: found.extend(grader([answered(HUB, code)])))
     thread.start()
-    wait_for(lambda: len(started(before)) == 5)  # worker, starter, judge, and the program with the process that waits for it
+    wait_for(
+        lambda: len(started(before)) == 5
+    )  # worker, starter, judge, and the program with the process that waits for it
     everything = started(before)
     grader.close()
     thread.join()
@@ -473,7 +289,9 @@ def test_a_program_ends_when_what_judges_it_is_killed() -> None:
 @pytest.mark.parametrize("mode", ["container", "none"])
 def test_without_namespaces_verdicts_and_limits_hold(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    started_here = "import posix, time\ndef add(a, b):\n    if posix.fork() == 0:\n        posix.setsid()\n        time.sleep(271)\n"
+    started_here = (
+        "import posix, time\ndef add(a, b):\n    if posix.fork() == 0:\n        time.sleep(posix.setsid() or 271)\n"
+    )
     grader = CodeGrader(seconds=6, memory=2**31, sandbox=mode)
     grader._pool.count = 1
     names = FACTS["environment"]
@@ -497,21 +315,97 @@ def test_without_namespaces_verdicts_and_limits_hold(mode: str, monkeypatch: pyt
     assert [verdict.correct for verdict in found] == [right for *_, right in rows]
 
 
-AS_NOBODY = """
-import os, sys
-sys.path[:0] = {paths}
-import test_sandbox as here
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-here.main()
-"""
+def test_an_ordinary_user_can_confine_programs_too(tmp_path: Path) -> None:
+    """As nobody, where this is root: with Python's files put where another user can read them."""
+    command = [sys.executable, "-c", "import test_sandbox; test_sandbox.grade_all()"]
+    source = Path(sandbox.__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{source}:{Path(__file__).parent}",
+        "HF_TOKEN": SECRET,
+        "HOME": "/nonexistent",
+    }
+    if os.geteuid() == 0:
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+        script = [
+            *opened([Path(sys.base_prefix), Path(sys.prefix), source, Path(__file__).parent], tmp_path),
+            'exec "$@"',
+        ]
+        command = ["unshare", "--mount", "sh", "-ec", "\n".join(script), "sh", *user, *command]
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    uid, *verdicts = json.loads(done.stdout)
+    assert uid != 0
+    assert verdicts == [True, True, False] + [True] * len(FACTS)
 
 
-def main() -> None:
-    """As another user, in a process of its own: the verdicts on standard output."""
+def opened(needed: list[Path], stage: Path) -> list[str]:
+    """Shell commands, for a namespace of mounts, by which these can be read although a folder above them is closed."""
+    before, after, covered = list[str](), list[str](), set[Path]()
+    for number, path in enumerate(needed):
+        closed = [above for above in reversed(path.parents) if not above.stat().st_mode & 1][:1]
+        if closed:
+            place = stage / str(number)
+            before += [f"mkdir {place}", f"mount --rbind {path} {place}"]
+            after += [f"mkdir -p {path}", f"mount --rbind {place} {path}"]
+            covered.update(closed)
+    return [*before, *(f"mount -t tmpfs -o mode=755 tmpfs {each}" for each in covered), *after]
+
+
+def grade_all() -> None:
+    """In a process of its own: who it is, and verdicts, on standard output."""
     grader = CodeGrader(seconds=6, memory=2**31)
     grader._pool.count = 1
     rows = [(NATIVE, RIGHT), (HUB, RIGHT), (HUB, ATTACKS["a verdict through /proc"])]
     rows += [(probing(wanted), code) for code, wanted in FACTS.values()]
     found = grader([answered(row, code) for row, code in rows])
     grader.close()
-    print(json.dumps([verdict.correct for verdict in found]))
+    print(json.dumps([os.geteuid(), *(verdict.correct for verdict in found)]))
+
+
+def test_where_the_kernel_forbids_it_evaluation_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"',
+        "sh",
+    ]
+    asked = [
+        sys.executable,
+        "-c",
+        "from iwopd.grading.sandbox import refusal as r; print(*map(r, ('namespaces', 'container', 'none')), sep='|')",
+    ]
+    done = subprocess.run([*forbidden, *asked], capture_output=True, text=True, check=True)
+    reason, container, none = done.stdout.strip().split("|")
+    assert reason.startswith("namespaces: ")
+    assert container == none == "None"
+
+    monkeypatch.setattr("iwopd.build.evaluation.refusal", lambda mode: reason if mode == "namespaces" else None)
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(HUB) + "\n")
+    settings = [
+        "benchmark=[humaneval_plus]",
+        f"eval.benchmarks.humaneval_plus.path={file}",
+        "eval.allow_code_execution=true",
+    ]
+    for mode in ("auto", "namespaces"):
+        line = refused(
+            capsys,
+            "eval",
+            *settings,
+            f"eval.sandbox={mode}",
+            "eval.model=toy://smoke/student",
+            f"run.dir={tmp_path / 'run'}",
+        )
+        assert line.startswith(
+            f"iwopd: eval.sandbox={mode}: programs that the model wrote cannot be confined here: namespaces: "
+        )
+        assert "eval.sandbox=container" in line
+        assert "eval.sandbox=none" in line
+    assert not (tmp_path / "run").exists()
+    assert "torch" not in done.stdout

@@ -119,8 +119,8 @@ def _check_sandbox(config: EvalConfig) -> None:
     if reason is not None:
         raise ConfigError(
             f"eval.sandbox={config.sandbox}: programs that the model wrote cannot be confined here: {reason}; set "
-            "eval.sandbox=container in a container without network and with nothing to lose, or eval.sandbox=none to let "
-            "them reach your files and network"
+            "eval.sandbox=container in a container without network and with nothing to lose, or eval.sandbox=none to "
+            "let them reach your files and network"
         )
     if config.sandbox == "none":
         log.warning("eval.sandbox=none: programs that the model wrote can reach your files and network")

@@ -1,7 +1,7 @@
 """What a program's functions return, judged: by evalplus with its own inputs, or by a test that the dataset brings.
 
-The functions stand in another process; here stand the expected outputs, the reference solution and the test, all of them the
-dataset's.
+The functions stand in another process; here stand the expected outputs, the reference solution and the test, all of
+them the dataset's.
 """
 
 import builtins
@@ -85,8 +85,9 @@ class Program:
             raise Raised(str(error)) from None
         if "raised" in found:
             kind = getattr(builtins, str(found["raised"]), None)
-            known = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_RAISED)
-            raise kind() if known else Raised(str(found["raised"])[:100])
+            if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_RAISED):
+                raise kind()
+            raise Raised(str(found["raised"])[:100])
         return found
 
 

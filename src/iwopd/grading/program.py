@@ -5,8 +5,8 @@
     {"do": "call", "name": "f", "arguments": …}     →  {"value": …}
                                                        or {"raised": "ValueError"}
 
-Nothing else comes here: not what is expected, not the reference solution, not the test. So whatever a program does to this
-process, it can only change its own answers.
+Nothing else comes here: not what is expected, not the reference solution, not the test. So whatever a program does to
+this process, it can only change its own answers.
 """
 
 from collections.abc import Callable

@@ -25,9 +25,9 @@ GRACE = 10.0  # seconds beyond a program's own, for the process that runs it to 
 class CodeGrader(Grader):
     """Right when the program passes all of its problem's tests.
 
-    The program runs in a process of its own, confined as `sandbox` says (see `iwopd.grading.sandbox`), with limits of time
-    and memory; it is given inputs and returns plain values. Another process has the tests and compares, as evalplus does.
-    All that a program started is killed.
+    The program runs in a process of its own, confined as `sandbox` says (see `iwopd.grading.sandbox`), with limits of
+    time and memory; it is given inputs and returns plain values. Another process has the tests and compares, as
+    evalplus does. All that a program started is killed.
 
     Args:
         seconds: for all tests of one program.
@@ -60,7 +60,9 @@ class CodeGrader(Grader):
         if line is None:
             return Verdict(False, None, timed_out=True)
         if line["status"] == "unconfined":
-            raise EngineError(f"eval.sandbox={self.sandbox}: a program's process could not be set up: {line.get('note')}")
+            raise EngineError(
+                f"eval.sandbox={self.sandbox}: a program's process could not be set up: {line.get('note')}"
+            )
         if line["status"] == "unsendable" and not self._told:
             self._told = True
             log.warning("a test gives programs %s, which cannot be handed to them: they count as wrong", line["note"])
@@ -123,6 +125,8 @@ def _tested_function(row: dict[str, Any]) -> str | None:
 
 def code_block(response: str, entry_point: str | None) -> str:
     """The program in a response: its last code block that defines the function, or its last one, or all of it."""
-    blocks = re.findall(r"```[ \t]*+(?:python|py|Python|python3)?[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", response, re.DOTALL)
+    blocks = re.findall(
+        r"```[ \t]*+(?:python|py|Python|python3)?[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", response, re.DOTALL
+    )
     defining = [block for block in blocks if entry_point and re.search(rf"def\s+{re.escape(entry_point)}\b", block)]
     return (defining or blocks or [response])[-1]

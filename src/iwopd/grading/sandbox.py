@@ -4,8 +4,7 @@ Linux namespaces are entered by system calls, not through the program `unshare`:
 from a process that has everything imported (milliseconds; a new interpreter takes tenths of a second), and neither its
 path nor its version matters. Run as a script with a mode, this tries whether the kernel allows it. Only the standard
 library is imported here.
-
-See the README's Evaluate section for what is confined and what is not.
+README's section Evaluate says what is confined and what is not.
 """
 
 import contextlib
@@ -56,21 +55,18 @@ def refusal(mode: str) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRY, env=ENVIRONMENT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    if done.returncode == 0:
-        return None
-    return next(reversed(done.stderr.strip().splitlines()), "it does not start")
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it does not start"])[-1]
 
 
 def start(connection: int, body: Callable[[], None], mode: str, folder: str, seconds: float) -> int:
     """Fork a process that is confined and then runs `body`; its process id.
 
-    `body` sees no descriptor but /dev/null and, as 3, the connection. Where something cannot be confined it is not
-    run, and a line of JSON, {"problem": "…"}, is written to the connection. Killing the process ends all it started,
-    with namespaces; without them, what left its session must be looked for.
+    `body` sees no descriptor but /dev/null and, as 3, the connection. Where something cannot be confined it does not
+    run, and {"problem": "…"} is written to the connection. With namespaces, killing the process ends all it started.
 
     Args:
         connection: a descriptor; closed here.
-        folder: an empty folder; without namespaces the program's.
+        folder: an empty folder, the program's; not used with namespaces.
         seconds: of processor time.
     """
     mine, theirs = socket.socketpair()
@@ -104,8 +100,7 @@ def _child(
             os.chown(folder, OTHER, OTHER)
         _drop_privileges(nobody)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            _tell(connection, str(error.args[-1]))
+        _tell(connection, str(error.args[-1]))
         leave(1)
     except BaseException:
         leave(1)
@@ -116,7 +111,8 @@ def _child(
 
 
 def _tell(connection: int, problem: str) -> None:
-    os.write(connection, json.dumps({"problem": problem}).encode() + b"\n")
+    with contextlib.suppress(OSError):
+        os.write(connection, json.dumps({"problem": problem}).encode() + b"\n")
 
 
 def die_with_parent() -> None:
@@ -138,19 +134,15 @@ def adopt() -> None:
 
 
 def _enter(parent: socket.socket) -> bool:
-    """Into namespaces of its own, as their first process; what was before waits, and dies with its parent.
-
-    Returns:
-        There is another user than root to become.
-    """
-    _call("unshare", NAMESPACES)
+    """Into namespaces of its own, as their first process; what was before waits. True: there is a nobody to become."""
+    _call("unshare", NAMESPACES, said="namespaces")
     parent.send(b"u")
     if not parent.recv(1):
         os._exit(1)  # the parent has told why
     try:
         Path("/proc/sys/user/max_user_namespaces").write_text("0")  # within these: none in which it were root again
     except OSError as error:
-        raise OSError(f"/proc/sys/user/max_user_namespaces: {error.strerror}") from None
+        raise OSError(f"{error.filename}: {error.strerror}") from None
     first = os.fork()
     if first:
         parent.close()
@@ -168,18 +160,14 @@ def _map_users(pid: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     alone = {"uid_map": f"0 {uid} 1", "setgroups": "deny", "gid_map": f"0 {gid} 1"}
     both = {"uid_map": f"0 0 1\n{OTHER} {OTHER} 1", "gid_map": f"0 0 1\n{OTHER} {OTHER} 1"}
-    if uid == 0:
+    for maps in [both, alone] if uid == 0 else [alone]:
         try:
-            _write_maps(pid, both)
+            for name, content in maps.items():
+                Path(f"/proc/{pid}/{name}").write_text(content + "\n")
             return
         except OSError:  # root of a namespace that has no such user
-            pass
-    _write_maps(pid, alone)
-
-
-def _write_maps(pid: int, maps: dict[str, str]) -> None:
-    for name, content in maps.items():
-        Path(f"/proc/{pid}/{name}").write_text(content + "\n")
+            if maps is alone:
+                raise
 
 
 def visible() -> list[str]:
@@ -238,7 +226,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def _limit(connection: int, mode: str, folder: str, seconds: float) -> None:
-    """What holds in every mode. As root, but for `none`, the program becomes nobody."""
+    """What holds in every mode."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -290,9 +278,6 @@ def _call(name: str, *arguments: Any, said: str = "") -> None:
     """A function of the C library that returns 0, or OSError."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"{said or name}: {os.strerror(ctypes.get_errno())}")
-
-
-# ---------------------------------------------------------------------------------------------- a try
 
 
 def main() -> None:

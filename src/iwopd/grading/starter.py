@@ -6,6 +6,7 @@ Whoever judges sends it one end of a connection; the program answers at the othe
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -50,11 +51,13 @@ class Starter:
                 raise Unconfined(f"what starts programs has ended ({error.strerror})") from None
         return Program(ours)
 
-    def end(self) -> None:
-        """End all programs, with what they have started."""
-        with contextlib.suppress(OSError):
+    def end(self) -> bool:
+        """End all programs, with what they have started; False where what starts them has ended itself."""
+        try:
             self._control.send(END)
-            self._control.recv(1)
+            return self._control.recv(1) == END
+        except OSError:
+            return False
 
 
 def _serve(control: socket.socket, mode: str, seconds: float, memory: int) -> None:
@@ -64,24 +67,37 @@ def _serve(control: socket.socket, mode: str, seconds: float, memory: int) -> No
     keep = control.fileno()
     os.closerange(3, keep)
     os.closerange(keep + 1, 2**16)
-    folders: list[str] = []
+    started, folders = list[int](), list[str]()
     while True:
         said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if said == START:
-            folders.append(tempfile.mkdtemp(prefix="iwopd-code-"))
-            sandbox.start(descriptors[0], lambda: run(3, memory), mode, folders[-1], seconds)
-        elif said == END:
-            end_children()
+            folders += [] if mode == "namespaces" else [tempfile.mkdtemp(prefix="iwopd-code-")]
+            folder = folders[-1] if folders else ""
+            started.append(sandbox.start(descriptors[0], lambda: run(3, memory), mode, folder, seconds))
+        else:
+            _end(started, mode)
             while folders:
                 shutil.rmtree(folders.pop(), ignore_errors=True)
+            if said != END:
+                return
             control.send(END)
-        else:
-            end_children()
-            return
 
 
-def end_children() -> None:
-    """All descendants, those that have left their parents too; again, while some are born."""
+def _end(started: list[int], mode: str) -> None:
+    """End all programs; they are this process's children, and so is what has left their parents."""
+    if mode == "namespaces":
+        for pid in started:  # not waited for yet, so the numbers are still theirs
+            os.kill(pid, signal.SIGKILL)  # the program dies with it, and all that it started with the program
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+    else:
+        _end_descendants()
+    started.clear()
+
+
+def _end_descendants() -> None:
+    """Kill them; again, while some are born."""
     import psutil
 
     for _ in range(100):
