@@ -1,13 +1,21 @@
 """Every preset composes and validates; every wrong value is refused in one line."""
 
+import dataclasses
 import os
 import random
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from running import process, refused
 
@@ -16,6 +24,7 @@ from iwopd.config import Config, register_schemas
 from iwopd.config.checks import warnings
 from iwopd.errors import ConfigError
 from iwopd.launch import config_folder, typed
+from iwopd.overrides import grammar_advice, home_quoted
 
 PRESETS = sorted(
     (file.parent.name, file.stem) for file in config_folder().glob("*/*.yaml") if file.parent.name != "experiment"
@@ -127,6 +136,14 @@ WRONG = [
     ("--bogus", "--bogus", "unrecognized"),
     ("--cfg nonsense", "nonsense", "choose from"),
     ("weighting.gamma=[1", "weighting.gamma=[1", "--help"),
+    ("optim.lr=1e-4 seed", "iwopd: seed: not", "write KEY=VALUE"),
+    ("optim.lr=1e-4 run.name=a;b seed=3", "iwopd: run.name=a;b: not", "quote the value for it: 'run.name=\"a;b\"'"),
+    ("optim.lr=1e-4 =3", "iwopd: =3: ", "--help"),
+    ("optim.lr=1e-4 é=1", "iwopd: é=1: ", "no key"),
+    ("run.dir=~nosuchuser/x", "run.dir=~nosuchuser/x", "no user nosuchuser here; write the folder out"),
+    ("run.date=tomorrow", "run.date=tomorrow", "write e.g. 2026-01-31"),
+    ("tracking=wandb tracking.project=a/b", "tracking.project=a/b", "wandb allows no / in"),
+    ("tracking=wandb tracking.project=" + "x" * 129, "tracking.project=xxx", "1 to 128 characters"),
 ]
 
 
@@ -153,6 +170,50 @@ def test_what_the_correction_cannot_make_good_is_warned_of(setting: str) -> None
     (line,) = warnings(composed(setting))
     assert line.startswith(f"{setting}: the tokens that it cuts off are never sampled")
     assert warnings(composed(CHANGED[0])) == warnings(composed()) == []
+
+
+@given(st.text(alphabet="ab 1\"'\\$(){}[],:=~é数#;\n", min_size=1, max_size=8))
+def test_what_advice_says_to_type_sets_the_value_that_was_meant(value: str) -> None:
+    """As a shell would take it; texts that OmegaConf reads as interpolations aside."""
+    assume("${" not in value)
+    advice = grammar_advice(f"run.name={value}").partition("for it: ")[2]
+    (typed_in,) = shlex.split(advice)
+    parsed = OverridesParser.create().parse_override(typed_in)
+    assert (parsed.key_or_group, parsed.value()) == ("run.name", value)
+
+
+def test_a_value_with_line_breaks_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "run.name=a\\nb(" in refused(capsys, "train", "optim.lr=1e-4", "run.name=a\nb(")
+
+
+def path_settings(section: Any, prefix: str = "") -> Iterator[str]:
+    """Settings whose names or meanings say that they are paths."""
+    for entry in dataclasses.fields(section):
+        value, text = getattr(section, entry.name), entry.metadata.get("text", "")
+        if dataclasses.is_dataclass(value):
+            yield from path_settings(value, f"{prefix}{entry.name}.")
+        elif re.search(r"\b(folder|file|training run)\b", text):
+            yield prefix + entry.name
+
+
+def test_every_path_may_start_with_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    servers = ("rollout=vllm_server", "rollout.urls=[http://localhost:8000]")
+    keys = [*path_settings(composed(*servers)), "eval.benchmarks.toy.path"]
+    assert {"run.dir", "student.path", "teacher.path", "base.path", "data.path", "eval.model", "diagnose.run"} < {*keys}
+    assert {"push.run", "push.folder", "doctor.json", "rollout.sync_dir"} < {*keys}
+    keys = [key for key in keys if key not in ("run.resume", "rollout.sync")]
+    made = composed(*servers, *(f"{key}='~/x'" for key in [*keys, "+teachers.b.path"]))
+    for key in [*keys, "teachers.b.path"]:
+        found: Any = made
+        for part in key.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        assert found == "/home/me/x", key
+    mixed = composed("data.path=null", "+data.sources.a.path='~/x'", "rollout=vllm", "+rollout.engine.args.y='~/y'")
+    assert mixed.data.sources["a"].path == "/home/me/x"
+    assert mixed.rollout.engine.args == {"y": "/home/me/y"}  # type: ignore[attr-defined]  # vLLM's schema has it
+    assert home_quoted("run.dir=~/my runs/a") == "run.dir='~/my runs/a'"
+    assert home_quoted("~tracking") == "~tracking"
 
 
 def test_eval_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from running import SMALL, iwopd, refused, rows, start
 
 from iwopd.errors import RunFolderError
 from iwopd.grading import Verdict
-from iwopd.results import SampleFile, fingerprint, read_samples
+from iwopd.digests import model_digest
+from iwopd.results import SampleFile, read_samples
 from iwopd.stages.evaluation import Graded, Outcome, details, measure
 from iwopd.types import Prompt, Rollout
 
@@ -138,9 +139,12 @@ def test_another_model_under_the_same_name_is_refused(
     model, settings = tmp_path / "model", (*EVAL, f"run.dir={tmp_path / 'run'}", f"eval.model={tmp_path / 'model'}")
     shutil.copytree(smoke_models["student"], model)
     assert iwopd("eval", *settings) == 0
-    before = fingerprint(model)
+    before = model_digest(str(model))
     shutil.copy(smoke_models["teacher"] / "model.safetensors", model)
-    assert fingerprint(model) != before
+    assert model_digest(str(model)) != before
+    line = refused(capsys, "eval", *settings, "run.resume=true")
+    assert f"this run began with other inputs: eval.model={model}: has another model.safetensors" in line
+    (tmp_path / "run" / "inputs.json").unlink()
     line = refused(capsys, "eval", *settings, "run.resume=true")
     assert "its samples are of another evaluation (weights differ)" in line
 

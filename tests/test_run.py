@@ -40,7 +40,8 @@ def half(finished: Path, tmp_path: Path) -> Iterator[Path]:
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {entry.name for entry in finished.iterdir() if not entry.name.startswith(".")}
     assert left == {
-        *("config.yaml", "about.json", "metrics.jsonl", "samples.jsonl", "train.log", "checkpoints", "final"),
+        *("config.yaml", "about.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "train.log"),
+        *("checkpoints", "final"),
     }
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
     assert all(damage(entry) is None for entry in [*(finished / "checkpoints").iterdir(), finished / "final"])

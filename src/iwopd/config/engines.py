@@ -143,7 +143,7 @@ class VllmServerScoringConfig(ScoringConfig):
 
     urls: list[str] = setting(MISSING, "addresses of the servers, [http://HOST:PORT, …]")
     served_as: str | None = setting(
-        None, "folder or name under which the servers serve the teacher; null where it is teacher.path"
+        None, "what the servers call the teacher (root or id in /v1/models); null where it is teacher.path"
     )
     overlap: bool = setting(True, "score rollouts while others are still being written")
     http: HttpConfig = field(default_factory=HttpConfig)
