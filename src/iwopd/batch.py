@@ -14,6 +14,7 @@ from torch import Tensor
 from iwopd.types import Rollout, ScoredRollout
 
 Window = Callable[[int], tuple[int, int]]
+Width = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,26 @@ def collate_tokens(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
+    width: Width = int,
 ) -> Tokens:
     """Pad `rollouts`, each cut behind its window ``[start, stop)`` of response tokens, into one input.
 
     The last token of a window is predicted, never read, so it is not part of the input.
+
+    Args:
+        width: from the longest input's length to as many columns or more, so that few widths occur.
     """
     inputs = [
         (rollout.prompt_ids + rollout.response_ids[:stop])[:-1]
         for rollout, (_, stop) in zip(rollouts, windows, strict=True)
     ]
-    width, time = max(map(len, inputs)), max(stop - start for start, stop in windows)
-    input_ids = torch.zeros(len(inputs), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(inputs), width, dtype=torch.long)
+    padded, time = width(max(map(len, inputs))), max(stop - start for start, stop in windows)
+    input_ids = torch.zeros(len(inputs), padded, dtype=torch.long)
+    attention_mask = torch.zeros(len(inputs), padded, dtype=torch.long)
     mask = torch.zeros(len(inputs), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
     for row, (ids, rollout, (start, stop)) in enumerate(zip(inputs, rollouts, windows, strict=True)):
-        pad = width - len(ids) if padding == "left" else 0
+        pad = padded - len(ids) if padding == "left" else 0
         input_ids[row, pad : pad + len(ids)] = torch.tensor(ids)
         attention_mask[row, pad : pad + len(ids)] = 1
         mask[row, : stop - start] = True
@@ -114,6 +119,7 @@ def collate(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
+    width: Width = int,
 ) -> Batch:
     """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random.
 
@@ -123,7 +129,9 @@ def collate(
     for record in scored:
         _check_counts(record)
     windows = [(record.start, record.stop) for record in scored]
-    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
+    tokens = collate_tokens(
+        [record.rollout for record in scored], windows, device=device, padding=padding, columns=columns
+    )
 
     def spread(values: list[Sequence[float]]) -> Tensor:
         flat = torch.tensor([value for row in values for value in row], dtype=torch.float32, device=device)
@@ -170,6 +178,12 @@ def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def rounded(length: int) -> int:
+    """The next of a few lengths: sixteen between a power of two and the next, so at most a sixteenth more."""
+    step = max(1, 2 ** ((length - 1).bit_length() - 1) // 16)
+    return -(-length // step) * step
 
 
 PADDING = 0.1

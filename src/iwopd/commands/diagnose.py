@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.display import Display
 from iwopd.errors import ConfigError, RunFolderError
@@ -163,6 +163,7 @@ class _Work:
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
         context = longest + self.sampling.max_tokens
         self.served = build.Served(self.student_folder, config.student, context, log_file, stops, known)
+        runtime.report()
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
         scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
         self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.commands.metrics import evaluation_metrics
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
@@ -72,6 +72,7 @@ class _Evaluator:
         longest = max(len(prompt.ids) for benchmark in self.benchmarks for prompt in benchmark.prompts)
         model_config = build.model_config("eval.model", section, self.model)
         build.check_context("eval.model", model_config, "eval.max_tokens", longest, self.sampling.max_tokens)
+        runtime.report()
         display.line(f"loading {config.eval.model}")
         stops = build.stop_ids("eval.model", section, self.model, self.tokenizer)
         log_file = folder.path / "vllm.log"

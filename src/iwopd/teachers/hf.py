@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iwopd.batch import Tokens, Window, collate_tokens, token_batches
+from iwopd.batch import Width, Tokens, Window, collate_tokens, token_batches
 from iwopd.engines.base import Progress, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.language_model import LanguageModel
@@ -30,17 +30,18 @@ def in_token_batches(
     device: torch.device,
     function: Callable[[Tokens], Sequence[Tensor]],
     progress: Progress = silent,
+    width: Width = int,
 ) -> list[tuple[Tensor, ...]]:
     """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
 
     Like lengths stand together, so little is computed for padding.
     """
-    lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    lengths = [width(len(rollout.prompt_ids) + stop) for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
     results: dict[int, tuple[Tensor, ...]] = {}
     waiting = token_batches(lengths, batch_tokens)[::-1]
     while waiting:
         group, columns = waiting.pop(), None
-        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
+        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device, width=width)
         try:
             columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
         except torch.OutOfMemoryError as error:
@@ -55,7 +56,7 @@ def in_token_batches(
             waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
             continue
         results.update(zip(group, zip(*columns, strict=True), strict=True))
-        progress(len(results), len(rollouts))
+        progress(len(results), len(rollouts), sum(lengths[i] for i in results), sum(lengths))
     return [results[index] for index in range(len(rollouts))]
 
 
@@ -108,7 +109,9 @@ class HfTeacher(Teacher):
                     logprobs = model.logprobs_of(states, tokens.targets)
                 return [logprobs, states] if hidden else [logprobs]
 
-            results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
+            results = in_token_batches(
+                rollouts, windows, self.batch_tokens, self.device, function, progress, model.padded
+            )
         scored = []
         for rollout, (start, stop), (logprobs, *states) in zip(rollouts, windows, results, strict=True):
             if not logprobs.isfinite().all():

@@ -1,0 +1,61 @@
+"""Host memory of a run: the most each stage needed, and a warning before the machine's memory ends."""
+
+import logging
+import threading
+from typing import Self
+
+from iwopd import host
+
+log = logging.getLogger(__name__)
+
+EVERY = 0.1  # seconds between looks
+LOW = 0.08  # of the machine's memory: what is left when a warning is given
+MIB, GIB = 2**20, 2**30
+
+
+class MemoryWatch:
+    """Looks at the process's resident memory while open; a context manager."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._peak = 0
+        self._warned = False
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def lap(self) -> float:
+        """The most resident memory since the last lap, MiB; then what malloc keeps of freed blocks is given back, so
+        that the next stage does not come on top of it."""
+        self.look()
+        with self._lock:
+            peak, self._peak = self._peak, 0
+        host.release_freed_memory()
+        return round(peak / MIB, 1)
+
+    def look(self) -> None:
+        """Take note of what is in use now, and warn once when little is left."""
+        resident, left, total = host.resident_bytes(), host.available_bytes(), host.total_bytes()
+        with self._lock:
+            self._peak = max(self._peak, resident)
+        if left < LOW * total and not self._warned:
+            self._warned = True
+            log.warning(
+                "%.1f of %.1f GiB of this machine's memory are left, and this process holds %.1f: when none is, the "
+                "system ends the run without a word; use smaller optim.micro_batch_tokens, rollout.batch_size or "
+                "scoring.batch_tokens, student.gradient_checkpointing=true, or LoRA",
+                left / GIB,
+                total / GIB,
+                resident / GIB,
+            )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(EVERY):
+            self.look()
