@@ -129,9 +129,7 @@ def collate(
     for record in scored:
         _check_counts(record)
     windows = [(record.start, record.stop) for record in scored]
-    tokens = collate_tokens(
-        [record.rollout for record in scored], windows, device=device, padding=padding, columns=columns
-    )
+    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding, width=width)
 
     def spread(values: list[Sequence[float]]) -> Tensor:
         flat = torch.tensor([value for row in values for value in row], dtype=torch.float32, device=device)

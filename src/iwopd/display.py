@@ -71,8 +71,7 @@ class Display:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[..., None]]:
-        """A bar for work within a step; yields ``advance(done, total[, tokens, most])``, as `iwopd.engines.base.Progress`
-        has it."""
+        """A bar for work within a step; yields ``advance(done, total)``, an `iwopd.engines.base.Progress`."""
         meter, ended = Meter(), threading.Event()
         if self.live:
             task = self._progress.add_task(title, total=None, said=meter)

@@ -8,8 +8,8 @@ from iwopd import host
 
 log = logging.getLogger(__name__)
 
-EVERY = 0.1  # seconds between looks
-LOW = 0.08  # of the machine's memory: what is left when a warning is given
+EVERY, LOOKS = 0.1, 10  # seconds between looks at this process; of which so many go by between looks at the machine
+LOW = 0.08  # of the machine's memory: when less is left, a warning is given
 MIB, GIB = 2**20, 2**30
 
 
@@ -34,28 +34,35 @@ class MemoryWatch:
     def lap(self) -> float:
         """The most resident memory since the last lap, MiB; then what malloc keeps of freed blocks is given back, so
         that the next stage does not come on top of it."""
-        self.look()
+        self._look()
         with self._lock:
             peak, self._peak = self._peak, 0
         host.release_freed_memory()
         return round(peak / MIB, 1)
 
-    def look(self) -> None:
-        """Take note of what is in use now, and warn once when little is left."""
-        resident, left, total = host.resident_bytes(), host.available_bytes(), host.total_bytes()
+    def _look(self) -> int:
+        resident = host.resident_bytes()
         with self._lock:
             self._peak = max(self._peak, resident)
-        if left < LOW * total and not self._warned:
-            self._warned = True
-            log.warning(
-                "%.1f of %.1f GiB of this machine's memory are left, and this process holds %.1f: when none is, the "
-                "system ends the run without a word; use smaller optim.micro_batch_tokens, rollout.batch_size or "
-                "scoring.batch_tokens, student.gradient_checkpointing=true, or LoRA",
-                left / GIB,
-                total / GIB,
-                resident / GIB,
-            )
+        return resident
 
     def _watch(self) -> None:
+        total, looks = host.total_bytes(), 0
         while not self._stop.wait(EVERY):
-            self.look()
+            resident, looks = self._look(), looks + 1
+            if looks % LOOKS == 0 and not self._warned:
+                self._warn(host.available_bytes(), total, resident)
+
+    def _warn(self, left: int, total: int, resident: int) -> None:
+        """Once, when little is left."""
+        if left >= LOW * total:
+            return
+        self._warned = True
+        log.warning(
+            "%.1f of %.1f GiB of this machine's memory are left, and this process holds %.1f: when none is, the system "
+            "ends the run without a word; use smaller optim.micro_batch_tokens, rollout.batch_size or "
+            "scoring.batch_tokens, student.gradient_checkpointing=true, or LoRA",
+            left / GIB,
+            total / GIB,
+            resident / GIB,
+        )

@@ -14,6 +14,7 @@ from iwopd.config import Config, HfRolloutConfig
 from iwopd.display import Display
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.interrupts import Interrupts
+from iwopd.memory_watch import MemoryWatch
 from iwopd.store import RunFolder, damage
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run(config: Config) -> None:
             display.line(note)
         if build.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
+        stack.enter_context(MemoryWatch())
         work = _Work(config, folder.path / "vllm.log", display, stack, {name: rows[name][: config.diagnose.prompts]})
         found = [work.diagnose(subject) for subject in subjects]
         _write(config, folder, found, [note] if note else [], display)

@@ -15,6 +15,7 @@ from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line
 from iwopd.interrupts import Interrupts, Stopped
+from iwopd.memory_watch import MemoryWatch
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
 
@@ -46,9 +47,10 @@ def run(config: Config) -> float:
 
 def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display) -> float:
     with ExitStack() as stack:
+        memory = stack.enter_context(MemoryWatch())
         evaluator = _Evaluator(config, folder, rows, display, stack)
         found = [evaluator.evaluate(benchmark) for benchmark in evaluator.benchmarks]
-        metrics = evaluation_metrics(found)
+        metrics = evaluation_metrics(found) | {"memory/eval_mib": memory.lap()}
         Tracker(folder.path).log(0, metrics)
     display.table(summary(found))
     display.line(f"results are in {folder.path / 'eval'}")

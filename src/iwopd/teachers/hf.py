@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iwopd.batch import Width, Tokens, Window, collate_tokens, token_batches
+from iwopd.batch import Tokens, Width, Window, collate_tokens, token_batches
 from iwopd.engines.base import Progress, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.language_model import LanguageModel
