@@ -61,7 +61,8 @@ def measured(options: argparse.Namespace, way: dict[str, str], count: int) -> fl
             )
             for run in runs
         ]
-        if any([process.wait() for process in started]):
+        statuses = [process.wait() for process in started]
+        if any(statuses):
             sys.exit("a run failed")
         return statistics.median(seconds for run in runs for seconds in steps(run))
 

@@ -87,10 +87,10 @@ def test_what_the_user_has_set_stands(machine) -> None:
     machine |= {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active", "LRU_CACHE_CAPACITY": "7"}
     found = runtime.prepare(config(TOY), "train")
     assert found.threads == 5
-    assert dict(found.variables) == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+    assert dict(found.variables) == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(runtime.PRIMITIVES)}
     assert machine["LRU_CACHE_CAPACITY"] == "7"
     assert "GOMP_SPINCOUNT" not in machine
-    assert str(found) == "5 threads on 8 cores; set: ONEDNN_PRIMITIVE_CACHE_CAPACITY=128"
+    assert str(found) == "5 threads on 8 cores; set: ONEDNN_PRIMITIVE_CACHE_CAPACITY=64"
 
 
 def test_what_a_parent_of_this_program_chose_is_not_the_users(machine, tmp_path: Path) -> None:

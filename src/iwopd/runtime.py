@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 CHOSEN = "IWOPD_RUNTIME"  # the variables that it chose for itself; its children choose anew
 WORKERS = "IWOPD_WORKERS"  # how many training processes share the machine, the child one of them
 
-# oneDNN compiles a primitive for every shape of a product and keeps it, in PyTorch's cache and in its own, each for
-# 1,024 of them by default, some hundred KiB each. More than a step has shapes need not be kept.
-CACHES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# oneDNN compiles a primitive for every shape of a product and keeps it, in PyTorch's cache and in its own, by default
+# 1,024 in each. Those of one pass must find room (about 20); a new one takes about a millisecond.
+PRIMITIVES, PRIMITIVE_BYTES = 64, 2**19
+CACHES = {"LRU_CACHE_CAPACITY": str(PRIMITIVES), "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRIMITIVES)}
 # Threads that wait for the next product spin, milliseconds with GNU's OpenMP and 200 of them with Intel's. Beside
 # another program that holds up the very threads they wait for. A short spin costs a program that is alone little.
 SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
