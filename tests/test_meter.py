@@ -58,9 +58,9 @@ def test_no_more_is_expected_than_there_can_be(meter: Meter, time: Time) -> None
 
 
 def test_of_known_tokens_the_time_left_is_one_number(meter: Meter, time: Time) -> None:
-    time.now += 100
+    time.now += 80
     meter(5, 10, 600, 1000)
-    assert str(meter) == "5 of 10 responses, 600 tokens after 100 s, 6 tokens/s, about 67 s left"
+    assert str(meter) == "5 of 10 responses, 600 tokens after 80 s, 7.5 tokens/s, about 53 s left"
 
 
 def test_the_rate_is_that_of_late(meter: Meter, time: Time) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from iwopd.types import Rollout, ScoredRollout
 
 Window = Callable[[int], tuple[int, int]]
-Width = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -72,26 +71,22 @@ def collate_tokens(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
-    width: Width = int,
 ) -> Tokens:
     """Pad `rollouts`, each cut behind its window ``[start, stop)`` of response tokens, into one input.
 
     The last token of a window is predicted, never read, so it is not part of the input.
-
-    Args:
-        width: from the longest input's length to as many columns or more, so that few widths occur.
     """
     inputs = [
         (rollout.prompt_ids + rollout.response_ids[:stop])[:-1]
         for rollout, (_, stop) in zip(rollouts, windows, strict=True)
     ]
-    padded, time = width(max(map(len, inputs))), max(stop - start for start, stop in windows)
-    input_ids = torch.zeros(len(inputs), padded, dtype=torch.long)
-    attention_mask = torch.zeros(len(inputs), padded, dtype=torch.long)
+    width, time = max(map(len, inputs)), max(stop - start for start, stop in windows)
+    input_ids = torch.zeros(len(inputs), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(inputs), width, dtype=torch.long)
     mask = torch.zeros(len(inputs), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
     for row, (ids, rollout, (start, stop)) in enumerate(zip(inputs, rollouts, windows, strict=True)):
-        pad = padded - len(ids) if padding == "left" else 0
+        pad = width - len(ids) if padding == "left" else 0
         input_ids[row, pad : pad + len(ids)] = torch.tensor(ids)
         attention_mask[row, pad : pad + len(ids)] = 1
         mask[row, : stop - start] = True
@@ -119,7 +114,6 @@ def collate(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
-    width: Width = int,
 ) -> Batch:
     """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random.
 
@@ -129,7 +123,7 @@ def collate(
     for record in scored:
         _check_counts(record)
     windows = [(record.start, record.stop) for record in scored]
-    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding, width=width)
+    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
 
     def spread(values: list[Sequence[float]]) -> Tensor:
         flat = torch.tensor([value for row in values for value in row], dtype=torch.float32, device=device)
@@ -176,12 +170,6 @@ def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
-
-
-def rounded(length: int) -> int:
-    """The next of a few lengths: sixteen between a power of two and the next, so at most a sixteenth more."""
-    step = max(1, 2 ** ((length - 1).bit_length() - 1) // 16)
-    return -(-length // step) * step
 
 
 PADDING = 0.1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from iwopd.batch import Tokens, rounded
+from iwopd.batch import Tokens
 from iwopd.errors import ModelError, loading_error
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
@@ -126,21 +126,7 @@ class LanguageModel:
     @property
     def chunk(self) -> int:
         """Tokens whose logits may exist at one time."""
-        return chunk_tokens(self.kind, self.vocabulary)
-
-    @property
-    def kind(self) -> str:
-        """The type of the device it computes on: cpu or cuda."""
-        return self.device.type
-
-    def padded(self, length: int) -> int:
-        """As how many columns an input of `length` tokens is computed: on a CPU in a 16-bit format as the next of a few
-        lengths, because oneDNN compiles every product anew for each length it meets, and keeps what it compiled."""
-        low = self.autocast_enabled or self.model.dtype != torch.float32
-        if self.kind != "cpu" or not low:
-            return length
-        most = getattr(self.config, "max_position_embeddings", None) or rounded(length)
-        return max(length, min(rounded(length), most))
+        return chunk_tokens(self.device.type, self.vocabulary)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""

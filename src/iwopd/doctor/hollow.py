@@ -22,7 +22,7 @@ from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.engines.base import Sampling
 from iwopd.engines.hf import draw, sampling_logprobs
 from iwopd.errors import ModelError
-from iwopd.language_model import LanguageModel, keep_attention_cap
+from iwopd.language_model import LanguageModel, chunk_tokens, keep_attention_cap
 from iwopd.numerics import chunked_reverse_kl
 
 
@@ -131,7 +131,7 @@ class Hollow:
             for parameter in trained:
                 parameter.grad = None if first else torch.empty_like(parameter)
             self.model.train()
-            tokens = _tokens(work, self.lm)
+            tokens = _tokens(work)
             with LiveBytes(self._there(), trained) as live:
                 with self.lm.autocast():
                     states = self.lm.states(tokens)
@@ -157,14 +157,13 @@ class Hollow:
         """Log-probs without gradients."""
         with self._quiet(), self._fake, torch.no_grad():
             self.model.eval()
-            tokens = _tokens(work, self.lm)
+            tokens = _tokens(work)
             with LiveBytes(self._there()) as live:
                 self.lm.token_logprobs(tokens)
             return Pass(live.peak)
 
     def rollout(self, rows: int, prompt: int, response: int, sampling: Sampling) -> Pass:
         """Sampling with a cache of keys and values, as `HfEngine` does it, with prompts of several lengths."""
-        prompt = self.lm.padded(prompt)
         with self._quiet(), self._fake, torch.no_grad():
             self.model.eval()
             with LiveBytes(self._there()) as live, self.lm.autocast():
@@ -204,12 +203,12 @@ class _HollowLanguageModel(LanguageModel):
     """Chunks as on the device the estimate is for."""
 
     def __init__(self, model: Any, kind: str, autocast: bool):
-        self._kind = kind
+        self.kind = kind
         super().__init__(model, autocast=autocast)
 
     @property
-    def kind(self) -> str:
-        return self._kind
+    def chunk(self) -> int:
+        return chunk_tokens(self.kind, self.vocabulary)
 
     def _check_head(self) -> None:
         """There are no numbers to compare."""
@@ -236,8 +235,8 @@ def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[N
             setattr(owner, name, found)
 
 
-def _tokens(work: Work, lm: LanguageModel) -> Tokens:
-    shape, time = (work.rows, lm.padded(work.prompt + work.stop - 1)), work.stop - work.start
+def _tokens(work: Work) -> Tokens:
+    shape, time = (work.rows, work.prompt + work.stop - 1), work.stop - work.start
     return Tokens(
         input_ids=torch.empty(shape, dtype=torch.long),
         attention_mask=None,
