@@ -79,12 +79,11 @@ class Plan:
         trainer = self.needs_batch and self.config.scoring.student_logprobs == "trainer"
         return trainer or self.config.optim.updates_per_batch > 1
 
-    def micro_batch(self, limit: int, model: Model | None = None) -> Work:
-        """The largest batch of longest sequences that a limit of tokens allows, for a model; None for the student."""
-        lm = (model or self.student).hollow.lm
+    def micro_batch(self, limit: int) -> Work:
+        """The largest batch of longest sequences that a limit of tokens allows."""
         prompt = self.lengths.prompt
         start, stop = max((self.window(self.lengths.response, at) for at in PROGRESS), key=lambda window: window[1])
-        rows = max(1, limit // lm.padded(prompt + stop))
+        rows = max(1, limit // (prompt + stop))
         return Work(min(rows, max(1, self.sequences)), prompt, start, stop)
 
     def places(self) -> list[Place]:
@@ -213,7 +212,7 @@ class Plan:
     def _pass(self, scorer: Scorer) -> Term:
         scoring = self.config.scoring
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
-        work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind], scorer.model)
+        work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
         return _working(scorer.model.hollow.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:

@@ -207,8 +207,6 @@ class _Decoding:
     def __init__(self, model: LanguageModel, prompts: list[list[int]]):
         self.model = model
         width = max(map(len, prompts))
-        if any(len(prompt) < width for prompt in prompts):  # padded anyway
-            width = model.padded(width)
         self.ids = torch.zeros(len(prompts), width, dtype=torch.long)
         self.mask = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):

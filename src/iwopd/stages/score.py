@@ -62,6 +62,5 @@ def trainer_logprobs(
             student.device,
             lambda tokens: [student.lm.token_logprobs(tokens)],
             progress,
-            student.lm.padded,
         )
     return [logprobs.tolist() for (logprobs,) in own]

@@ -181,9 +181,7 @@ class _Step:
         torch.cuda.empty_cache()
 
     def _lengths(self) -> list[int]:
-        """Tokens of each as computed."""
-        padded = self.student.lm.padded
-        return [padded(len(record.rollout.prompt_ids) + record.stop) for record in self.scored]
+        return [len(record.rollout.prompt_ids) + record.stop for record in self.scored]
 
     def _accumulate(self, advance: Progress) -> Sums:
         student, sums, done, lengths = self.student, Sums(), list[int](), self._lengths()
@@ -191,12 +189,7 @@ class _Step:
         # Dropout, where a model has any, depends on the update alone: a resumed run draws as the first one did.
         torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
         for group in token_batches(lengths, student.micro_batch_tokens):
-            batch = collate(
-                [self.scored[i] for i in group],
-                [self.seeds[i] for i in group],
-                device=student.device,
-                width=student.lm.padded,
-            )
+            batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
             weights = None
             if self.weights is not None:
                 weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iwopd.batch import Tokens, Width, Window, collate_tokens, token_batches
+from iwopd.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.engines.base import Progress, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.language_model import LanguageModel
@@ -30,18 +30,17 @@ def in_token_batches(
     device: torch.device,
     function: Callable[[Tokens], Sequence[Tensor]],
     progress: Progress = silent,
-    width: Width = int,
 ) -> list[tuple[Tensor, ...]]:
     """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
 
     Like lengths stand together, so little is computed for padding.
     """
-    lengths = [width(len(rollout.prompt_ids) + stop) for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
     results: dict[int, tuple[Tensor, ...]] = {}
     waiting = token_batches(lengths, batch_tokens)[::-1]
     while waiting:
         group, columns = waiting.pop(), None
-        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device, width=width)
+        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
         try:
             columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
         except torch.OutOfMemoryError as error:
@@ -109,9 +108,7 @@ class HfTeacher(Teacher):
                     logprobs = model.logprobs_of(states, tokens.targets)
                 return [logprobs, states] if hidden else [logprobs]
 
-            results = in_token_batches(
-                rollouts, windows, self.batch_tokens, self.device, function, progress, model.padded
-            )
+            results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
         scored = []
         for rollout, (start, stop), (logprobs, *states) in zip(rollouts, windows, results, strict=True):
             if not logprobs.isfinite().all():
