@@ -9,6 +9,7 @@ from iwopd import host
 log = logging.getLogger(__name__)
 
 EVERY, LOOKS = 0.1, 10  # seconds between looks at this process; of which so many go by between looks at the machine
+CREEP = 0.02  # of what a stage needs: with more than that, freed blocks are given back
 LOW = 0.08  # of the machine's memory: when less is left, a warning is given
 MIB, GIB = 2**20, 2**30
 
@@ -21,6 +22,8 @@ class MemoryWatch:
         self._lock = threading.Lock()
         self._peak = 0
         self._warned = False
+        self._needs: dict[str, int] = {}  # of each stage, its peak when nothing was kept from before
+        self._measuring: str | None = None
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
@@ -31,13 +34,22 @@ class MemoryWatch:
         self._stop.set()
         self._thread.join()
 
-    def lap(self) -> float:
-        """The most resident memory since the last lap, MiB; then what malloc keeps of freed blocks is given back, so
-        that the next stage does not come on top of it."""
+    def lap(self, stage: str) -> float:
+        """The most resident memory since the last lap, MiB, which were of `stage`.
+
+        Where that is more than the stage needs, freed blocks have piled up in malloc, and are given back to the system.
+        Not at every lap: the next stage would have to take them again, for a fifth of its time on a small model. What a
+        stage needs is found out by giving them back before it, too.
+        """
         self._look()
         with self._lock:
             peak, self._peak = self._peak, 0
-        host.release_freed_memory()
+        if stage == self._measuring:
+            self._needs[stage], self._measuring = max(peak, self._needs.get(stage, 0)), None
+        elif self._measuring is None and peak > (1 + CREEP) * self._needs.get(stage, 0):
+            self._measuring = stage
+        if self._measuring is not None:
+            host.release_freed_memory()
         return round(peak / MIB, 1)
 
     def _look(self) -> int:

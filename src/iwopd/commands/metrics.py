@@ -22,7 +22,7 @@ class Clock:
     def lap(self, stage: str) -> None:
         """What was since the last lap was `stage`."""
         if self._memory is not None:
-            self.seconds[f"memory/{stage}_mib"] = self._memory.lap()
+            self.seconds[f"memory/{stage}_mib"] = self._memory.lap(stage)
         now = time.perf_counter()
         self.seconds[f"time/{stage}_s"] = now - self._last
         self._last = now
