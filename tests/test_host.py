@@ -79,12 +79,36 @@ def test_a_stage_tells_the_most_memory_it_took_and_gives_back_what_it_freed() ->
         held = [bytearray(2**20 - 64) for _ in range(200)]  # below what malloc maps one by one
         memory._look()
         del held
-        clock.lap("filled")
+        clock.lap("filled")  # a stage that was not seen before: what it freed is given back
         after = host.resident_bytes() / 2**20
     assert clock.seconds["memory/filled_mib"] > clock.seconds["memory/before_mib"] + 150
     assert after < clock.seconds["memory/filled_mib"] - 150
     assert clock.seconds.keys() == {"memory/before_mib", "time/before_s", "memory/filled_mib", "time/filled_s"}
     assert Clock().seconds == {}
+
+
+def test_freed_blocks_are_given_back_for_a_round_when_a_stage_takes_more_than_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resident, given_back = [0], list[int]()
+    monkeypatch.setattr(host, "resident_bytes", lambda: resident[0])
+    monkeypatch.setattr(host, "release_freed_memory", lambda: given_back.append(resident[0]))
+    memory = MemoryWatch()
+
+    def step(rollout: int, update: int) -> int:
+        given_back.clear()
+        for stage, size in (("rollout", rollout), ("update", update)):
+            resident[0] = size
+            memory.lap(stage)
+        return len(given_back)
+
+    assert [step(1000, 2000) for _ in range(4)] == [2, 0, 0, 0], "once, to know what they need"
+    assert step(1000, 2030) == 0, "as much as makes no difference"
+    assert step(1100, 2000) == 2
+    assert step(1000, 2000) == 0, "the end of the round"
+    assert step(1000, 2100) == 1
+    assert step(1000, 2100) == 1, "of the same round"
+    assert step(1000, 2100) == 0, "so much was needed"
 
 
 def test_a_warning_comes_once_before_the_memory_ends(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,8 +22,8 @@ class MemoryWatch:
         self._lock = threading.Lock()
         self._peak = 0
         self._warned = False
-        self._needs: dict[str, int] = {}  # of each stage, its peak when nothing was kept from before
-        self._measuring: str | None = None
+        self._needs: dict[str, int] = {}  # of each stage: its peak where nothing was kept from before
+        self._round: set[str] = set()  # stages after which freed blocks were given back, in this round
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
@@ -37,18 +37,19 @@ class MemoryWatch:
     def lap(self, stage: str) -> float:
         """The most resident memory since the last lap, MiB, which were of `stage`.
 
-        Where that is more than the stage needs, freed blocks have piled up in malloc, and are given back to the system.
-        Not at every lap: the next stage would have to take them again, for a fifth of its time on a small model. What a
-        stage needs is found out by giving them back before it, too.
+        Where that is more than the stage needs, freed blocks have piled up in malloc: for a round of all stages they
+        are given back to the system after each, which shows what each needs. Not always: what is given back must be
+        taken again, for a quarter of an update's time with a small model.
         """
         self._look()
         with self._lock:
             peak, self._peak = self._peak, 0
-        if stage == self._measuring:
-            self._needs[stage], self._measuring = max(peak, self._needs.get(stage, 0)), None
-        elif self._measuring is None and peak > (1 + CREEP) * self._needs.get(stage, 0):
-            self._measuring = stage
-        if self._measuring is not None:
+        if self._round:
+            self._needs[stage] = max(peak, self._needs.get(stage, 0))
+        if stage in self._round:
+            self._round.clear()
+        elif self._round or peak > (1 + CREEP) * self._needs.get(stage, 0):
+            self._round.add(stage)
             host.release_freed_memory()
         return round(peak / MIB, 1)
 
