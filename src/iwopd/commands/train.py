@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.commands.inputs import keep_inputs, training_inputs
 from iwopd.commands.parts import Parts, State
 from iwopd.commands.resume import another_end
@@ -100,6 +100,7 @@ def prepare(
     if not folder.held:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
+    runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
     tracker = Tracker(folder.path, state.written, build.mirrors(config, folder.path, asdict(config)))
@@ -107,7 +108,9 @@ def prepare(
     if checkpoint:
         display.line(f"going on from {checkpoint.name} of {folder.path}")
     parts = Parts(student, teacher, base, engine, weighting, stream, benchmarks, tokenizer, dropped)
-    return Trainer(config, parts, folder, tracker, display, interrupts, state)
+    trainer = Trainer(config, parts, folder, tracker, display, interrupts, state)
+    stack.enter_context(trainer.memory)
+    return trainer
 
 
 def _check_models(

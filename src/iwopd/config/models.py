@@ -80,7 +80,9 @@ class TeacherConfig(ScorerConfig):
     path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher", path=True)
     name: str = setting("default", "what problems may call it, where there are several")
     urls: list[str] | None = setting(None, "its servers with scoring=vllm_server; null for scoring.urls")
-    served_as: str | None = setting(None, "what its servers call it (root or id in /v1/models); null for scoring.served_as")
+    served_as: str | None = setting(
+        None, "what its servers call it (root or id in /v1/models); null for scoring.served_as"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
