@@ -293,7 +293,7 @@ def whole_config(key: str, section: Any, folder: str) -> Any:
         ModelError: a model of the hub comes as adapters; of a folder that was told before (`check_model_folder`).
     """
     from transformers import AutoConfig
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     if not Path(folder).is_dir():
         file = find_adapter_config_file(folder, revision=section.revision or "main")
