@@ -266,6 +266,15 @@ def test_draw_gives_every_token_its_share_of_the_unit_interval():
     assert_close(counts.double() / n, probabilities.double(), rtol=0, atol=1 / n)
 
 
+def test_draw_tells_improbable_tokens_apart():
+    """After a token of almost 1, sums in float32 (steps of 6e-8) would lump sixty tokens of 1e-9 together."""
+    size = 1000
+    logprobs = torch.tensor([1 - size * 1e-9, *[1e-9] * size], dtype=torch.float64).log().float()
+    places = torch.tensor([0, 1, 37, size // 2, size - 1])
+    uniform = 1 - (size - places - 0.5).double() * 1e-9
+    assert draw(logprobs.expand(len(places), -1), uniform).tolist() == (places + 1).tolist()
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_draw_never_gives_a_token_of_probability_zero(uniform):
     logprobs = torch.tensor([[0.0, 1.0, 0.0, 2.0, 0.0]]).log().log_softmax(-1)
