@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from running import SMALL, iwopd, refused, rows, start
 
+from iwopd.digests import model_digest
 from iwopd.errors import RunFolderError
 from iwopd.grading import Verdict
-from iwopd.digests import model_digest
 from iwopd.results import SampleFile, read_samples
 from iwopd.stages.evaluation import Graded, Outcome, details, measure
 from iwopd.types import Prompt, Rollout
