@@ -97,6 +97,22 @@ def test_a_study_that_is_done_runs_nothing_and_one_of_another_config_is_refused(
     assert "weighting.gamma (there 1.0, here 2.0)" in refused(capsys, "ablate", *STUDY, other, f"run.dir={study}")
 
 
+def test_runs_still_to_come_must_read_what_finished_ones_have_read(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    file = folder / "runs" / "uniform" / "seed-1" / "inputs.json"
+    inputs = json.loads(file.read_text())
+    inputs["problems"]["eval.benchmarks.smoke"]["digests"]["test-3"] = "another"
+    file.write_text(json.dumps(inputs))
+    shutil.rmtree(folder / "runs" / "iw_1.0" / "seed-2")
+    line = refused(capsys, "ablate", *STUDY, ARMS, f"run.dir={folder}")
+    assert "seed-1: this run began with other inputs: eval.benchmarks.smoke.path=toy://smoke: 1 of" in line
+    assert "(test-3)" in line
+    assert not (folder / "runs" / "iw_1.0" / "seed-2").exists()
+
+
 def test_stopped_it_leaves_no_process_and_goes_on_exactly(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     settings = (*STUDY, "ablate.seeds=[1]", ARMS, f"run.dir={folder}", "ablate.workers=2")
