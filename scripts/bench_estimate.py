@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -188,11 +188,11 @@ def compared(case: Case) -> dict[str, Any]:
     tensors, resident = run(TENSORS="1"), run()
     stages = {
         stage: {
-            "estimate": guessed[stage][0],
+            "estimate": guessed[stage].total,
             "tensors": tensors[stage],
-            "ratio": round((guessed[stage][0] - guessed[stage][1]) / tensors[stage], 3),
+            "ratio": round(guessed[stage].tensors / tensors[stage], 3),
             "resident": resident[stage],
-            "resident_ratio": round(guessed[stage][0] / resident[stage], 3),
+            "resident_ratio": round(guessed[stage].total / resident[stage], 3),
         }
         for stage in STAGES
     }
@@ -210,8 +210,15 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def estimate(case: Case) -> dict[str, tuple[float, float]]:
-    """MiB of each stage, from the config alone; and how much of it is not in tensors."""
+class Estimate(NamedTuple):
+    """MiB: all, and that of tensors alone."""
+
+    total: float
+    tensors: float
+
+
+def estimate(case: Case) -> dict[str, Estimate]:
+    """Of each stage, from the config alone."""
     config, model = case.config(), case.model()
     plan = Plan(
         config=config,
@@ -222,12 +229,12 @@ def estimate(case: Case) -> dict[str, tuple[float, float]]:
         window=build.weighting(config.weighting).bounds,
         needs_batch=False,
     )
-    return {place.stage: (mib(place.total), mib(of_libraries(place))) for place in plan.places()}
+    return {place.stage: Estimate(mib(place.total), mib(in_tensors(place))) for place in plan.places()}
 
 
-def of_libraries(place: Place) -> float:
-    """Bytes that are no tensors'."""
-    return sum(term.bytes for term in place.terms if term.what == COMPILED)
+def in_tensors(place: Place) -> float:
+    """Bytes, without what a library keeps."""
+    return sum(term.bytes for term in place.terms if term.what != COMPILED)
 
 
 def measure(case: Case, *, tensors: bool) -> dict[str, float]:
