@@ -1,5 +1,6 @@
 """Tiny random models and plausible records, for tests of everything that computes."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ settings.register_profile("repeatable", derandomize=True, max_examples=40, deadl
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # the tensors are too small to share
+os.environ["OMP_NUM_THREADS"] = "1"  # for runs in this process, which set their number of threads
 
 
 def make_model(seed: int = 0, *, vocabulary: int = VOCABULARY, autocast: bool = False) -> LanguageModel:

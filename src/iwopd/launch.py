@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from iwopd import host, runtime
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 
@@ -41,6 +42,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     def task(composed: DictConfig) -> Any:
         try:
             config = check(composed, verb, arguments)
+            runtime.prepare(config, verb, sweep_processes())
             run = import_module(module).run  # everything heavy is imported from here on
             return run(config, command_line(arguments)) if verb == "ablate" else run(config)
         except IwopdError as error:
@@ -109,6 +111,14 @@ def command_line(arguments: Sequence[str]) -> "CommandLine":
             raise ConfigError(explain(error, overrides)) from None
 
     return CommandLine(split_flags(arguments)[0], list(hydra_config.overrides.task), compose)
+
+
+def sweep_processes() -> int | None:
+    """How many jobs of a sweep its launcher has running at one time on this machine; None where this is no such job."""
+    if not HydraConfig.initialized() or not str(HydraConfig.get().mode).endswith("MULTIRUN"):
+        return None
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # joblib's; -1 for all
+    return jobs if jobs > 0 else host.cores()
 
 
 def config_folder() -> Path:

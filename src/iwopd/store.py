@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from iwopd import runtime
 from iwopd.errors import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -291,6 +292,7 @@ def about() -> dict[str, Any]:
         "uncommitted_changes": changed,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "threads": runtime.current.threads,
         "versions": {package: found for package in PACKAGES if (found := version(package))},
     }
 

@@ -1,13 +1,12 @@
 """`iwopd ablate`: the same training with several weightings and seeds, and which differences are more than noise."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from iwopd import build
+from iwopd import build, host
 from iwopd.config import Config
 from iwopd.display import Display
 from iwopd.errors import ConfigError, IwopdError
@@ -124,21 +123,14 @@ def carry_out_batch(config: Config, runs: Sequence[Run], board: Board, flags: Se
     if not waiting:
         return
     on_cpu = config.run.device == "cpu" or build.device(config.run.device).type == "cpu"
-    if on_cpu:  # several small processes do not share cores well; a user's own setting stands
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if cluster.launcher_chosen():
         outcomes = cluster.launch([(one.overrides, one.folder) for one in waiting], flags)
         for one, outcome in zip(waiting, outcomes, strict=True):
             board.ended(one, outcome)
         return
-    count = config.ablate.workers or (cores() if on_cpu else 1)
+    count = config.ablate.workers or (host.cores() if on_cpu else 1)
     jobs = [((*flags, *one.overrides), one.folder) for one in waiting]
     Workers(min(count, len(jobs))).run(jobs, lambda index, outcome: board.ended(waiting[index], outcome))
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: Board, folder: RunFolder) -> None:

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iwopd import build
+from iwopd import build, host
 from iwopd.config import Config
 from iwopd.display import Display
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
 from iwopd.doctor.findings import Report, Section
 from iwopd.doctor.live import Models, try_out
-from iwopd.doctor.machine import Machine, machine_for, resident_bytes
+from iwopd.doctor.machine import Machine, machine_for
 from iwopd.doctor.render import conclude, console, show
 from iwopd.doctor.sources import model_sources
 from iwopd.errors import ConfigError
@@ -127,7 +127,7 @@ class Examination:
         from iwopd.doctor.models import Scorer, student_model, teacher_model
         from iwopd.doctor.plan import Plan
 
-        program = resident_bytes()
+        program = host.resident_bytes()
         if any(source.config is None for source in (self.student, *self.scorers)):
             return None
         kind, config = self.machine.kind, self.config

@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, WandbTracking
 from iwopd.doctor import memory
 from iwopd.doctor.findings import Section
@@ -56,6 +56,7 @@ def gpus(config: Config, machine: Machine, section: Section) -> None:
             section.note(f"GPU {index}: {name}, {memory.size(total)}, {memory.size(free)} free")
     else:
         section.note(f"no GPU; {memory.size(machine.memory)} of host memory, {memory.size(machine.free)} free")
+        section.note(str(runtime.current))
     if config.doctor.card is None:
         with section.guarded():
             device = build.device(config.run.device, deterministic=False)

@@ -14,6 +14,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from iwopd import host
 from iwopd.errors import ConfigError
 from iwopd.study.workers import Outcome, train
 
@@ -39,7 +40,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> 
     try:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
-            task_function=partial(job, flags=list(flags)),
+            task_function=partial(job, flags=list(flags), workers=_at_one_time(len(jobs))),
             config=HydraConfig.instance().cfg,  # pyright: ignore[reportArgumentType]  set while a verb runs
         )
         returned = launcher.launch([[*overrides, sweep] for overrides, _ in jobs], initial_job_idx=0)
@@ -50,10 +51,16 @@ def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> 
     return [_outcome(item) for item in returned]
 
 
-def job(composed: DictConfig, flags: Sequence[str]) -> Outcome:
+def _at_one_time(jobs: int) -> int | None:
+    """How many jobs the launcher has running on one machine; None where it does not say, such as on a cluster."""
+    count = HydraConfig.get().launcher.get("n_jobs")  # joblib's; -1 for all cores
+    return None if count is None else min(jobs, count if count > 0 else host.cores())
+
+
+def job(composed: DictConfig, flags: Sequence[str], workers: int | None = None) -> Outcome:
     """What the launcher carries out, wherever it does: one training run as a process."""
     overrides = list(HydraConfig.get().overrides.task)
-    return train([*flags, *overrides], Path(composed.run.dir))
+    return train([*flags, *overrides], Path(composed.run.dir), workers=workers)
 
 
 def _outcome(returned: Any) -> Outcome:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.interrupts import FOLLOW
+from iwopd.runtime import WORKERS
 
 # Beside metrics.jsonl, once a run has ended: what its process needed.
 PROCESS_FILE = "process.json"
@@ -29,14 +30,23 @@ class Outcome:
     reason: str = ""
 
 
-def train(arguments: Sequence[str], folder: Path, started: Callable[[Any], None] = lambda process: None) -> Outcome:
+def train(
+    arguments: Sequence[str],
+    folder: Path,
+    started: Callable[[Any], None] = lambda process: None,
+    *,
+    workers: int | None = None,
+) -> Outcome:
     """`iwopd train ARGUMENTS` as a process, to its end; Ctrl-C here reaches it once and is waited for.
 
     Args:
         folder: the run's; the peak of the process's resident memory (MiB) is noted there.
         started: called with the process.
+        workers: processes that share this machine's cores, this one among them; None for what the environment says.
     """
     environment = {**os.environ, FOLLOW: str(os.getpid())}
+    if workers is not None:
+        environment[WORKERS] = str(workers)
     environment.pop("HYDRA_FULL_ERROR", None)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -138,7 +148,7 @@ class Workers:
         if self._stopping:
             return
         try:
-            outcome = train(arguments, folder, started)
+            outcome = train(arguments, folder, started, workers=self.count)
         finally:
             with self._lock:
                 self._running.discard(process)
