@@ -97,5 +97,5 @@ def weights(folder: Path) -> bytes:
 
 
 def without_times(found: Sequence[dict]) -> list[dict]:
-    """Metrics of a run, less what the clock says."""
-    return [{key: value for key, value in row.items() if not key.startswith("time")} for row in found]
+    """Metrics of a run, less what the clock and the machine's memory say."""
+    return [{key: value for key, value in row.items() if not key.startswith(("time", "memory/"))} for row in found]

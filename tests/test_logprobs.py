@@ -1,12 +1,14 @@
 """Chunked log-probs and KL: the same numbers as with all logits at once, and never more logits than a chunk."""
 
 import weakref
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
+from torch.profiler import profile
 from torch.testing import assert_close
 
 from iwopd.numerics import chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
@@ -117,6 +119,21 @@ def test_float32_weights_in_bfloat16_products_have_float32_gradients(chunk, case
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == torch.float32
         assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+def test_the_gradient_of_a_bfloat16_product_is_not_copied_whole():
+    """A CPU adds bfloat16 to float32 by way of a float32 copy, which only the allocator sees."""
+    hidden, targets = rand(8, 64, seed=1), torch.arange(8)
+    weight = rand(40_000, 64, seed=2).requires_grad_()
+
+    def peak() -> int:
+        with profile(profile_memory=True) as profiler:
+            linear_token_logprobs(hidden, weight, targets, 8, torch.bfloat16).sum().backward()
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+    gradient_and_16_bit_weight, logits = weight.nbytes * 3 // 2, 3 * 8 * 40_000 * 4
+    assert peak() < gradient_and_16_bit_weight + logits + 6 * 2**20
 
 
 def test_a_frozen_linear_head_gets_no_gradient(case):

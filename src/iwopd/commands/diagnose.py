@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.display import Display
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.interrupts import Interrupts
+from iwopd.memory_watch import MemoryWatch
 from iwopd.store import RunFolder, damage
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run(config: Config) -> None:
             display.line(note)
         if build.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
+        stack.enter_context(MemoryWatch())
         work = _Work(config, folder.path / "vllm.log", display, stack, {name: rows[name][: config.diagnose.prompts]})
         found = [work.diagnose(subject) for subject in subjects]
         _write(config, folder, found, [note] if note else [], display)
@@ -163,6 +165,7 @@ class _Work:
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
         context = longest + self.sampling.max_tokens
         self.served = build.Served(self.student_folder, config.student, context, log_file, stops, known)
+        runtime.report()
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
         scored = build.Served(teacher_folder, config.teacher, context + 1, log_file)  # vLLM samples one token more
         self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.commands.metrics import evaluation_metrics
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
 from iwopd.display import Display, evaluation_line
 from iwopd.interrupts import Interrupts, Stopped
+from iwopd.memory_watch import MemoryWatch
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
 
@@ -46,9 +47,10 @@ def run(config: Config) -> float:
 
 def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display) -> float:
     with ExitStack() as stack:
+        memory = stack.enter_context(MemoryWatch())
         evaluator = _Evaluator(config, folder, rows, display, stack)
         found = [evaluator.evaluate(benchmark) for benchmark in evaluator.benchmarks]
-        metrics = evaluation_metrics(found)
+        metrics = evaluation_metrics(found) | {"memory/eval_mib": memory.lap("eval")}
         Tracker(folder.path).log(0, metrics)
     display.table(summary(found))
     display.line(f"results are in {folder.path / 'eval'}")
@@ -72,6 +74,7 @@ class _Evaluator:
         longest = max(len(prompt.ids) for benchmark in self.benchmarks for prompt in benchmark.prompts)
         model_config = build.model_config("eval.model", section, self.model)
         build.check_context("eval.model", model_config, "eval.max_tokens", longest, self.sampling.max_tokens)
+        runtime.report()
         display.line(f"loading {config.eval.model}")
         stops = build.stop_ids("eval.model", section, self.model, self.tokenizer)
         log_file = folder.path / "vllm.log"

@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from iwopd.memory_watch import MemoryWatch
     from iwopd.stages.evaluation import Evaluation
     from iwopd.types import ScoredRollout
 
 
 class Clock:
-    """Seconds per stage, as metrics."""
+    """Per stage, as metrics: seconds, and where memory is watched the most host memory it took, MiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: "MemoryWatch | None" = None) -> None:
         self.seconds: dict[str, float] = {}
+        self._memory = memory
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """The time since the last lap was spent on `stage`."""
+        """What was since the last lap was `stage`."""
+        if self._memory is not None:
+            self.seconds[f"memory/{stage}_mib"] = self._memory.lap(stage)
         now = time.perf_counter()
         self.seconds[f"time/{stage}_s"] = now - self._last
         self._last = now

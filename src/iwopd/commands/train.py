@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from iwopd import build
+from iwopd import build, runtime
 from iwopd.commands.parts import Parts, State
 from iwopd.commands.trainer import Trainer
 from iwopd.config import Config
@@ -94,12 +94,15 @@ def prepare(
     if not folder.held:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
+    runtime.report()
     tracker = Tracker(folder.path, state.written, build.mirrors(config, folder.path, asdict(config)))
     stack.callback(tracker.close)
     if checkpoint:
         display.line(f"going on from {checkpoint.name} of {folder.path}")
     parts = Parts(student, teacher, base, engine, weighting, stream, benchmarks, tokenizer, dropped)
-    return Trainer(config, parts, folder, tracker, display, interrupts, state)
+    trainer = Trainer(config, parts, folder, tracker, display, interrupts, state)
+    stack.enter_context(trainer.memory)
+    return trainer
 
 
 def _check_models(

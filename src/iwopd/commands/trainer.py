@@ -15,6 +15,7 @@ from iwopd.display import Display, evaluation_line, step_line
 from iwopd.errors import EngineError, NonFiniteError
 from iwopd.horizon import horizon_tokens, whole_length
 from iwopd.interrupts import ForcedStop, Interrupts, Stopped
+from iwopd.memory_watch import MemoryWatch
 from iwopd.seeding import derive_seed
 from iwopd.store import RunFolder
 from iwopd.tracking import Tracker
@@ -50,6 +51,7 @@ class Trainer:
         self.loss = build.loss_settings(config)
         self.sampling = build.sampling(config.rollout)
         self.parity = build.parity(config.rollout)
+        self.memory = MemoryWatch()
 
     def train(self) -> float:
         """Steps, evaluations and checkpoints until `run.steps`; the last accuracy."""
@@ -110,7 +112,7 @@ class Trainer:
         from iwopd.stages import score, update
 
         parts, config, step = self.parts, self.config, self.state.step
-        progress, clock = self.progress, Clock()
+        progress, clock = self.progress, Clock(self.memory)
         prompts = parts.stream.batch(step)
         horizon = horizon_tokens(config.rollout, progress, self.state.whole_length)
         window = parts.weighting.window(progress)
@@ -205,7 +207,7 @@ class Trainer:
         from iwopd.stages import evaluate
 
         parts, config, step = self.parts, self.config, self.state.step
-        clock, found = Clock(), []
+        clock, found = Clock(self.memory), []
         for benchmark in parts.benchmarks:
             with self.display.stage(f"evaluating on {benchmark.name}") as advance:
                 found.append(

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from iwopd.runtime import PRIMITIVE_BYTES, PRIMITIVES
+
+COMPILED = "compiled products"
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of a process that uses CUDA: its context, the libraries' kernels and workspaces; not in PyTorch's count of tensors.
@@ -67,6 +70,12 @@ def gradients(trained: int, each: int) -> Term:
 def adam(trained: int, each: int) -> Term:
     """Two moments per trained parameter, from the first optimiser step on."""
     return Term("Adam's moments", 2 * trained * each, f"2 × {count(trained)} × {each} bytes")
+
+
+def compiled_products() -> Term:
+    """What oneDNN keeps, once a run has met as many lengths as it may keep."""
+    how = f"{PRIMITIVES} × {size(PRIMITIVE_BYTES)}, kept by oneDNN"
+    return Term(COMPILED, PRIMITIVES * PRIMITIVE_BYTES, how)
 
 
 def cache_per_token(layers: int, kv_heads: int, head_dim: int, each: int) -> int:

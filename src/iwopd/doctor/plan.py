@@ -99,7 +99,15 @@ class Plan:
             base = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
         else:
             base = Term("Python and libraries", self.program, "of this process")
-        return Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage), *terms])
+        compiled = [memory.compiled_products()] if self._compiles else []
+        return Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage), *compiled, *terms])
+
+    @property
+    def _compiles(self) -> bool:
+        """On a CPU, products in 16-bit formats are oneDNN's."""
+        config = self.config
+        dtypes = (config.student.dtype, *(scorer.section.dtype for scorer in self.in_transformers))
+        return self.machine.kind == "cpu" and (config.optim.autocast or any("16" in dtype for dtype in dtypes))
 
     def _resident(self, stage: str) -> list[Term]:
         student, config, cuda = self.student, self.config, self.machine.kind == "cuda"

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from iwopd.numerics._shapes import Float, Int
 
 Head = Callable[[Tensor], Tensor]
+COPIED = 2**20  # numbers that are copied at one time from one dtype to another
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ class _LinearLogprobs(torch.autograd.Function):
             if weight_gradient is not None and weight.dtype == ctx.dtype:
                 weight_gradient.addmm_(slope.T, states[part])
             elif weight_gradient is not None:
-                weight_gradient += slope.T @ states[part]
+                # Some rows at a time: a CPU adds numbers of another dtype by way of a copy.
+                rows = max(1, COPIED // weight.shape[1])
+                for sums, slopes in zip(weight_gradient.split(rows), slope.T.split(rows), strict=True):
+                    sums += slopes @ states[part]
         return hidden_gradient, weight_gradient, None, None, None
 
 

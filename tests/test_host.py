@@ -1,0 +1,121 @@
+"""The machine as a process sees it, limits of containers among them; and the watch over its memory."""
+
+import logging
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from iwopd import host
+from iwopd.commands.metrics import Clock
+from iwopd.memory_watch import MemoryWatch
+
+GIB = 2**30
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes files of control groups, and puts this process into group /a/b of version 2 (or of version 1)."""
+    lines = host._lines
+    member = ["0::/a/b"]
+
+    def read(file: Path) -> list[str]:
+        return member if file == Path("/proc/self/cgroup") else lines(file)
+
+    def write(files: dict[str, str], version: int = 2) -> None:
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        if version == 1:
+            member[:] = ["4:memory:/a/b", "3:cpu,cpuacct:/a/b"]
+
+    monkeypatch.setattr(host, "CGROUPS", tmp_path)
+    monkeypatch.setattr(host, "_lines", read)
+    return write
+
+
+def test_without_limits_it_is_the_machines(groups) -> None:
+    groups({"a/b/memory.max": "max\n", "a/b/memory.current": "5\n", "a/b/cpu.max": "max 100000\n"})
+    assert host.total_bytes() == psutil.virtual_memory().total
+    assert 1 <= host.cores() <= len(os.sched_getaffinity(0))
+
+
+def test_the_lowest_limit_on_the_way_up_counts(groups) -> None:
+    groups(
+        {
+            "memory.max": f"{GIB}\n",
+            "memory.current": f"{GIB // 2}\n",
+            "memory.stat": f"anon 1\ninactive_file {GIB // 4}\n",
+            "a/b/memory.max": f"{2 * GIB}\n",
+            "a/b/memory.current": "0\n",
+            "a/cpu.max": "150000 100000\n",
+        }
+    )
+    assert host.total_bytes() == GIB
+    assert host.available_bytes() == 3 * GIB // 4, "files that can be dropped are not in use"
+    assert host.cores() == 1
+
+
+def test_limits_of_version_1(groups) -> None:
+    groups(
+        {
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.usage_in_bytes": "1",
+            "memory/a/b/memory.limit_in_bytes": f"{GIB}",
+            "memory/a/b/memory.usage_in_bytes": f"{GIB}",
+            "cpu,cpuacct/cpu.cfs_quota_us": "100000",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        },
+        version=1,
+    )
+    assert (host.total_bytes(), host.available_bytes()) == (GIB, 0)
+
+
+def test_a_stage_tells_the_most_memory_it_took_and_gives_back_what_it_freed() -> None:
+    with MemoryWatch() as memory:
+        clock = Clock(memory)
+        clock.lap("before")
+        held = [bytearray(2**20 - 64) for _ in range(200)]  # below what malloc maps one by one
+        memory._look()
+        del held
+        clock.lap("filled")  # a stage that was not seen before: what it freed is given back
+        after = host.resident_bytes() / 2**20
+    assert clock.seconds["memory/filled_mib"] > clock.seconds["memory/before_mib"] + 150
+    assert after < clock.seconds["memory/filled_mib"] - 150
+    assert clock.seconds.keys() == {"memory/before_mib", "time/before_s", "memory/filled_mib", "time/filled_s"}
+    assert Clock().seconds == {}
+
+
+def test_freed_blocks_are_given_back_for_a_round_when_a_stage_takes_more_than_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resident, given_back = [0], list[int]()
+    monkeypatch.setattr(host, "resident_bytes", lambda: resident[0])
+    monkeypatch.setattr(host, "release_freed_memory", lambda: given_back.append(resident[0]))
+    memory = MemoryWatch()
+
+    def step(rollout: int, update: int) -> int:
+        given_back.clear()
+        for stage, size in (("rollout", rollout), ("update", update)):
+            resident[0] = size
+            memory.lap(stage)
+        return len(given_back)
+
+    assert [step(1000, 2000) for _ in range(4)] == [2, 0, 0, 0], "once, to know what they need"
+    assert step(1000, 2030) == 0, "as much as makes no difference"
+    assert step(1100, 2000) == 2
+    assert step(1000, 2000) == 0, "the end of the round"
+    assert step(1000, 2100) == 1
+    assert step(1000, 2100) == 1, "of the same round"
+    assert step(1000, 2100) == 0, "so much was needed"
+
+
+def test_a_warning_comes_once_before_the_memory_ends(caplog: pytest.LogCaptureFixture) -> None:
+    memory = MemoryWatch()
+    with caplog.at_level(logging.WARNING, "iwopd"):
+        memory._warn(10 * GIB, 100 * GIB, GIB)
+        assert not caplog.records
+        memory._warn(7 * GIB, 100 * GIB, 80 * GIB)
+    assert "7.0 of 100.0 GiB of this machine's memory are left, and this process holds 80.0" in caplog.text
+    assert memory._warned
