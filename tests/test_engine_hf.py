@@ -98,10 +98,16 @@ def test_a_rollout_tells_what_it_answers(lm):
         assert all((rollout.prompt_id, rollout.prompt_ids) == (prompt.id, prompt.ids) for rollout in group)
 
 
-def test_progress_ends_with_all_sequences(lm):
+def test_progress_is_told_at_every_token_and_ends_with_all(lm):
     told = []
-    generate(lm, batch_size=4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(4, 15), (8, 15), (12, 15), (15, 15)]
+    rollouts = generate(lm, batch_size=4, progress=lambda *counts: told.append(counts))
+    assert told == sorted(told), "neither responses nor tokens become fewer"
+    assert len({tokens for _, _, tokens, _ in told}) > 24, "within batches too"
+    assert [most for *_, most in told] == sorted((most for *_, most in told), reverse=True)
+    whole = sum(len(rollout.response_ids) for rollout in rollouts)
+    assert told[-1] == (15, 15, whole, whole)
+    for done, _, tokens, most in told:
+        assert tokens <= most <= tokens + 24 * (15 - done)
 
 
 def test_rollouts_carry_the_version_that_was_synced(lm):

@@ -9,7 +9,7 @@ import torch
 from running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.config import HfRolloutConfig
-from iwopd.engines.base import Sampling
+from iwopd.engines.base import Sampling, silent
 from iwopd.engines.hf import HfEngine
 from iwopd.horizon import horizon_tokens, whole_length
 from iwopd.stages import update
@@ -62,8 +62,7 @@ def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
     engine = HfEngine(tiny_model(0), [7], batch_size=3)
     prompts = [Prompt(f"p{index}", [index + 1, 4, 9][: 1 + index % 3], "") for index in range(8)]
     whole, cut = (
-        engine.generate(prompts, Sampling(max_tokens=tokens), seed=3, stream=0, progress=lambda done, total: None)
-        for tokens in (24, 5)
+        engine.generate(prompts, Sampling(max_tokens=tokens), seed=3, stream=0, progress=silent) for tokens in (24, 5)
     )
     assert {rollout.finish_reason for rollout in cut} == {"stop", "length"}
     for long, short in zip(whole, cut, strict=True):

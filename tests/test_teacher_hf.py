@@ -93,7 +93,9 @@ def test_progress_ends_with_all_rollouts(lm, rollouts):
     told = []
     HfTeacher(lm, CPU, 40).score(rollouts, WINDOWS["whole"], progress=lambda *counts: told.append(counts))
     assert told == sorted(told)
-    assert told[-1] == (8, 8)
+    read = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
+    assert told[-1] == (8, 8, read, read)
+    assert {most for *_, most in told} == {read}
 
 
 def test_a_teacher_is_frozen_and_keeps_no_graph(lm, rollouts):

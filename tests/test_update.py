@@ -53,7 +53,7 @@ class Trial:
         options = {"seeds": range(len(scored)), "advance": self.count} | options
         self.metrics = update(student, scored, weighting, loss or LossSettings(), **options)
 
-    def count(self, done: int, total: int) -> None:
+    def count(self, done: int, total: int, *tokens: int) -> None:
         self.forwards += 1
 
     @property

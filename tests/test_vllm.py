@@ -171,10 +171,26 @@ def test_each_rollout_is_told_as_soon_as_it_is_whole(engine: VllmEngine) -> None
         seed=1,
         stream=0,
         finished=heard.append,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *counts: seen.append(counts),
     )
     assert sorted(heard, key=rollouts.index) == rollouts
-    assert seen == [(done, 8) for done in range(1, 9)]
+    whole = [done for done, *_ in seen]
+    assert whole == sorted(whole)
+    assert set(whole) >= set(range(1, 9))
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    assert seen[-1] == (8, 8, tokens, tokens)
+
+
+def test_progress_counts_the_tokens_of_responses_that_are_still_written(engine: VllmEngine, monkeypatch) -> None:
+    monkeypatch.setattr(in_process, "TELL_EVERY", 0.0)
+    seen = []
+    rollouts = engine.generate(
+        PROMPTS, Sampling(max_tokens=16), seed=1, stream=0, progress=lambda *counts: seen.append(counts)
+    )
+    before = [tokens for done, _, tokens, _ in seen if done == 0]
+    assert before[0] <= len(PROMPTS)
+    assert max(before) > len(PROMPTS), "told again as they grow"
+    assert seen[-1][2] == sum(len(rollout.response_ids) for rollout in rollouts)
 
 
 def test_after_an_interruption_nothing_of_it_runs_on(engine: VllmEngine) -> None:

@@ -1,16 +1,20 @@
 """What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in train.log."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-PLAIN_EVERY = 20.0  # seconds between plain lines of one long stage
+from iwopd.meter import Meter
+
+PLAIN_FIRST, PLAIN_LAST = 10.0, 60.0  # seconds before the first plain line of a stage, and between its later ones
 
 
 class Display:
@@ -27,7 +31,7 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Said(),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
@@ -66,25 +70,35 @@ class Display:
         self.console.print(table)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar for work within a step; yields ``advance(done, total)``."""
+    def stage(self, title: str) -> Iterator[Callable[..., None]]:
+        """A bar for work within a step; yields ``advance(done, total)``, an `iwopd.engines.base.Progress`."""
+        meter, ended = Meter(), threading.Event()
         if self.live:
-            task = self._progress.add_task(title, total=None)
+            task = self._progress.add_task(title, total=None, said=meter)
+
+            def advance(done: int, total: int, tokens: int = 0, most: int = 0) -> None:
+                meter(done, total, tokens, most)
+                self._progress.update(task, completed=tokens if most else done, total=meter.expected)
+
             try:
-                yield lambda done, total: self._progress.update(task, completed=done, total=total)
+                yield advance
             finally:
                 self._progress.remove_task(task)
             return
-        began = last = time.monotonic()
+        # A thread of its own: nothing may be told for minutes, while one large batch is computed.
+        teller = threading.Thread(target=self._tell, args=(title, meter, ended), name="progress", daemon=True)
+        teller.start()
+        try:
+            yield meter
+        finally:
+            ended.set()
+            teller.join()
 
-        def advance(done: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= PLAIN_EVERY:
-                last = now
-                self.line(f"{title}: {done} of {total} after {now - began:.0f} s")
-
-        yield advance
+    def _tell(self, title: str, meter: Meter, ended: threading.Event) -> None:
+        """A plain line now and then, more seldom as the stage gets long."""
+        began = time.monotonic()
+        while not ended.wait(min(PLAIN_LAST, max(PLAIN_FIRST, (time.monotonic() - began) / 4))):
+            self.line(f"{title}: {meter}")
 
     def steps(self, done: int, total: int) -> None:
         """The bar of the whole run."""
@@ -114,6 +128,14 @@ def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
         f"pass@{metrics['k']:.0f} {metrics['pass_at_k']:.3f}{greedy}  length {metrics['response_length']:.1f}  "
         f"cut {metrics['truncated']:.1%}{given_up}"
     )
+
+
+class _Said(ProgressColumn):
+    """Beside a bar: what its meter says, or how many of how many."""
+
+    def render(self, task: Task) -> Text:
+        meter = task.fields.get("said")
+        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}" if meter is None else str(meter))
 
 
 class _Lines(logging.Handler):

@@ -6,12 +6,35 @@ from typing import Any, Protocol, Self
 
 from iwopd.types import Prompt, Rollout
 
-Progress = Callable[[int, int], None]
 Finished = Callable[[Rollout], None]
 
 
-def silent(done: int, total: int) -> None:
+class Progress(Protocol):
+    """Is told how far a stage is."""
+
+    def __call__(self, done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
+        """Take note.
+
+        Args:
+            done: responses finished.
+            total: all responses.
+            tokens: so far, of unfinished responses too.
+            most: tokens there can be in all; of responses that are sampled, each unfinished one counts at its longest.
+        """
+        ...
+
+
+def silent(done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
     """Progress that nobody watches."""
+
+
+def part_of(progress: Progress, place: int, count: int) -> Progress:
+    """For the pass in place `place` of `count` over the same responses."""
+
+    def tell(done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
+        progress(place * total + done, count * total, place * most + tokens, count * most)
+
+    return tell
 
 
 def unheard(rollout: Rollout) -> None:
@@ -55,7 +78,7 @@ class Engine(Protocol):
         The randomness of each derives from (seed, stream, prompt, sample) alone; stream is the step, or "eval".
 
         Args:
-            progress: told (finished, all) sequences.
+            progress: see `Progress`.
             finished: told each rollout as soon as it is whole, in the order they finish.
         """
         ...

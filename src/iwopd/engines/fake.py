@@ -51,7 +51,8 @@ class FakeEngine(Engine):
         ]
         for rollout in made:
             finished(rollout)
-        progress(len(made), len(made))
+        tokens = sum(len(rollout.response_ids) for rollout in made)
+        progress(len(made), len(made), tokens, tokens)
         return made
 
     def sync_weights(self, student: Any, version: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.engines.tally import Tally
 from iwopd.errors import EngineError, NonFiniteError
 from iwopd.language_model import LanguageModel
 from iwopd.seeding import derive_seed
@@ -92,12 +93,13 @@ class HfEngine(Engine):
         # Prompts of like length share a batch: less padding. Results go back to their own places.
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index][0].ids), index))
         rollouts: dict[int, Rollout] = {}
+        tally = Tally(len(requests), sampling.max_tokens, progress)
         self.model.model.eval()
         while len(rollouts) < len(order):
             chosen, made = order[len(rollouts) : len(rollouts) + self.batch_size], None
             try:
                 with self.model.autocast():  # around the whole batch: its cast weights are kept from token to token
-                    made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream)
+                    made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream, tally)
             except torch.OutOfMemoryError:
                 if len(chosen) == 1:
                     raise
@@ -109,12 +111,12 @@ class HfEngine(Engine):
             rollouts.update(zip(chosen, made, strict=True))
             for rollout in made:
                 finished(rollout)
-            progress(len(rollouts), len(order))
+            tally.keep(len(made), sum(len(rollout.response_ids) for rollout in made))
         return [rollouts[index] for index in range(len(order))]
 
     @torch.inference_mode()
     def _generate_batch(
-        self, requests: list[tuple[Prompt, int]], sampling: Sampling, seed: int, stream: int | str
+        self, requests: list[tuple[Prompt, int]], sampling: Sampling, seed: int, stream: int | str, tally: Tally
     ) -> list[Rollout]:
         device, size = self.model.device, len(requests)
         uniforms = torch.stack(
@@ -125,6 +127,8 @@ class HfEngine(Engine):
         logprobs = torch.zeros(size, sampling.max_tokens, device=device)
         lengths = torch.full((size,), sampling.max_tokens, device=device)
         stopped = torch.zeros(size, dtype=torch.bool, device=device)
+        written = ended_tokens = 0
+        writing = size  # rows that are not at their end
 
         decoding = _Decoding(self.model, [prompt.ids for prompt, _ in requests])
         alive = torch.arange(size, device=device)  # rows of the batch still in the decoder's cache
@@ -138,6 +142,10 @@ class HfEngine(Engine):
             lengths[alive[ends]] = time + 1
             stopped[alive[ends]] = True
             running = (~stopped[alive]).nonzero().squeeze(-1)
+            written += writing
+            ended_tokens += (writing - len(running)) * (time + 1)
+            writing = len(running)
+            tally.under_way(written, size - writing, ended_tokens)
             if len(running) == 0 or time + 1 == sampling.max_tokens:
                 break
             if 2 * len(running) <= len(alive):  # dropping finished rows costs a copy of the cache: not at every token

@@ -5,6 +5,7 @@ from typing import Any
 
 from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.engines.records import Answer, make_rollout
+from iwopd.engines.tally import Tally
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.in_process import InProcess
@@ -56,6 +57,7 @@ class VllmEngine(Engine):
         """
         requests = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
         rollouts: dict[int, Rollout] = {}
+        tally = Tally(len(requests), sampling.max_tokens, progress)
 
         def take(place: int, output: Any) -> None:
             prompt, sample = requests[place]
@@ -63,7 +65,7 @@ class VllmEngine(Engine):
             answer = Answer(list(choice.token_ids), list(choice.logprobs.logprobs), choice.finish_reason)
             rollouts[place] = make_rollout(prompt, sample, answer, sampling, self.version)
             finished(rollouts[place])
-            progress(len(rollouts), len(requests))
+            tally.keep(1, len(answer.ids))
 
         self.vllm.wake()
         # What a run computes may not depend on what it computed before: a resumed one has an empty cache too.
@@ -72,6 +74,7 @@ class VllmEngine(Engine):
             [prompt.ids for prompt, _ in requests],
             [self._params(sampling, derive_seed(seed, stream, prompt.id, sample)) for prompt, sample in requests],
             take,
+            tally.under_way,
         )
         return [rollouts[place] for place in range(len(requests))]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from iwopd.engines.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.engines.records import Answer, make_rollout
+from iwopd.engines.tally import Tally
 from iwopd.errors import ConfigError, EngineError
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout
@@ -71,13 +72,14 @@ class VllmServerEngine(Engine):
             body = self._body(prompt, sampling, derive_seed(seed, stream, prompt.id, sample))
             futures[self.servers.submit(body, len(prompt.ids) + sampling.max_tokens, read_answer)] = place
         rollouts: dict[int, Rollout] = {}
+        tally = Tally(len(requests), sampling.max_tokens, progress)
         try:
             for future in as_completed(futures):
                 prompt, sample = requests[futures[future]]
                 rollout = make_rollout(prompt, sample, future.result(), sampling, self.version)
                 rollouts[futures[future]] = rollout
                 finished(rollout)
-                progress(len(rollouts), len(requests))
+                tally.keep(1, len(rollout.response_ids))
         finally:
             for future in futures:
                 future.cancel()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from iwopd.engines.base import Engine, Progress, Sampling, silent
+from iwopd.engines.tally import Series
 from iwopd.grading import Grader, Verdict
 from iwopd.numerics.stats import mean_interval, pass_at_k
 from iwopd.types import Prompt, Rollout
@@ -109,6 +110,7 @@ def evaluate(
     The same noise is drawn at every evaluation, so two evaluations of a run differ by the model alone.
 
     Args:
+        progress: told of the responses that are sampled now, greedy ones among them.
         kept: what is there is not sampled again; what is sampled goes there.
         chunk: problems sampled at one time and kept together; None for all. Chunks do not depend on what is kept, so
             an evaluation that was interrupted ends with the figures of one that was not.
@@ -117,25 +119,24 @@ def evaluate(
         Metrics as `measure` makes them.
     """
     size = chunk or len(benchmark.prompts)
-    total = len(benchmark.prompts) * sampling.n
+    chunks = [benchmark.prompts[start : start + size] for start in range(0, len(benchmark.prompts), size)]
+    there = [kept.find(prompts) if kept else None for prompts in chunks]
+    missing = sum(len(prompts) for prompts, found in zip(chunks, there, strict=True) if found is None)
+    series = Series(missing * (sampling.n + greedy), sampling.max_tokens, progress)
+    most_likely = replace(sampling, n=1, temperature=0.0)
     outcomes, graded = list[Outcome](), list[Graded]()
     try:
-        for start in range(0, len(benchmark.prompts), size):
-            prompts, before = benchmark.prompts[start : start + size], start * sampling.n
-            found = kept.find(prompts) if kept else None
+        for prompts, found in zip(chunks, there, strict=True):
             if found is None:
                 part = replace(benchmark, prompts=prompts)
-                sampled = _answers(
-                    engine, part, sampling, seed, decode, lambda done, _, before=before: progress(before + done, total)
-                )
-                likely = _answers(engine, part, replace(sampling, n=1, temperature=0.0), seed, decode) if greedy else []
+                sampled = _answers(engine, part, sampling, seed, decode, series.call())
+                likely = _answers(engine, part, most_likely, seed, decode, series.call()) if greedy else []
                 if kept:
                     kept.add(sampled, likely)
                 graded += sampled
                 found = [Outcome.of(item, greedy=False) for item in sampled]
                 found += [Outcome.of(item, greedy=True) for item in likely]
             outcomes += found
-            progress(before + len(prompts) * sampling.n, total)
     finally:
         benchmark.grader.close()
     return Evaluation(benchmark.name, measure(outcomes, k), outcomes, graded)
@@ -147,7 +148,7 @@ def _answers(
     sampling: Sampling,
     seed: int,
     decode: Decode,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> list[Graded]:
     rollouts = engine.generate(benchmark.prompts, sampling, seed=seed, stream="eval", progress=progress)
     return grade(benchmark, rollouts, decode)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from iwopd.batch import Window
-from iwopd.engines.base import Progress, silent
+from iwopd.engines.base import Progress, part_of, silent
 from iwopd.student import Student
 from iwopd.teachers.base import Teacher
 from iwopd.teachers.hf import in_token_batches
@@ -31,21 +31,26 @@ def score(
         base: also record the log-probs of this model, which ExOPD measures the teacher's gain from.
         hidden: keep the teacher's hidden states, for full-vocabulary losses.
     """
-    scored = teacher.score(rollouts, window, hidden=hidden, progress=progress)
+    passes = 1 + (base is not None) + (student is not None)
+    scored = teacher.score(rollouts, window, hidden=hidden, progress=part_of(progress, 0, passes))
     if base is not None:
-        references = base.score(rollouts, window)
+        references = base.score(rollouts, window, progress=part_of(progress, 1, passes))
         scored = [
             replace(record, base_logprobs=reference.teacher_logprobs)
             for record, reference in zip(scored, references, strict=True)
         ]
     if student is None:
         return scored
-    own = trainer_logprobs(student, rollouts, [(record.start, record.stop) for record in scored])
+    windows = [(record.start, record.stop) for record in scored]
+    own = trainer_logprobs(student, rollouts, windows, part_of(progress, passes - 1, passes))
     return [replace(record, trainer_logprobs=logprobs) for record, logprobs in zip(scored, own, strict=True)]
 
 
 def trainer_logprobs(
-    student: Student, rollouts: Sequence[Rollout], windows: Sequence[tuple[int, int]]
+    student: Student,
+    rollouts: Sequence[Rollout],
+    windows: Sequence[tuple[int, int]],
+    progress: Progress = silent,
 ) -> list[list[float]]:
     """The student's own log-probs (nats) of each rollout's window ``[start, stop)``, recomputed by the trainer."""
     student.model.eval()
@@ -56,5 +61,6 @@ def trainer_logprobs(
             student.micro_batch_tokens,
             student.device,
             lambda tokens: [student.lm.token_logprobs(tokens)],
+            progress,
         )
     return [logprobs.tolist() for (logprobs,) in own]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.batch import Batch, collate, token_batches
-from iwopd.engines.base import Progress, silent
+from iwopd.engines.base import Progress, part_of, silent
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.numerics import chunked_reverse_kl, loss_scale, policy_token_losses
 from iwopd.numerics.logprobs import Head
@@ -75,7 +75,7 @@ def update(
         step.weights = [weights[i] for i in chosen] if weights else None
         step.teacher_head = teacher_head
         try:
-            part = step.run(advance)
+            part = step.run(part_of(advance, start // share, updates))
             norms.append(_apply(student, part.denominator, step.scored))
         finally:
             student.clear_gradients()  # frees them, whatever happened
@@ -184,18 +184,18 @@ class _Step:
         return [len(record.rollout.prompt_ids) + record.stop for record in self.scored]
 
     def _accumulate(self, advance: Progress) -> Sums:
-        student, sums, done = self.student, Sums(), 0
+        student, sums, done, lengths = self.student, Sums(), list[int](), self._lengths()
         student.model.train()
         # Dropout, where a model has any, depends on the update alone: a resumed run draws as the first one did.
         torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
-        for group in token_batches(self._lengths(), student.micro_batch_tokens):
+        for group in token_batches(lengths, student.micro_batch_tokens):
             batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
             weights = None
             if self.weights is not None:
                 weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
             sums.add(self._micro_batch(batch, weights))
-            done += len(group)
-            advance(done, len(self.scored))
+            done += [lengths[i] for i in group]
+            advance(len(done), len(lengths), sum(done), sum(lengths))
         return sums
 
     def _micro_batch(self, batch: Batch, weights: Tensor | None) -> Sums:

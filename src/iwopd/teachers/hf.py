@@ -55,7 +55,7 @@ def in_token_batches(
             waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
             continue
         results.update(zip(group, zip(*columns, strict=True), strict=True))
-        progress(len(results), len(rollouts))
+        progress(len(results), len(rollouts), sum(lengths[i] for i in results), sum(lengths))
     return [results[index] for index in range(len(rollouts))]
 
 

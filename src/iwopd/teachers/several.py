@@ -1,6 +1,6 @@
 """Several teachers, such as one for maths and one for code: a problem's `teacher` says which scores its answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from iwopd.batch import Window
@@ -45,12 +45,11 @@ class SeveralTeachers(Teacher):
             chosen = [index for index, rollout in enumerate(rollouts) if self._for(rollout) is teacher]
             if not chosen:
                 continue
-            before = len(found)
             scored = teacher.score(
                 [rollouts[index] for index in chosen],
                 window,
                 hidden=hidden,
-                progress=lambda done, _, before=before: progress(before + done, len(rollouts)),
+                progress=_after(found.values(), len(rollouts), progress),
             )
             found |= zip(chosen, scored, strict=True)
         return [found[index] for index in range(len(rollouts))]
@@ -66,3 +65,16 @@ class SeveralTeachers(Teacher):
 
     def _for(self, rollout: Rollout) -> Teacher:
         return self._of.get(rollout.prompt_id, self._default)
+
+
+def _after(scored: Collection[ScoredRollout], total: int, progress: Progress) -> Progress:
+    """For one teacher, after those that have `scored` already. Of the teachers to come the tokens are not counted yet:
+    they are taken to have as many for each response."""
+    done_before = len(scored)
+    tokens_before = sum(len(record.rollout.prompt_ids) + record.stop for record in scored)
+
+    def tell(done: int, own: int, tokens: int = 0, most: int = 0, /) -> None:
+        known = done_before + own
+        progress(done_before + done, total, tokens_before + tokens, (tokens_before + most) * total // max(1, known))
+
+    return tell

@@ -58,12 +58,15 @@ class VllmTeacher(Teacher):
         from vllm import SamplingParams
 
         windows = [window(len(rollout.response_ids)) for rollout, window in items]
-        before = len(self._done)
+        before, tokens = len(self._done), 0
+        most = sum(len(rollout.prompt_ids) + stop for (rollout, _), (_, stop) in zip(items, windows, strict=True))
 
         def take(place: int, output: Any) -> None:
+            nonlocal tokens
             rollout = items[place][0]
             self._done[id(rollout)] = scored_rollout(rollout, windows[place], list(output.prompt_logprobs.logprobs))
-            progress(len(self._done), max(total, before + len(items)))
+            tokens += len(rollout.prompt_ids) + windows[place][1]
+            progress(len(self._done), max(total, before + len(items)), tokens, most)
 
         self.vllm.wake()
         # One token is sampled because vLLM always samples; nobody looks at it.

@@ -52,10 +52,14 @@ class VllmServerTeacher(Teacher):
         self.servers.revive()
         under_way, self._under_way = self._under_way, {}
         futures = [under_way.pop(id(rollout), None) or self._submit(rollout, window) for rollout in rollouts]
+        lengths = [len(rollout.prompt_ids) + window(len(rollout.response_ids))[1] for rollout in rollouts]
+        places = {future: place for place, future in enumerate(futures)}
+        tokens, most = 0, sum(lengths)
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
-                progress(done, len(futures))
+                tokens += lengths[places[future]]
+                progress(done, len(futures), tokens, most)
         finally:
             for future in (*futures, *under_way.values()):
                 future.cancel()

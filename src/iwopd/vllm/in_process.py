@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+TELL_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
 _open: "set[InProcess]" = set()
 _closed: "list[InProcess]" = []
@@ -129,24 +131,40 @@ class InProcess:
             arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], given.context)
         return LLM(**(arguments | options | given.more))
 
-    def run(self, prompts: Sequence[list[int]], params: Sequence[Any], finished: Callable[[int, Any], None]) -> None:
+    def run(
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[Any],
+        finished: Callable[[int, Any], None],
+        under_way: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
         """Compute all requests; `finished` is told each one's place and output as soon as it is there.
 
         Args:
             prompts: token ids.
             params: a `vllm.SamplingParams` for each.
+            under_way: told now and then how many tokens the unfinished ones have so far.
         """
         with self.log, _random_state():
             names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
             # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
             places = {name.partition("-")[0]: place for place, name in enumerate(names)}
+            told = time.monotonic()
             try:
                 while places:
                     for output in self.engine.step():
                         if output.finished:
                             finished(places.pop(output.request_id), output)
+                    if time.monotonic() - told > TELL_EVERY:
+                        told = time.monotonic()
+                        under_way(self._tokens())
             finally:  # interrupted: nothing of it may run on with the next requests
                 self.engine.abort_request([names[place] for place in places.values()], internal=True)
+
+    def _tokens(self) -> int:
+        """Written for requests that are not finished; vLLM itself tells no more of them than that."""
+        states = getattr(self.engine.output_processor, "request_states", {})
+        return sum(state.detokenizer.num_output_tokens() for state in states.values() if state.detokenizer is not None)
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of the worker extension on every worker."""
