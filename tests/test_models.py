@@ -47,6 +47,7 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax": ("MiniMaxConfig", {**GROUPED, "num_local_experts": 2}),
     "xlstm": ("xLSTMConfig", {**TINY, "hidden_size": 64, "num_heads": 2, "num_hidden_layers": 2}),
     "openai-gpt": ("OpenAIGPTConfig", {**TINY, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}),
+    "bert-generation": ("BertGenerationConfig", {**SHAPE, "is_decoder": False, "initializer_range": 0.2}),
     "bert": ("BertConfig", {**SHAPE, "is_decoder": True}),
 }
 
@@ -108,6 +109,7 @@ def test_a_head_that_is_not_known_is_one_line(tmp_path: Path, capsys) -> None:
         ("rwkv", "takes no cache of the usual kind"),
         ("openai-gpt", "takes no cache of the usual kind"),
         ("recurrent_gemma", "answers otherwise with a cache than without one"),
+        ("bert-generation", "gives a row other log-probs beside longer rows than alone"),
         ("minimax", "cannot be sampled from with a cache: MiniMax uses cache of its own"),
         ("xlstm", "cannot be sampled from with a cache"),
     ],
