@@ -201,6 +201,11 @@ class HfEngine(Engine):
                 "name another model"
             ) from error
         computed = torch.bfloat16 if model.autocast_enabled else model.model.dtype
+        if not cache_agrees(noise, torch.zeros(1), computed):
+            raise EngineError(
+                f"{said} gives a row other log-probs beside longer rows than alone ({noise.mean():.2g} nats per token "
+                f"on average, {noise.max():.2g} at most): it looks at what comes after a token; name a causal model"
+            )
         if not cache_agrees(gaps, noise, computed):
             raise EngineError(
                 f"{said} answers otherwise with a cache than without one (in a batch of unlike prompts "
