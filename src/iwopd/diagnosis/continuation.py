@@ -44,7 +44,8 @@ def continuation_curve(
 def curve_of(right: list[list[int]]) -> Curve:
     """The curve of 1 or 0 for each prefix and prompt."""
     intervals = [mean_interval([float(one) for one in row]) for row in right]
-    return Curve(*([interval[part] for interval in intervals] for part in range(3)), right)
+    accuracy, low, high = ([interval[part] for interval in intervals] for part in range(3))
+    return Curve(accuracy, low, high, right)
 
 
 def _continued(
