@@ -44,8 +44,8 @@ def continuation_curve(
 def curve_of(right: list[list[int]]) -> Curve:
     """The curve of 1 or 0 for each prefix and prompt."""
     intervals = [mean_interval([float(one) for one in row]) for row in right]
-    means, lows, highs = (list(part) for part in zip(*intervals, strict=True))
-    return Curve(means, lows, highs, right)
+    accuracy, low, high = ([interval[part] for interval in intervals] for part in range(3))
+    return Curve(accuracy, low, high, right)
 
 
 def _continued(
