@@ -200,6 +200,7 @@ def test_what_cannot_be_read_as_meant_is_refused(name: str, write: Write, says: 
         answers(path)
     assert says.format(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "not a path" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- ids and filters

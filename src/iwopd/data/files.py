@@ -67,6 +67,8 @@ def find(path: str, key: str, split: str) -> list[Path]:
         if file.is_dir():
             return _shards(file, said, key, split)
         exists = file.is_file()
+    except ConfigError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody
         raise ConfigError(f"{said}: not a path ({getattr(error, 'strerror', None) or error})") from None
     if not exists:
