@@ -83,7 +83,7 @@ def student_of(model: PreTrainedModel, checkpointing: bool = False, adapters: An
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
     model.train()  # as a model is made
-    optim = OptimSettings(**({"lr": 0.0, "total": 9, "grad_clip": None} | options))
+    optim = OptimSettings(**({"lr": 0.0, "grad_clip": None} | options))
     return Student(LanguageModel(model), optim, 10**6, adapters)
 
 

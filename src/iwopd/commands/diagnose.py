@@ -187,6 +187,8 @@ class _Work:
         whole = subject.checkpoint if subject.checkpoint and not config.student.lora.rank else None
         served = replace(self.served, folder=str(whole / "model")) if whole else self.served
         with build.engine(config, served, lm) as engine:
+            if isinstance(config.rollout, HfRolloutConfig):
+                engine.check_logprobs(self.sampling, self.benchmark.prompts[0])
             engine.load_weights(served.folder)
             with self.display.stage(f"{subject.name}: rollouts") as advance:
                 rollouts = engine.generate(
@@ -232,6 +234,7 @@ class _Work:
         if self.local:
             with self.local.loaded() as model:
                 sampler = build.teacher_engine(self.config.rollout, self.served, model)
+                sampler.check_logprobs(self.sampling, self.benchmark.prompts[0])
                 teacher = self._curve(f"{subject.name}: teacher continues", sampler, chosen, teacher_context)
         return Continuation(len(chosen), [rollout.prompt_id for rollout in chosen], teacher, student)
 

@@ -221,7 +221,7 @@ class HfEngine(Engine):
         half-way.
         """
         model, ids = self.model, prompt.ids * (1 + 3 // len(prompt.ids))
-        prompts = [Prompt(f"check{size}", ids[-size:], "") for size in (len(ids), 1 + len(ids) // 2, 1 + len(ids) // 5)]
+        prompts = [Prompt(prompt.id, ids[-size:], "") for size in (len(ids), 1 + len(ids) // 2, 1 + len(ids) // 5)]
         with model.autocast():
             rollouts = _answers(model, prompts, tokens)
         _check_finite(rollouts, model.name, self.version)
@@ -249,8 +249,9 @@ def cache_agrees(gaps: Tensor, noise: Tensor, dtype: torch.dtype) -> bool:
 def _answers(model: LanguageModel, prompts: Sequence[Prompt], tokens: int) -> list[Rollout]:
     """One answer of `tokens` tokens to each of three prompts; the one in the middle has half of them."""
     given = Sampling(max_tokens=tokens)
-    uniforms = torch.stack([_uniforms(derive_seed("check", prompt.id), given) for prompt in prompts]).to(model.device)
-    rollouts = [Rollout(prompt.id, prompt.ids, [], [], "length") for prompt in prompts]
+    rollouts = [Rollout(prompt.id, prompt.ids, [], [], "length", row) for row, prompt in enumerate(prompts)]
+    seeds = [derive_seed("check", rollout.prompt_id, rollout.sample) for rollout in rollouts]
+    uniforms = torch.stack([_uniforms(seed, given) for seed in seeds]).to(model.device)
     alive = torch.arange(len(prompts), device=model.device)
     decoding = Decoding(model, [prompt.ids for prompt in prompts])
     logits = decoding.first_logits()
