@@ -68,8 +68,6 @@ def study_folder(config: Config) -> RunFolder:
 
 def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunFolder) -> None:
     """Everything that can be refused without torch: the study's folder, each run's, and what each arm reads."""
-    if any(not one.config.eval.benchmarks for one in runs):
-        raise ConfigError("eval.benchmarks={}: a study compares accuracies; choose problems, e.g. benchmark=[toy]")
     folder.check()
     for one in budgeted(config, runs):
         RunFolder(one.folder, {"verb": "train", **asdict(one.config)}, resume=True).check()
