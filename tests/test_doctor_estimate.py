@@ -29,4 +29,5 @@ def test_estimates_are_within_15_percent_of_what_is_allocated(case: Case) -> Non
     guessed, found = estimate(case), measure(case, tensors=True)
     assert min(found.values()) > 40  # MiB; nothing here is a matter of rounding
     ratios = {stage: guessed[stage].tensors / found[stage] for stage in STAGES}
-    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), (ratios, guessed, found)
+    limit = 0.1 if case.autocast else 0.15
+    assert all(abs(ratio - 1) < limit for ratio in ratios.values()), (ratios, guessed, found)

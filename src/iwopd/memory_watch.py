@@ -23,7 +23,8 @@ class MemoryWatch:
         self._peak = 0
         self._warned = False
         self._needs: dict[str, int] = {}  # of each stage: its peak where nothing was kept from before
-        self._round: set[str] = set()  # stages after which freed blocks were given back, in this round
+        self._fresh = False  # nothing was kept when this step began
+        self._piled_up = False
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
@@ -34,23 +35,24 @@ class MemoryWatch:
         self._stop.set()
         self._thread.join()
 
-    def lap(self, stage: str) -> float:
-        """The most resident memory since the last lap, MiB, which were of `stage`.
-
-        Where that is more than the stage needs, freed blocks have piled up in malloc: for a round of all stages they
-        are given back to the system after each, which shows what each needs. Not always: what is given back must be
-        taken again, for a quarter of an update's time with a small model.
+    def begin(self) -> None:
+        """A step begins. If a stage of the one before held more than it needs, freed blocks have piled up in malloc:
+        they are given back to the system, and what the stages hold then is what they need. Not at every step: what is
+        given back must be taken again, for a tenth of an update's time.
         """
+        self._fresh, self._piled_up = self._piled_up, False
+        if self._fresh:
+            host.release_freed_memory()
+
+    def lap(self, stage: str) -> float:
+        """The most resident memory since the last lap, MiB, which were of `stage`."""
         self._look()
         with self._lock:
             peak, self._peak = self._peak, 0
-        if self._round:
+        if self._fresh:
             self._needs[stage] = max(peak, self._needs.get(stage, 0))
-        if stage in self._round:
-            self._round.clear()
-        elif self._round or peak > (1 + CREEP) * self._needs.get(stage, 0):
-            self._round.add(stage)
-            host.release_freed_memory()
+        elif peak > (1 + CREEP) * self._needs.get(stage, 0):
+            self._piled_up = True
         return round(peak / MIB, 1)
 
     def _look(self) -> int:

@@ -17,6 +17,8 @@ class Clock:
     def __init__(self, memory: "MemoryWatch | None" = None) -> None:
         self.seconds: dict[str, float] = {}
         self._memory = memory
+        if memory is not None:
+            memory.begin()
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
