@@ -144,6 +144,9 @@ def add(a, b):
 
 # ---------------------------------------------------------------------------------------------- the user's
 
+# Where Python or its packages are below /tmp, the way to them is there.
+BELOW_TMP = {path.parts[2] for path in (Path(sys.prefix), Path(sys.base_prefix)) if path.parts[1:2] == ("tmp",)}
+
 HOME = str(Path.home())
 FACTS: dict[str, tuple[str, object]] = {
     "environment": (
@@ -169,7 +172,8 @@ def probe():
     "files": (
         "import os\ndef probe():\n    return sorted(set(os.listdir('/')) - {'usr', 'bin', 'sbin', 'lib', 'lib32', "
         f"'lib64', 'libx32', 'nix', 'gnu', 'etc'}} - {set(Path(sys.base_prefix).parts[1:2])!r} - "
-        f"{set(Path(sys.prefix).parts[1:2])!r} - {{'tmp', 'dev'}}), os.listdir('/tmp'), os.listdir('/dev/shm')",
+        f"{set(Path(sys.prefix).parts[1:2])!r} - {{'tmp', 'dev'}}), "
+        f"sorted(set(os.listdir('/tmp')) - {BELOW_TMP!r}), os.listdir('/dev/shm')",
         ([], [], []),
     ),
     "processes": (
