@@ -28,9 +28,11 @@ WORKERS = "IWOPD_WORKERS"  # how many training processes share the machine, the 
 PRIMITIVES, PRIMITIVE_BYTES = 64, 2**19
 CACHES = {"LRU_CACHE_CAPACITY": str(PRIMITIVES), "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRIMITIVES)}
 # Threads that wait for the next product spin, milliseconds with GNU's OpenMP and 200 of them with Intel's. Beside
-# another program that holds up the very threads they wait for. A short spin costs a program that is alone little.
-SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-SMALL = 4_000_000  # parameters: products of smaller models are over before a second thread has begun
+# another program that holds up the very threads they wait for. To sleep instead costs a model worth several threads
+# some percent of a step.
+WAIT = {"OMP_WAIT_POLICY": "passive"}
+OTHER_WAITS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # the user's, which would contradict it
+SMALL = 10_000_000  # parameters: products of smaller models are over before a second thread has begun
 MMAP_BYTES = 2**22  # blocks of so many bytes go back to the system when they are freed
 
 
@@ -81,8 +83,8 @@ def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
         threads, notes = _threads(config, verb, _whole(given.get("OMP_NUM_THREADS")), max(1, cores // sharing), sharing)
         if given.get("OMP_NUM_THREADS") != str(threads):
             variables["OMP_NUM_THREADS"] = str(threads)
-        if not given.keys() & {"OMP_WAIT_POLICY", *SPIN}:
-            variables |= SPIN
+        if not given.keys() & {*WAIT, *OTHER_WAITS}:
+            variables |= WAIT
     os.environ.update(variables)
     os.environ[CHOSEN] = ",".join(variables)
     torch: Any = sys.modules.get("torch")  # not imported here: all this must come before
