@@ -27,7 +27,7 @@ WRONG = [
     ("ablate.arms=[uniform,{name: a, weighting.gama: 1}]", "weighting.gama=1", "did you mean weighting.gamma?"),
     ("ablate.arms=[{name: a, weighting.gamma: -1},uniform]", "ablate.arms=a: weighting.gamma=-1", "at least 0"),
     ("ablate.arms=[uniform,{name: a, student.path: /none}]", "ablate.arms=a: student.path=/none", "does not exist"),
-    ("benchmark=[]", "eval.benchmarks={}", "e.g. benchmark=[toy]"),
+    ("benchmark=[]", "benchmark=[]", "e.g. benchmark=[toy]"),
     ("ablate.match=token", "ablate.match=token", "did you mean tokens?"),
     ("ablate.workers=0", "ablate.workers=0", "at least 1"),
     ("ablate.arm=[iw]", "ablate.arm=[iw]", "did you mean ablate.arms?"),
