@@ -9,7 +9,7 @@ step, when Adam's state exists. Two measures, both with weights and state:
 
 - tensors: the peak of what PyTorch's allocator handed out, by torch.profiler; what a GPU's memory counter says.
 - resident: the peak of resident memory (the kernel's VmHWM) above what the process held before the models were made,
-  set up as the program does (`iwopd.runtime`), and what was freed given back before each stage.
+  set up as the program does (`iwopd.machine.runtime`), and what was freed given back before each stage.
 
 The estimate knows the config and the models' config.json alone. Prints a table to stderr and one JSON document to
 stdout; exit status 1 where an estimate is off by more than 15 % of either.
@@ -33,7 +33,7 @@ import torch
 from torch.profiler import profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from iwopd import build, host, runtime
+from iwopd import assembly
 from iwopd.config import (
     Config,
     DataConfig,
@@ -49,11 +49,13 @@ from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import COMPILED, Place
 from iwopd.doctor.models import student_model, teacher_model
 from iwopd.doctor.plan import Plan
-from iwopd.engines.hf import HfEngine
-from iwopd.language_model import LanguageModel
-from iwopd.stages import score, update
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
+from iwopd.machine import host, runtime
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.student import OptimSettings, Student
+from iwopd.rollout.hf import HfEngine
+from iwopd.scoring.hf import HfTeacher
+from iwopd.training.score import score
+from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
 
 LIMIT = 0.15
@@ -226,7 +228,7 @@ def estimate(case: Case) -> dict[str, Estimate]:
         student=student_model(config, model, "cpu"),
         teacher=teacher_model("teacher", config.teacher, model, "cpu"),
         lengths=lengths(config),
-        window=build.weighting(config.weighting).bounds,
+        window=assembly.weighting(config.weighting).bounds,
         needs_batch=False,
     )
     return {place.stage: Estimate(mib(place.total), mib(in_tensors(place))) for place in plan.places()}
@@ -286,8 +288,8 @@ class _Step:
         self.student = Student(lm, OptimSettings(lr=1e-5), case.micro)
         self.teacher = HfTeacher(LanguageModel(teacher), torch.device("cpu"))
         self.engine = HfEngine(lm, [], case.prompts)
-        self.weighting = build.weighting(config.weighting)
-        self.loss, self.sampling = build.loss_settings(config), build.sampling(config.rollout)
+        self.weighting = assembly.weighting(config.weighting)
+        self.loss, self.sampling = assembly.loss_settings(config), assembly.sampling(config.rollout)
 
     def run(self, stage: Callable[[Callable[[], None]], float]) -> dict[str, float]:
         """Each stage within `stage`."""

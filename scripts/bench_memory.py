@@ -40,15 +40,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from iwopd.batch import collate_tokens
-from iwopd.language_model import LanguageModel
+from iwopd.models.batch import collate_tokens
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.student import OptimSettings, Student
 from iwopd.numerics import chunked_token_logprobs, iw_weights, linear_token_logprobs, opd_advantage, policy_loss
-from iwopd.stages import score, update
-from iwopd.stages.update import LossSettings
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
+from iwopd.scoring.hf import HfTeacher
+from iwopd.training.score import score
+from iwopd.training.update import LossSettings, update
 from iwopd.types import Rollout
-from iwopd.weighting import Weighting
+from iwopd.weighting.base import Weighting
 
 VOCABULARY = 151_936
 SEQUENCES = 2

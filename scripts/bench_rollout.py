@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from iwopd.engines.base import Sampling
-from iwopd.engines.hf import HfEngine
-from iwopd.engines.vllm import WORKER, VllmEngine
-from iwopd.language_model import LanguageModel
-from iwopd.stages.parity import measure_parity
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
-from iwopd.teachers.vllm import VllmTeacher
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.student import OptimSettings, Student
+from iwopd.rollout.base import Sampling
+from iwopd.rollout.hf import HfEngine
+from iwopd.rollout.vllm import WORKER, VllmEngine
+from iwopd.scoring.hf import HfTeacher
+from iwopd.scoring.vllm import VllmTeacher
 from iwopd.toy import toy_rows
 from iwopd.toy.models import ensure_models
+from iwopd.training.parity import measure_parity
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.in_process import InProcess, Settings
 

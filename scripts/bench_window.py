@@ -26,27 +26,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.config import SourceConfig, UniformWeighting, WindowWeighting
 from iwopd.data import render
-from iwopd.engines.base import Sampling
-from iwopd.engines.hf import HfEngine
-from iwopd.language_model import LanguageModel, load_pretrained
-from iwopd.stages import score, update
-from iwopd.stages.update import LossSettings
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
+from iwopd.models.language_model import LanguageModel, load_pretrained
+from iwopd.models.student import OptimSettings, Student
+from iwopd.rollout.base import Sampling
+from iwopd.rollout.hf import HfEngine
+from iwopd.scoring.hf import HfTeacher
 from iwopd.toy import toy_rows
 from iwopd.toy.models import ensure_models
+from iwopd.training.score import score
+from iwopd.training.update import LossSettings, update
 from iwopd.types import Rollout
-from iwopd.weighting import Weighting
+from iwopd.weighting.base import Weighting
 
 LIMIT = 0.45  # of uniform's seconds, for first30
 PROMPT, RESPONSE, SEQUENCES = 64, 512, 2
 ARMS: dict[str, Weighting] = {
-    "uniform": build.weighting(UniformWeighting(scheme="uniform")),
+    "uniform": assembly.weighting(UniformWeighting(scheme="uniform")),
     **{
-        f"{side}30": build.weighting(WindowWeighting(scheme="window", side=side, fraction=0.3))
+        f"{side}30": assembly.weighting(WindowWeighting(scheme="window", side=side, fraction=0.3))
         for side in ("first", "middle", "last")
     },
 }
@@ -125,7 +125,7 @@ def toy_pair() -> Pair:
         role: LanguageModel(load_pretrained(folder, key=role, dtype="float32", device=cpu), name=role)
         for role, folder in folders.items()
     }
-    tokenizer = build.tokenizer("student.path", str(folders["student"]), revision=None, trust_remote_code=False)
+    tokenizer = assembly.tokenizer("student.path", str(folders["student"]), revision=None, trust_remote_code=False)
     source = SourceConfig(path="toy://standard")
     prompts = render(toy_rows("data.path", source.path, "train")[:64], source, tokenizer)
     engine = HfEngine(models["student"], [tokenizer.eos_token_id])

@@ -38,16 +38,16 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from iwopd.engines.base import Sampling
-from iwopd.engines.hf import HfEngine
-from iwopd.language_model import LanguageModel
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.student import OptimSettings, Student
 from iwopd.numerics import iw_weights
-from iwopd.stages import score, update
-from iwopd.stages.update import LossSettings
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
+from iwopd.rollout.base import Sampling
+from iwopd.rollout.hf import HfEngine
+from iwopd.scoring.hf import HfTeacher
+from iwopd.training.score import score
+from iwopd.training.update import LossSettings, update
 from iwopd.types import Prompt, Rollout
-from iwopd.weighting import Weighting
+from iwopd.weighting.base import Weighting
 
 # Dense bfloat16 FLOP/s of the SXM parts, by a piece of the device's name.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}

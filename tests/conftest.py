@@ -12,13 +12,13 @@ import torch
 from hypothesis import settings
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from iwopd.language_model import LanguageModel
-from iwopd.stages import score
-from iwopd.student import OptimSettings, Student
-from iwopd.teachers.hf import HfTeacher
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.student import OptimSettings, Student
+from iwopd.scoring.hf import HfTeacher
 from iwopd.toy.models import ensure_models
+from iwopd.training.score import score
 from iwopd.types import Rollout, ScoredRollout
-from iwopd.weighting import whole_response
+from iwopd.weighting.base import whole_response
 
 VOCABULARY = 50
 
@@ -83,7 +83,7 @@ def score_rollouts(
     window: Callable[[int], tuple[int, int]] = lambda length: whole_response(length, 0.0),
     **options: Any,
 ) -> list[ScoredRollout]:
-    """`options` are those of `iwopd.stages.score`."""
+    """`options` are those of `iwopd.training.score`."""
     return score(HfTeacher(teacher, torch.device("cpu")), rollouts, window, **options)
 
 

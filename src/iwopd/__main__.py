@@ -1,7 +1,7 @@
 """`python -m iwopd`."""
 
 from iwopd.cli import main
-from iwopd.interrupts import follow_parent
+from iwopd.runs.interrupts import follow_parent
 
 follow_parent()
 main()

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from iwopd import streams
+from iwopd.machine import streams
 
 VERBS = {
     "train": ("iwopd.commands.train", "distil a teacher into a student, on policy"),

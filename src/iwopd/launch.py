@@ -18,13 +18,14 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from iwopd import host, run_folders, runtime
+from iwopd import run_folders
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
+from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
 
 if TYPE_CHECKING:
-    from iwopd.study.arms import CommandLine
+    from iwopd.ablate.arms import CommandLine
 
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
@@ -106,7 +107,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def command_line(arguments: Sequence[str]) -> "CommandLine":
     """For a verb that starts training runs: the command line, and how it composes the config of each."""
-    from iwopd.study.arms import CommandLine
+    from iwopd.ablate.arms import CommandLine
 
     hydra_config = HydraConfig.get()
     if str(hydra_config.mode).endswith("MULTIRUN"):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from iwopd.study.arms import override
+from iwopd.ablate.arms import override
 
 
 def home_quoted(argument: str) -> str:

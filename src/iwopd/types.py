@@ -1,4 +1,4 @@
-"""Records that flow between the stages: plain, ragged, engine-neutral. Tensors appear once, in `iwopd.batch`.
+"""Records that flow between the stages: plain, ragged, engine-neutral. Tensors appear once, in `iwopd.models.batch`.
 
 The one convention: ``logprobs[t] = log p(response_ids[t] | prompt_ids, response_ids[:t])``, in nats, indexed by
 response token.

@@ -6,18 +6,19 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from iwopd import build, host
-from iwopd.commands.inputs import keep_inputs, read_inputs
+from iwopd import assembly
+from iwopd.ablate import cluster
+from iwopd.ablate.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds, with_budget
+from iwopd.ablate.board import Board
+from iwopd.ablate.curves import read_curve
+from iwopd.ablate.workers import Outcome, Workers
+from iwopd.assembly.run_inputs import keep_inputs, read_inputs
 from iwopd.config import Config
-from iwopd.display import Display
 from iwopd.errors import ConfigError, IwopdError
-from iwopd.interrupts import Interrupts, Stopped
-from iwopd.store import RunFolder
-from iwopd.study import cluster
-from iwopd.study.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds, with_budget
-from iwopd.study.board import Board
-from iwopd.study.curves import read_curve
-from iwopd.study.workers import Outcome, Workers
+from iwopd.machine import host
+from iwopd.runs.console import Display
+from iwopd.runs.folder import RunFolder
+from iwopd.runs.interrupts import Interrupts, Stopped
 
 
 def run(config: Config, line: CommandLine) -> None:
@@ -84,7 +85,7 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
             continue
         seen.append(inputs)
         try:
-            build.check_inputs(one)
+            assembly.check_inputs(one)
         except IwopdError as error:
             if not any(str(error).startswith(override.lstrip("+").partition("=")[0]) for override in arm.overrides):
                 raise  # all arms have it in common
@@ -98,7 +99,7 @@ def prepare(runs: Sequence[Run]) -> None:
         for key, path in (("student.path", one.config.student.path), ("teacher.path", one.config.teacher.path)):
             wanted[f"{key}={path}"] = path
     with Display() as display:
-        build.model_folders(wanted, display.stage)
+        assembly.model_folders(wanted, display.stage)
 
 
 def check_begun(runs: Sequence[Run]) -> None:
@@ -155,7 +156,7 @@ def carry_out_batch(config: Config, runs: Sequence[Run], board: Board, flags: Se
     waiting = [one for one in runs if not one.done and one.name not in board.failed]
     if not waiting:
         return
-    on_cpu = config.run.device == "cpu" or build.device(config.run.device).type == "cpu"
+    on_cpu = config.run.device == "cpu" or assembly.device(config.run.device).type == "cpu"
     if cluster.launcher_chosen():
         outcomes = cluster.launch([(one.overrides, one.folder) for one in waiting], flags)
         for one, outcome in zip(waiting, outcomes, strict=True):
@@ -168,8 +169,8 @@ def carry_out_batch(config: Config, runs: Sequence[Run], board: Board, flags: Se
 
 def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: Board, folder: RunFolder) -> None:
     """study.json, study.md, report.html and figures/, from what the runs left."""
-    from iwopd.study.report import write_report
-    from iwopd.study.results import study_results
+    from iwopd.ablate.report import write_report
+    from iwopd.ablate.results import study_results
 
     results = study_results(config, arms, runs, board.failed)
     for text in write_report(results, folder.path):

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from iwopd import build, runtime
+from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig
-from iwopd.display import Display
 from iwopd.errors import ConfigError, RunFolderError
-from iwopd.interrupts import Interrupts
-from iwopd.memory_watch import MemoryWatch
-from iwopd.store import RunFolder, damage
+from iwopd.machine import runtime
+from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.runs.console import Display
+from iwopd.runs.folder import RunFolder, damage
+from iwopd.runs.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from iwopd.diagnosis.records import Continuation, Curve, Diagnosis
-    from iwopd.engines.base import Engine
-    from iwopd.teachers.base import Teacher
+    from iwopd.diagnose.records import Continuation, Curve, Diagnosis
+    from iwopd.rollout.base import Engine
+    from iwopd.scoring.base import Teacher
     from iwopd.types import Rollout
 
 # What must be as it was in the run, for its checkpoints to mean what the report says.
@@ -50,16 +51,16 @@ def run(config: Config) -> None:
     folder = RunFolder(config.run.dir, {"verb": "diagnose", **asdict(config)}, resume=config.run.resume)
     folder.check()
     name = _benchmark_name(config)
-    build.check_vllm(config)
-    build.check_path("student.path", config.student.path)
-    build.check_path("teacher.path", config.teacher.path)
+    assembly.check_vllm(config)
+    assembly.check_path("student.path", config.student.path)
+    assembly.check_path("teacher.path", config.teacher.path)
     subjects, note = _subjects(config)
     chosen = replace(config.eval, benchmarks={name: config.eval.benchmarks[name]})
-    rows = build.benchmark_rows(chosen, answers=config.diagnose.continuations > 0)
+    rows = assembly.benchmark_rows(chosen, answers=config.diagnose.continuations > 0)
     with Interrupts(), Display() as display, ExitStack() as stack:
         if note:
             display.line(note)
-        if build.uses_vllm(config):
+        if assembly.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
         stack.enter_context(MemoryWatch())
         work = _Work(config, folder.path / "vllm.log", display, stack, {name: rows[name][: config.diagnose.prompts]})
@@ -144,49 +145,49 @@ class _Work:
     """Everything that stays the same from student to student: tokenizer, teacher, prompts."""
 
     def __init__(self, config: Config, log_file: Path, display: Display, stack: ExitStack, rows: dict[str, Any]):
-        from iwopd.rope import context_limit
-        from iwopd.teachers.hf import HfTeacher
+        from iwopd.models.rope import context_limit
+        from iwopd.scoring.hf import HfTeacher
 
         self.config = config
         self.display = display
         paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
-        self.student_folder, teacher_folder = build.model_folders(paths, display.stage).values()
-        self.tokenizer = build.student_tokenizer(config, self.student_folder)
-        build.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
-        (self.benchmark,) = build.benchmarks(config.eval, rows, self.tokenizer)
-        self.device = build.device(config.run.device, config.run.deterministic)
-        self.sampling = build.sampling(config.rollout)
+        self.student_folder, teacher_folder = assembly.model_folders(paths, display.stage).values()
+        self.tokenizer = assembly.student_tokenizer(config, self.student_folder)
+        assembly.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
+        (self.benchmark,) = assembly.benchmarks(config.eval, rows, self.tokenizer)
+        self.device = assembly.device(config.run.device, config.run.deterministic)
+        self.sampling = assembly.sampling(config.rollout)
         longest = max(len(prompt.ids) for prompt in self.benchmark.prompts)
-        teacher_config = build.model_config("teacher.path", config.teacher, teacher_folder)
-        student_config = build.model_config("student.path", config.student, self.student_folder)
+        teacher_config = assembly.model_config("teacher.path", config.teacher, teacher_folder)
+        student_config = assembly.model_config("student.path", config.student, self.student_folder)
         for name, model in (("student", student_config), ("teacher", teacher_config)):
-            build.check_context(name, model, "rollout.max_tokens", longest, self.sampling.max_tokens)
+            assembly.check_context(name, model, "rollout.max_tokens", longest, self.sampling.max_tokens)
         self.contexts = context_limit(student_config), context_limit(teacher_config)
-        build.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, self.tokenizer)
-        stops = build.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
+        assembly.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, self.tokenizer)
+        stops = assembly.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
         context = longest + self.sampling.max_tokens
-        self.served = build.Served(
+        self.served = assembly.Served(
             self.student_folder, config.student, context, log_file, stops, known, "student", student_config.vocab_size
         )
         runtime.report()
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
-        scored = build.Served(teacher_folder, config.teacher, context, log_file)
-        self.teacher: Teacher = stack.enter_context(build.teacher(config, scored, self.device))
+        scored = assembly.Served(teacher_folder, config.teacher, context, log_file)
+        self.teacher: Teacher = stack.enter_context(assembly.teacher(config, scored, self.device))
         self.local = self.teacher if isinstance(self.teacher, HfTeacher) else None
 
     def diagnose(self, subject: Subject) -> "Diagnosis":
         """All numbers of one student."""
-        from iwopd.diagnosis.measure import by_position, log_ratio, measure, spending
-        from iwopd.diagnosis.records import Diagnosis
+        from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
+        from iwopd.diagnose.records import Diagnosis
 
         config, settings = self.config, self.config.diagnose
         context = self.served.context
-        lm, _ = build.student_model(config, self.student_folder, self.device, subject.checkpoint, context=context)
-        build.check_vocabulary("student", lm.vocabulary, config.student.path, self.tokenizer)
+        lm, _ = assembly.student_model(config, self.student_folder, self.device, subject.checkpoint, context=context)
+        assembly.check_vocabulary("student", lm.vocabulary, config.student.path, self.tokenizer)
         whole = subject.checkpoint if subject.checkpoint and not config.student.lora.rank else None
         served = replace(self.served, folder=str(whole / "model")) if whole else self.served
-        with build.engine(config, served, lm) as engine:
+        with assembly.engine(config, served, lm) as engine:
             if isinstance(config.rollout, HfRolloutConfig):
                 engine.check_logprobs(self.sampling, self.benchmark.prompts[0])
             engine.load_weights(served.folder)
@@ -217,7 +218,7 @@ class _Work:
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),
-            weighting=spending(measured, build.schemes(config.weighting)),
+            weighting=spending(measured, assembly.schemes(config.weighting)),
             continuation=continuation,
         )
         self.display.line(_line(found))
@@ -225,7 +226,7 @@ class _Work:
 
     def _continue(self, subject: Subject, engine: "Engine", rollouts: "list[Rollout]") -> "Continuation":
         """Continuation accuracy of teacher and student, on the first sample of each of the first prompts."""
-        from iwopd.diagnosis.records import Continuation
+        from iwopd.diagnose.records import Continuation
 
         chosen = [rollout for rollout in rollouts if rollout.sample == 0][: self.config.diagnose.continuations]
         student_context, teacher_context = self.contexts
@@ -233,13 +234,13 @@ class _Work:
         teacher = None
         if self.local:
             with self.local.loaded() as model:
-                sampler = build.teacher_engine(self.config.rollout, self.served, model)
+                sampler = assembly.teacher_engine(self.config.rollout, self.served, model)
                 sampler.check_logprobs(self.sampling, self.benchmark.prompts[0])
                 teacher = self._curve(f"{subject.name}: teacher continues", sampler, chosen, teacher_context)
         return Continuation(len(chosen), [rollout.prompt_id for rollout in chosen], teacher, student)
 
     def _curve(self, title: str, engine: "Engine", rollouts: "list[Rollout]", context: int | None) -> "Curve":
-        from iwopd.diagnosis.continuation import continuation_curve
+        from iwopd.diagnose.continuation import continuation_curve
 
         with self.display.stage(title) as advance:
             return continuation_curve(
@@ -266,9 +267,9 @@ def _line(found: "Diagnosis") -> str:
 
 
 def _write(config: Config, folder: RunFolder, found: "list[Diagnosis]", notes: list[str], display: Display) -> None:
-    from iwopd.diagnosis.advice import advise
-    from iwopd.diagnosis.figures import draw
-    from iwopd.diagnosis.report import report
+    from iwopd.diagnose.advice import advise
+    from iwopd.diagnose.figures import draw
+    from iwopd.diagnose.report import report
 
     advice = advise(found[-1] if config.diagnose.run else found[0])
     about = {

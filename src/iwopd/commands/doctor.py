@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iwopd import build, host
+from iwopd import assembly
 from iwopd.config import Config
-from iwopd.display import Display
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
 from iwopd.doctor.findings import Report, Section
@@ -16,10 +15,12 @@ from iwopd.doctor.machine import Machine, machine_for
 from iwopd.doctor.render import conclude, console, show
 from iwopd.doctor.sources import model_sources
 from iwopd.errors import ConfigError
+from iwopd.machine import host
+from iwopd.runs.console import Display
 
 if TYPE_CHECKING:
     from iwopd.doctor.plan import Plan
-    from iwopd.weighting import Weighting
+    from iwopd.weighting.base import Weighting
 
 
 def run(config: Config) -> None:
@@ -117,13 +118,13 @@ class Examination:
 
     def _weighting(self, section: Section) -> "Weighting":
         from iwopd.numerics import WeightInput
-        from iwopd.weighting import Weighting
+        from iwopd.weighting.base import Weighting
 
         def uniform(given: WeightInput):
             return given.mask.to(given.advantages.dtype)
 
         with section.guarded():
-            return build.weighting(self.config.weighting)
+            return assembly.weighting(self.config.weighting)
         return Weighting("uniform", uniform)
 
     def _plan(self) -> "Plan | None":

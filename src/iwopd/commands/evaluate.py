@@ -8,35 +8,37 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from iwopd import build, runtime
-from iwopd.commands.inputs import benchmark_inputs, keep_inputs
-from iwopd.commands.metrics import evaluation_metrics
+from iwopd import assembly
+from iwopd.assembly.run_inputs import benchmark_inputs, keep_inputs
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
-from iwopd.digests import combined, model_digest
-from iwopd.display import Display, evaluation_line
-from iwopd.interrupts import Interrupts, Stopped
-from iwopd.memory_watch import MemoryWatch
-from iwopd.store import RunFolder
-from iwopd.tracking import Tracker
+from iwopd.machine import runtime
+from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.runs.console import Display, evaluation_line
+from iwopd.runs.digests import combined, model_digest
+from iwopd.runs.folder import RunFolder
+from iwopd.runs.interrupts import Interrupts, Stopped
+from iwopd.runs.tracking import Tracker
+from iwopd.training.metrics import evaluation_metrics
 
 if TYPE_CHECKING:
-    from iwopd.engines.base import Engine
-    from iwopd.stages.evaluation import Benchmark, Evaluation
+    from iwopd.evaluation.evaluate import Benchmark, Evaluation
+    from iwopd.rollout.base import Engine
 
 
 def run(config: Config) -> float:
     """Evaluate `eval.model` on every benchmark; the mean accuracy.
 
-    Leaves config.yaml, metrics.jsonl, and eval/<benchmark>.json and .jsonl.zst (see `iwopd.results`) in the run folder.
+    Leaves config.yaml, metrics.jsonl, and eval/<benchmark>.json and .jsonl.zst (see `iwopd.evaluation.results`) in the
+    run folder.
     """
     assert config.run.dir is not None, "launch settles it"
     assert config.eval.model is not None, "launch checks it"
     folder = RunFolder(config.run.dir, {"verb": "eval", **asdict(config)}, resume=config.run.resume)
     folder.check()
-    build.check_vllm(config, "eval")
-    build.check_path("eval.model", config.eval.model)
-    rows = build.benchmark_rows(config.eval)
+    assembly.check_vllm(config, "eval")
+    assembly.check_path("eval.model", config.eval.model)
+    rows = assembly.benchmark_rows(config.eval)
     with Interrupts(), Display() as display:
         try:
             return _evaluate(config, folder, rows, display)
@@ -66,35 +68,35 @@ class _Evaluator:
     ):
         assert config.eval.model is not None
         self.config, self.folder, self.display = config, folder, display
-        self.model = build.model_folders({"eval.model": config.eval.model}, display.stage)["eval.model"]
+        self.model = assembly.model_folders({"eval.model": config.eval.model}, display.stage)["eval.model"]
         section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section
         trust = section.trust_remote_code
-        self.tokenizer = build.tokenizer("eval.model", self.model, revision=None, trust_remote_code=trust)
-        build.print_date(self.tokenizer, config.run.date)
-        self.benchmarks: list[Benchmark] = build.benchmarks(config.eval, rows, self.tokenizer)
+        self.tokenizer = assembly.tokenizer("eval.model", self.model, revision=None, trust_remote_code=trust)
+        assembly.print_date(self.tokenizer, config.run.date)
+        self.benchmarks: list[Benchmark] = assembly.benchmarks(config.eval, rows, self.tokenizer)
         digest = model_digest(self.model)
         self.weights = combined(digest)
         model = {"eval.model": {"path": config.eval.model, **digest}}
         keep_inputs(folder, {"models": model, "problems": benchmark_inputs(config.eval, self.benchmarks)})
-        self.sampling = build.eval_sampling(config)
+        self.sampling = assembly.eval_sampling(config)
         longest = max(len(prompt.ids) for benchmark in self.benchmarks for prompt in benchmark.prompts)
-        model_config = build.model_config("eval.model", section, self.model)
-        build.check_context("eval.model", model_config, "eval.max_tokens", longest, self.sampling.max_tokens)
+        model_config = assembly.model_config("eval.model", section, self.model)
+        assembly.check_context("eval.model", model_config, "eval.max_tokens", longest, self.sampling.max_tokens)
         runtime.report()
         display.line(f"loading {config.eval.model}")
-        stops = build.stop_ids("eval.model", section, self.model, self.tokenizer)
+        stops = assembly.stop_ids("eval.model", section, self.model, self.tokenizer)
         log_file = folder.path / "vllm.log"
-        served = build.Served(self.model, section, longest + self.sampling.max_tokens, log_file, stops)
+        served = assembly.Served(self.model, section, longest + self.sampling.max_tokens, log_file, stops)
         lm = None
         if isinstance(config.rollout, HfRolloutConfig):
-            device = build.device(config.run.device)
-            lm = build.language_model(
+            device = assembly.device(config.run.device)
+            lm = assembly.language_model(
                 "eval.model", section, self.model, device, autocast=config.optim.autocast, context=served.context
             )
-        if build.uses_vllm(config):
+        if assembly.uses_vllm(config):
             stack.enter_context(folder)  # vLLM's log goes there
             display.line(f"starting vLLM, a matter of seconds to minutes; its log is {log_file}")
-        self.engine: Engine = stack.enter_context(build.engine(config, served, lm))
+        self.engine: Engine = stack.enter_context(assembly.engine(config, served, lm))
         if lm is not None:
             self.engine.check_logprobs(self.sampling, self.benchmarks[0].prompts[0])
         self.engine.load_weights(self.model)
@@ -103,8 +105,8 @@ class _Evaluator:
 
     def evaluate(self, benchmark: "Benchmark") -> "Evaluation":
         """Measure one benchmark, with what an interrupted evaluation has left of it."""
-        from iwopd.results import SampleFile, problems_digest, write_results
-        from iwopd.stages import evaluate
+        from iwopd.evaluation.evaluate import evaluate
+        from iwopd.evaluation.results import SampleFile, problems_digest, write_results
 
         ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
         asked = {"weights": self.weights, "problems": problems_digest(benchmark.prompts)}
@@ -131,7 +133,7 @@ class _Evaluator:
 
     def _settings(self, benchmark: "Benchmark") -> dict[str, Any]:
         source = self.config.eval.benchmarks[benchmark.name]
-        confined = {"sandbox": build.sandbox_mode(self.config.eval)} if source.grader == "code" else {}
+        confined = {"sandbox": assembly.sandbox_mode(self.config.eval)} if source.grader == "code" else {}
         return {
             **confined,
             "model": self.config.eval.model,

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from iwopd.card import MODEL, hub_name
 from iwopd.config import Config, PushConfig
-from iwopd.display import Display
 from iwopd.errors import ConfigError, ModelError
-from iwopd.preflight import check_model_folder
-from iwopd.store import MANIFEST
+from iwopd.preflight.models import check_model_folder
+from iwopd.runs.card import MODEL, hub_name
+from iwopd.runs.console import Display
+from iwopd.runs.folder import MANIFEST
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from iwopd.cards import CARDS
+from iwopd.config.gpus import CARDS
 from iwopd.config.setting import setting
 
 

@@ -14,7 +14,7 @@ from iwopd.data import readers
 from iwopd.data.files import format_of
 from iwopd.data.readers import Table
 from iwopd.errors import DataError, ModelError
-from iwopd.hub import check_on_hub
+from iwopd.preflight.hub import check_on_hub
 
 TEXTS = ("csv", "json", "jsonl")
 ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")

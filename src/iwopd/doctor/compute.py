@@ -7,7 +7,7 @@ twice the forward, gradient checkpointing one forward more.
 
 from dataclasses import dataclass
 
-from iwopd.cards import Card
+from iwopd.config.gpus import Card
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig
 from iwopd.doctor.compute import Cost, Shape, decode_seconds, matmul_seconds
 from iwopd.doctor.lengths import mean_response, steps
 from iwopd.doctor.memory import count
 from iwopd.doctor.plan import PROGRESS, Plan
-from iwopd.schedule import Schedule
+from iwopd.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
         at_once = rollout.batch_size
     elif isinstance(rollout, VllmServerRolloutConfig):
         gpus, at_once = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
-    each = 2 if build.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
+    each = 2 if assembly.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
     weights, cache = shape.parameters * each, shape.cache
     bound = decode_seconds(sequences, at_once, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
     computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus) or 0.0

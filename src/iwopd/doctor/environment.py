@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from iwopd import build, runtime
+from iwopd import assembly
 from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, WandbTracking
 from iwopd.doctor import memory
 from iwopd.doctor.findings import Section
@@ -14,8 +14,9 @@ from iwopd.doctor.lengths import steps
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.plan import Plan
 from iwopd.errors import ConfigError
-from iwopd.schedule import Schedule
-from iwopd.store import PACKAGES
+from iwopd.machine import runtime
+from iwopd.runs.folder import PACKAGES
+from iwopd.training.schedule import Schedule
 
 
 def versions(config: Config, section: Section) -> None:
@@ -38,7 +39,7 @@ def versions(config: Config, section: Section) -> None:
             missing += 1
             section.problem(f"{setting}: {package} is not installed; pip install 'iwopd[{extras[package]}]'")
     with section.guarded():
-        build.check_vllm(config)
+        assembly.check_vllm(config)
         if not missing:
             section.ok("everything the config needs is installed")
 
@@ -61,7 +62,7 @@ def gpus(config: Config, machine: Machine, section: Section) -> None:
         section.note(str(runtime.current))
     if config.doctor.card is None:
         with section.guarded():
-            device = build.device(config.run.device, deterministic=False)
+            device = assembly.device(config.run.device, deterministic=False)
             section.ok(f"run.device={config.run.device}: the student trains on {device}")
     for key, group in (("rollout", config.rollout), ("scoring", config.scoring)):
         if not isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):

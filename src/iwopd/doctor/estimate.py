@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.config import Config, HfScoringConfig, LossConfig
 from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
@@ -92,7 +92,7 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("keys and values", "a smaller rollout.batch_size, or rollout=vllm", True),
     ]
     hf = isinstance(config.scoring, HfScoringConfig)
-    for key, section in build.scorer_sections(config).items():
+    for key, section in assembly.scorer_sections(config).items():
         stays = cuda and not section.offload and place.stage != "score"
         ways += [
             (f"{key}'s weights", f"{key}.dtype=bfloat16", section.dtype == "float32"),

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
 
-from iwopd.batch import Tokens
 from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.live_bytes import LiveBytes
-from iwopd.engines.base import Sampling
-from iwopd.engines.decoding import cache_argument
-from iwopd.engines.hf import draw, sampling_logprobs
 from iwopd.errors import ModelError, first_line
-from iwopd.evaluation_mode import adapter_dropouts, evaluation_mode
-from iwopd.language_model import LanguageModel, chunk_tokens, keep_attention_cap
+from iwopd.models.batch import Tokens
+from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
+from iwopd.models.language_model import LanguageModel, chunk_tokens, keep_attention_cap
 from iwopd.numerics import chunked_reverse_kl
+from iwopd.rollout.base import Sampling
+from iwopd.rollout.decoding import cache_argument
+from iwopd.rollout.hf import draw, sampling_logprobs
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from iwopd.config import Config
-from iwopd.schedule import Schedule
+from iwopd.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
 from iwopd.doctor.memory import GIB, size
@@ -16,11 +16,11 @@ from iwopd.doctor.sources import Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iwopd.engines.base import Engine
+    from iwopd.models.student import Student
     from iwopd.numerics import WeightInput
-    from iwopd.student import Student
+    from iwopd.rollout.base import Engine
     from iwopd.types import Prompt, Rollout
-    from iwopd.weighting import Weighting
+    from iwopd.weighting.base import Weighting
 
 PROMPTS, TOKENS = 4, 32
 # Largest |A| of a student that is its own teacher, nats: rounding of sums made in another order.
@@ -66,22 +66,22 @@ def why_not(config: Config, models: Models, plan: Plan | None) -> str | None:
 def _try(
     config: Config, models: Models, weighting: "Weighting", log_file: Path, stack: ExitStack, section: Section
 ) -> None:
-    device = build.device(config.run.device, config.run.deterministic)
+    device = assembly.device(config.run.device, config.run.deterministic)
     assert models.student.folder is not None
     prompts = models.prompts[:PROMPTS]
     context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1
-    student = build.student(config, models.student.folder, device, context=context)
+    student = assembly.student(config, models.student.folder, device, context=context)
     section.ok(f"the student loads, on {device}")
-    stops = build.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
-    served = build.Served(models.student.folder, config.student, context, log_file, stops)
-    engine = stack.enter_context(build.engine(config, served, student.lm))
-    engine.check_logprobs(build.sampling(config.rollout), prompts[0])
+    stops = assembly.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
+    served = assembly.Served(models.student.folder, config.student, context, log_file, stops)
+    engine = stack.enter_context(assembly.engine(config, served, student.lm))
+    engine.check_logprobs(assembly.sampling(config.rollout), prompts[0])
     rollouts = _parity(config, engine, student, prompts, section)
     for source in models.scorers:
         with section.guarded():
             assert source.folder is not None
-            scored = build.Served(source.folder, source.section, context, log_file, key=source.name)
-            make = build.base if source.name == "base" else build.teacher
+            scored = assembly.Served(source.folder, source.section, context, log_file, key=source.name)
+            make = assembly.base if source.name == "base" else assembly.teacher
             found = stack.enter_context(make(config, scored, device)).score(rollouts, weighting.window(0.0))
             count = sum(len(record.teacher_logprobs) for record in found)
             section.ok(f"{source.name} scores them: {count} log-probs, {_mean(found):.3f} nats on average")
@@ -97,11 +97,11 @@ def _parity(
     config: Config, engine: "Engine", student: "Student", prompts: "list[Prompt]", section: Section
 ) -> "list[Rollout]":
     """Engine and trainer on the engine's own samples, after a sync; those samples."""
-    from iwopd.engines.base import Sampling
-    from iwopd.stages.parity import Thresholds, check_parity
+    from iwopd.rollout.base import Sampling
+    from iwopd.training.parity import Thresholds, check_parity
 
     engine.sync_weights(student, 0)
-    limits = build.parity(config.rollout) or Thresholds()
+    limits = assembly.parity(config.rollout) or Thresholds()
     with section.guarded():
         found = check_parity(engine, student, prompts, limits, config.seed)
         section.ok(
@@ -122,15 +122,15 @@ def _own_teacher(
     context: int,
 ) -> None:
     """The student scored by itself, and updated as in a run: A must be 0 everywhere, and the gradient with it."""
-    from iwopd.stages import score, update
-    from iwopd.stages.update import needs_trainer_logprobs
-    from iwopd.teachers.hf import HfTeacher
+    from iwopd.scoring.hf import HfTeacher
+    from iwopd.training.score import score
+    from iwopd.training.update import needs_trainer_logprobs, update
 
     assert source.folder is not None
-    copy = build.language_model(
+    copy = assembly.language_model(
         source.key, config.student, source.folder, student.device, autocast=config.optim.autocast, context=context
     )
-    teacher, loss = HfTeacher(copy, student.device), build.loss_settings(config)
+    teacher, loss = HfTeacher(copy, student.device), assembly.loss_settings(config)
     recorded = needs_trainer_logprobs(weighting, loss, config.optim.updates_per_batch)
     own = score(
         teacher,

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from iwopd import host
-from iwopd.cards import CARDS, Card, card_of
 from iwopd.config import DoctorConfig
+from iwopd.config.gpus import CARDS, Card, card_of
 from iwopd.doctor.memory import GIB
+from iwopd.machine import host
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from iwopd.runtime import PRIMITIVE_BYTES, PRIMITIVES
+from iwopd.machine.runtime import PRIMITIVE_BYTES, PRIMITIVES
 
 COMPILED = "compiled products"
 GIB = 2**30

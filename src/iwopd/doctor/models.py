@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from iwopd.build.models import adapters
+from iwopd.assembly.models import adapters
 from iwopd.config import Config
 from iwopd.doctor.compute import Shape
 from iwopd.doctor.hollow import Hollow
 from iwopd.doctor.memory import BYTES, cache_per_token
-from iwopd.rope import context_limit
+from iwopd.models.rope import context_limit
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")

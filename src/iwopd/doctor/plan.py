@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
 from iwopd.doctor.findings import NotEstimatedError
@@ -13,7 +13,7 @@ from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
-from iwopd.teachers.hf import BATCH_TOKENS
+from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.vllm.in_process import cache_room
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # points of the training at which windows that grow are looked at
@@ -178,7 +178,7 @@ class Plan:
 
     def _engine_dtype(self, model: Model) -> str:
         if model is self.student and isinstance(self.config.rollout, VllmRolloutConfig):
-            return build.engine_dtype(self.config, self.config.rollout.dtype)
+            return assembly.engine_dtype(self.config, self.config.rollout.dtype)
         return self.config.teacher.dtype
 
     @property
@@ -197,7 +197,7 @@ class Plan:
             return terms
         rows = min(rollout.batch_size, self.config.data.batch_size * rollout.n)
         response = max(self.lengths.response, self.lengths.evaluated)
-        found = self.student.hollow.rollout(rows, self.lengths.prompt, response, build.sampling(rollout))
+        found = self.student.hollow.rollout(rows, self.lengths.prompt, response, assembly.sampling(rollout))
         held = memory.kv_cache(rows, self.lengths.prompt + response - 1, 0)
         how = held.how.rpartition(" × ")[0] + f", {self.student.shape.layers} layers"
         terms.append(Term("keys and values", found.kept, how))

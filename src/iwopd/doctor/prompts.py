@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from iwopd import build
-from iwopd.build.inputs import training_rows
+from iwopd import assembly
+from iwopd.assembly.inputs import training_rows
 from iwopd.config import Config, SourceConfig
 from iwopd.data import Row, answers_within
 from iwopd.doctor.findings import Section
@@ -35,14 +35,14 @@ def look(config: Config, student: Source, section: Section) -> Found:
     found = Found()
     with section.guarded():
         rows = training_rows(config)
-        for key, source in build.data_sources(config.data).items():
+        for key, source in assembly.data_sources(config.data).items():
             kept = f", as {source.filter}" if source.filter else ""
             section.ok(f"{key}.path={source.path}: {len(rows[key]):,} rows{kept}, with columns {_columns(rows[key])}")
         if student.tokenizer is not None:
-            stream, dropped = build.prompt_stream(config, rows, student.tokenizer)
+            stream, dropped = assembly.prompt_stream(config, rows, student.tokenizer)
             found.prompts = list(stream.prompts)
             _describe(found.prompts, student.tokenizer, section, shown=3)
-            for key, source in build.data_sources(config.data).items():
+            for key, source in assembly.data_sources(config.data).items():
                 _warn_of_answers(rows[key], source, section)
             if dropped:
                 most = config.data.max_prompt_tokens
@@ -54,12 +54,12 @@ def look(config: Config, student: Source, section: Section) -> Found:
     for name, source in config.eval.benchmarks.items():
         with section.guarded():
             chosen = replace(config.eval, benchmarks={name: source})
-            rows = build.benchmark_rows(chosen)
+            rows = assembly.benchmark_rows(chosen)
             count = sum(map(len, rows.values()))
             found.problems += count
             section.ok(f"benchmark {name}: {count:,} problems with columns {_columns(next(iter(rows.values())))}")
             if student.tokenizer is not None:
-                for made in build.benchmarks(chosen, rows, student.tokenizer):
+                for made in assembly.benchmarks(chosen, rows, student.tokenizer):
                     prompts: Any = made.prompts
                     found.evaluated += prompts
                     _describe(prompts, student.tokenizer, section, shown=1)
@@ -94,16 +94,16 @@ def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, show
 
 def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:
     """Prompt and response against what the models can attend to."""
-    from iwopd.rope import context_limit
+    from iwopd.models.rope import context_limit
 
     limit = config.eval.max_tokens or config.rollout.max_tokens
     for source in sources:
         if source.config is None:
             continue
         with section.guarded():
-            build.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
+            assembly.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
             if source.name == "student" and config.eval.benchmarks:
-                build.check_context(source.name, source.config, "eval.max_tokens", evaluated, limit)
+                assembly.check_context(source.name, source.config, "eval.max_tokens", evaluated, limit)
             context = context_limit(source.config)
             scaling = getattr(source.config, "rope_parameters", None) or getattr(source.config, "rope_scaling", None)
             kind = scaling.get("rope_type", "default") if isinstance(scaling, dict) else "default"

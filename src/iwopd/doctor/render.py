@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from iwopd.display import plain_console
 from iwopd.doctor.findings import Finding, Report, Section, Table
+from iwopd.runs.console import plain_console
 
 MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "red"), "note": ("", "")}
 WIDTH = 160  # where there is no terminal to ask

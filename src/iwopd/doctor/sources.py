@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iwopd import build, toy
-from iwopd.build.inputs import Stage, is_local
+from iwopd import assembly, toy
+from iwopd.assembly.inputs import Stage, is_local
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
-from iwopd.preflight import WEIGHTS, check_whole_model
+from iwopd.preflight.models import WEIGHTS, check_whole_model
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -42,7 +42,7 @@ class Source:
 def model_sources(config: Config, section: Section, stage: Stage) -> list[Source]:
     """Student, teacher, further teachers, and ExOPD's base; what is missing is said."""
     found = [Source("student", config.student)]
-    found += [Source(key, scorer) for key, scorer in build.scorer_sections(config).items()]
+    found += [Source(key, scorer) for key, scorer in assembly.scorer_sections(config).items()]
     for source in found:
         with section.guarded():
             _find(source, section, stage)
@@ -56,9 +56,9 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
     if bare:
         check_whole_model(source.key, folder)
     else:
-        build.check_path(source.key, path, source.section.revision)
-    source.folder = build.model_folders({source.key: path}, stage)[source.key]
-    source.config = build.model_config(source.key, source.section, source.folder)
+        assembly.check_path(source.key, path, source.section.revision)
+    source.folder = assembly.model_folders({source.key: path}, stage)[source.key]
+    source.config = assembly.model_config(source.key, source.section, source.folder)
     source.weights = not bare
     layers = getattr(source.config, "num_hidden_layers", "unknown")
     said = f"{source.key}={path}: {source.config.model_type}, {layers} layers"
@@ -72,7 +72,7 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
             f"{source.key}={path}: has no tokenizer, so tokenizers and prompts are not checked; save one there"
         )
         return
-    source.tokenizer = build.tokenizer(
+    source.tokenizer = assembly.tokenizer(
         source.key,
         source.folder,
         revision=source.section.revision,

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from iwopd import build
+from iwopd import assembly
 from iwopd.doctor.findings import Section
 from iwopd.doctor.sources import Source
-from iwopd.preflight import check_tokenizers
+from iwopd.preflight.models import check_tokenizers
 
 EXAMPLES = 5
 CONVERSATION = [{"role": "user", "content": "What is 6 times 7?"}]
@@ -58,7 +58,7 @@ def rows(student: Source, teacher: Source, section: Section) -> None:
             section.note(f"the {source.name} has {size:,} rows")
             continue
         with section.guarded():
-            build.check_vocabulary(source.name, size, source.section.path, source.tokenizer)
+            assembly.check_vocabulary(source.name, size, source.section.path, source.tokenizer)
             padding = size - len(source.tokenizer)
             section.ok(
                 f"the {source.name} has {size:,} rows for {len(source.tokenizer):,} tokens"
@@ -72,7 +72,7 @@ def _ends(student: Source, teacher: Source, section: Section) -> None:
     found = []
     for source in (student, teacher):
         with section.guarded():
-            found.append(build.stop_ids(source.key, source.section, source.folder or "", source.tokenizer))
+            found.append(assembly.stop_ids(source.key, source.section, source.folder or "", source.tokenizer))
     if len(found) < 2:
         return
     ours, theirs = found

@@ -7,7 +7,6 @@ from iwopd.numerics.advantage import exopd_advantage, opd_advantage
 from iwopd.numerics.comparison import Comparison, chunked_comparison
 from iwopd.numerics.logprobs import ChunkedScores, chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
 from iwopd.numerics.loss import LossResult, loss_scale, policy_loss, policy_token_losses
-from iwopd.numerics.stats import mean_interval, pass_at_k
 from iwopd.numerics.weighting import WeightInput, iw_weights, window_bounds, window_weights
 
 __all__ = [
@@ -22,9 +21,7 @@ __all__ = [
     "iw_weights",
     "linear_token_logprobs",
     "loss_scale",
-    "mean_interval",
     "opd_advantage",
-    "pass_at_k",
     "policy_loss",
     "policy_token_losses",
     "window_bounds",

@@ -1,7 +1,7 @@
 """A task, a tokenizer and two small models that are made on first use; addressed as toy://VARIANT[/ROLE].
 
-Outside this package only `iwopd.data` (rows) and `iwopd.build` (model folders) know the scheme; everything after them
-sees rows like any others and model folders in HF format.
+Outside this package only `iwopd.data` (rows) and `iwopd.assembly` (model folders) know the scheme; everything after
+them sees rows like any others and model folders in HF format.
 """
 
 from collections.abc import Mapping

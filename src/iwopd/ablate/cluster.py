@@ -1,0 +1,70 @@
+"""A study's runs handed to a Hydra launcher: joblib, submitit, ray, or Hydra's own, which takes one after another."""
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from iwopd.ablate.workers import Outcome, train
+from iwopd.errors import ConfigError
+from iwopd.machine import host
+
+
+def launcher_chosen() -> bool:
+    """True where the command line or the config names a launcher; without one, the study has workers of its own."""
+    hydra = HydraConfig.get()
+    named = any(str(item).lstrip("+").startswith("hydra/launcher=") for item in hydra.overrides.hydra)
+    return named or not str(hydra.launcher.get("_target_", "")).endswith(".BasicLauncher")
+
+
+def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> list[Outcome]:
+    """Carry out jobs (overrides, folder) through the launcher of the config; how each ended.
+
+    Raises:
+        ConfigError: the launcher does not start.
+    """
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "a verb runs within Hydra"
+    # What the launcher itself writes; runs have folders of their own. Said here, because the default is the name of a
+    # temporary folder that only this process can make up.
+    sweep = f"hydra.sweep.dir='{tempfile.mkdtemp()}'"
+    try:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
+            task_function=partial(job, flags=list(flags), workers=_at_one_time(len(jobs))),
+            config=HydraConfig.instance().cfg,  # pyright: ignore[reportArgumentType]  set while a verb runs
+        )
+        returned = launcher.launch([[*overrides, sweep] for overrides, _ in jobs], initial_job_idx=0)
+    except Exception as error:  # each launcher has errors of its own
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        name = HydraConfig.get().runtime.choices.get("hydra/launcher")
+        raise ConfigError(f"hydra/launcher={name}: {line}; correct its settings, or leave it out") from error
+    return [_outcome(item) for item in returned]
+
+
+def _at_one_time(jobs: int) -> int | None:
+    """How many jobs the launcher has running on one machine; None where it does not say, such as on a cluster."""
+    count = HydraConfig.get().launcher.get("n_jobs")  # joblib's; -1 for all cores
+    return None if count is None else min(jobs, count if count > 0 else host.cores())
+
+
+def job(composed: DictConfig, flags: Sequence[str], workers: int | None = None) -> Outcome:
+    """What the launcher carries out, wherever it does: one training run as a process."""
+    overrides = list(HydraConfig.get().overrides.task)
+    return train([*flags, *overrides], Path(composed.run.dir), workers=workers)
+
+
+def _outcome(returned: Any) -> Outcome:
+    if returned.status == JobStatus.COMPLETED:
+        return returned.return_value
+    error = returned._return_value
+    return Outcome(1, next(iter(str(error).splitlines()), type(error).__name__))

@@ -1,0 +1,221 @@
+"""Engines and teachers in vLLM, from config to objects."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd.config import (
+    Config,
+    HttpConfig,
+    ScorerConfig,
+    StudentConfig,
+    VllmEngineConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
+from iwopd.errors import ConfigError
+
+SCORED = 1  # vLLM samples one token more when it scores
+
+if TYPE_CHECKING:
+    from iwopd.rollout.vllm import VllmEngine
+    from iwopd.rollout.vllm_server import VllmServerEngine
+    from iwopd.scoring.vllm import VllmTeacher
+    from iwopd.scoring.vllm_server import VllmServerTeacher
+    from iwopd.vllm.in_process import Settings
+    from iwopd.vllm.servers import Servers
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine is to serve.
+
+    Attributes:
+        folder: the model, as transformers would load it.
+        section: its config section.
+        context: longest prompt and response of the run together, tokens; the same for all its models.
+        log_file: of engines in this process.
+        stop_ids: end-of-sequence token ids.
+        vocabulary: sample only ids below this; None for all.
+        rows: ids that the model has, where `vocabulary` is given.
+        key: the section's, for messages.
+    """
+
+    folder: str
+    section: StudentConfig | ScorerConfig
+    context: int
+    log_file: Path
+    stop_ids: tuple[int, ...] = ()
+    vocabulary: int | None = None
+    key: str = "teacher"
+    rows: int | None = None
+
+
+def uses_vllm(config: Config) -> bool:
+    """True where an engine in this process writes a log."""
+    return isinstance(config.rollout, VllmRolloutConfig) or isinstance(config.scoring, VllmScoringConfig)
+
+
+def check_vllm(config: Config, verb: str = "train") -> None:
+    """Refuse `rollout=vllm` and `scoring=vllm` where vLLM is missing or too old.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    from iwopd.vllm import check_installed
+
+    if isinstance(config.rollout, VllmRolloutConfig):
+        check_installed("rollout=vllm")
+    if isinstance(config.scoring, VllmScoringConfig) and verb == "train":
+        check_installed("scoring=vllm")
+    if isinstance(config.rollout, VllmServerRolloutConfig) and config.rollout.sync != "file":
+        check_installed(f"rollout.sync={config.rollout.sync}")
+
+
+def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> "VllmEngine":
+    """Starts vLLM in this process.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    import torch
+
+    from iwopd.rollout.vllm import WORKER, VllmEngine
+    from iwopd.vllm.in_process import InProcess
+    from iwopd.vllm.transfer import to_workers_of
+
+    options: dict[str, Any] = {"worker_extension_cls": WORKER, "logprobs_mode": "processed_logprobs"}
+    apart = rollout.engine.tensor_parallel > 1  # workers are then processes of their own
+    if apart:
+        options["weight_transfer_config"] = {"backend": "ipc"}
+    dtype = engine_dtype(config, rollout.dtype)
+    settings = replace(
+        _settings(rollout.engine, served, dtype),
+        sleep=rollout.sleep,
+        # A prompt in two parts breaks a request's own random generator on a CPU (vLLM 0.32).
+        whole_prompts=not torch.cuda.is_available(),
+    )
+    vllm = InProcess("rollout=vllm", settings, served.log_file, **options)
+    send = to_workers_of(vllm.llm, getattr(torch, dtype)) if apart else None
+    return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
+
+
+def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
+    """Starts vLLM in this process.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    from iwopd.scoring.vllm import VllmTeacher
+    from iwopd.vllm.in_process import InProcess
+
+    options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
+    section: Any = served.section
+    settings = _settings(scoring.engine, served, section.dtype)
+    settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
+    vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
+    return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
+
+
+def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings":
+    from iwopd.vllm.in_process import Settings
+
+    return Settings(
+        folder=served.folder,
+        context=served.context,
+        dtype=dtype,
+        revision=served.section.revision,
+        trust_remote_code=served.section.trust_remote_code,
+        sequences=engine.sequences,
+        batch_tokens=engine.batch_tokens,
+        tensor_parallel=engine.tensor_parallel,
+        gpu_memory=engine.gpu_memory,
+        kv_cache_gib=engine.kv_cache_gib,
+        eager=engine.eager,
+        more=_with_rope(engine.args, served),
+    )
+
+
+def _with_rope(args: dict[str, Any], served: Served) -> dict[str, Any]:
+    """vLLM's arguments with the positions that a model of transformers has in this run."""
+    from iwopd.models import rope
+
+    whole, text = _configs(served)
+    overrides = rope.vllm_overrides(text, served.context)
+    if not overrides:
+        return dict(args)
+    overrides = overrides if text is whole else {"text_config": overrides}
+    return {**args, "hf_overrides": overrides | dict(args.get("hf_overrides", {}))}
+
+
+def _configs(served: Served) -> tuple[Any, Any]:
+    from iwopd.assembly.models import whole_config
+
+    whole = whole_config(f"{served.key}.path", served.section, served.folder)
+    return whole, whole.get_text_config(decoder=True)
+
+
+def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> "VllmServerEngine":
+    """Reaches the servers.
+
+    Raises:
+        EngineError: one does not answer.
+        ConfigError: one takes fewer tokens than are needed.
+    """
+    import torch
+
+    from iwopd.rollout.vllm_server import VllmServerEngine
+    from iwopd.vllm.transfer import OverGpus, SharedFile
+
+    servers = _servers("rollout.urls", rollout.urls, rollout.http, served, served.context)
+    dtype = getattr(torch, engine_dtype(config, rollout.dtype))
+    kind: Any = rollout.sync
+    route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else OverGpus(servers, kind, dtype)
+    return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
+
+
+def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "VllmServerTeacher":
+    """Reaches the servers, and sees that they serve the teacher.
+
+    Raises:
+        EngineError: one does not answer, or serves another model.
+        ConfigError: one takes fewer tokens than are needed.
+    """
+    from iwopd.scoring.vllm_server import VllmServerTeacher
+
+    section: Any = served.section
+    own = getattr(section, "urls", None)
+    key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
+    servers = _servers(key, urls, scoring.http, served, served.context + SCORED)
+    named = getattr(section, "served_as", None) or scoring.served_as
+    names = [named] if named else [str(section.path), served.folder]
+    return VllmServerTeacher(servers, scoring.overlap, names)
+
+
+def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> "Servers":
+    """Args: context: tokens they must take."""
+    from iwopd.models import rope
+    from iwopd.vllm.servers import HttpSettings, Servers
+
+    settings = HttpSettings(http.connections, http.timeout_s, http.retries, http.backoff_s)
+    servers = Servers(key, urls, settings, os.environ.get("VLLM_API_KEY"))
+    for server in servers.servers:
+        if server.context and server.context < context:
+            servers.close()
+            raise ConfigError(
+                f"{key}={server.url}: takes {server.context} tokens, and prompt and response may have {context}; "
+                f"start it with --max-model-len {context}, or lower rollout.max_tokens or eval.max_tokens"
+            )
+        differs = rope.server_problem(_configs(served)[1], served.context, server.context)
+        if differs:
+            servers.close()
+            raise ConfigError(f"{key}={server.url}: {differs}; or let vLLM run in this process")
+    return servers
+
+
+def engine_dtype(config: Config, chosen: str | None) -> str:
+    """The dtype an engine samples in: by default what the student computes in."""
+    return chosen or ("bfloat16" if config.optim.autocast else config.student.dtype)

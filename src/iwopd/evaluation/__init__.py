@@ -1,0 +1,1 @@
+"""Benchmarks, mean@k and pass@k."""

@@ -1,7 +1,0 @@
-"""Is a response right? A grader gives a verdict on its text and the problem it answers."""
-
-from iwopd.grading.base import ExactGrader, Grader, Verdict
-from iwopd.grading.mathematics import MathGrader
-from iwopd.grading.programs import CodeGrader, code_rows
-
-__all__ = ["CodeGrader", "ExactGrader", "Grader", "MathGrader", "Verdict", "code_rows"]

@@ -1,0 +1,1 @@
+"""The machine and this process: cores, memory, threads, standard streams."""

@@ -1,0 +1,1 @@
+"""Checks of models and hub names that need no torch."""

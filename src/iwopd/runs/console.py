@@ -1,0 +1,155 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in train.log."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from iwopd.runs.meter import Meter
+
+PLAIN_FIRST, PLAIN_LAST = 10.0, 60.0  # seconds before the first plain line of a stage, and between its later ones
+
+
+def plain_console(width: int | None = None) -> Console:
+    """Standard output, where a text is written as it is: a path may well hold ``[red]`` or ``:100:``."""
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+class Display:
+    """Lines and progress bars; a context manager.
+
+    Args:
+        console: where to; standard output by default.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or plain_console()
+        self.live = self.console.is_terminal
+        self._file: Path | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            _Said(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._handler = _Lines(self)
+
+    def __enter__(self) -> "Display":
+        logging.getLogger("iwopd").addHandler(self._handler)
+        logging.getLogger("iwopd").setLevel(logging.INFO)
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        logging.getLogger("iwopd").removeHandler(self._handler)
+
+    def log_to(self, file: Path) -> None:
+        """From now on, also append every line to `file`."""
+        self._file = file
+
+    def line(self, text: str) -> None:
+        """One line."""
+        # A plain line stays one line however narrow the console thinks it is.
+        self.console.print(text, soft_wrap=True)
+        if self._file is not None:
+            try:
+                with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                    stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            except OSError:  # a full disk must not end the run here; the checkpoint will say so
+                self._file = None
+
+    def table(self, table: Table) -> None:
+        """A table."""
+        self.console.print(table)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Callable[..., None]]:
+        """A bar for work within a step; yields ``advance(done, total)``, an `iwopd.rollout.base.Progress`."""
+        meter, ended = Meter(), threading.Event()
+        if self.live:
+            task = self._progress.add_task(title, total=None, said=meter)
+
+            def advance(done: int, total: int, tokens: int = 0, most: int = 0) -> None:
+                meter(done, total, tokens, most)
+                self._progress.update(task, completed=tokens if most else done, total=meter.expected)
+
+            try:
+                yield advance
+            finally:
+                self._progress.remove_task(task)
+            return
+        # A thread of its own: nothing may be told for minutes, while one large batch is computed.
+        teller = threading.Thread(target=self._tell, args=(title, meter, ended), name="progress", daemon=True)
+        teller.start()
+        try:
+            yield meter
+        finally:
+            ended.set()
+            teller.join()
+
+    def _tell(self, title: str, meter: Meter, ended: threading.Event) -> None:
+        """A plain line now and then, more seldom as the stage gets long."""
+        began = time.monotonic()
+        while not ended.wait(min(PLAIN_LAST, max(PLAIN_FIRST, (time.monotonic() - began) / 4))):
+            self.line(f"{title}: {meter}")
+
+    def run(self, done: int, total: int, unit: str) -> None:
+        """The bar of the whole run, counted in steps or tokens."""
+        if self.live:
+            if "run" not in self._tasks:
+                self._tasks["run"] = self._progress.add_task(unit, total=total)
+            self._progress.update(self._tasks["run"], completed=min(done, total), total=total)
+
+
+def step_line(position: str, metrics: Mapping[str, float]) -> str:
+    """A training step in one line, which begins with where the run stands after it."""
+    seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
+    return (
+        f"{position}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "
+        f"|A| {metrics['train/abs_advantage_mean']:.3f}  weight {metrics['train/weight_mean']:.2f}  "
+        f"length {metrics['train/response_length']:.1f}  {seconds:.1f} s"
+    )
+
+
+def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
+    """An evaluation in one line."""
+    given_up = f"  gave up grading {metrics['grading_timeouts']:.0f}" if metrics["grading_timeouts"] else ""
+    greedy = f"  greedy {metrics['greedy_accuracy']:.3f}" if "greedy_accuracy" in metrics else ""
+    return (
+        f"{name}: mean@{metrics['samples']:.0f} {metrics['accuracy']:.3f} "
+        f"[{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}]  "
+        f"pass@{metrics['k']:.0f} {metrics['pass_at_k']:.3f}{greedy}  length {metrics['response_length']:.1f}  "
+        f"cut {metrics['truncated']:.1%}{given_up}"
+    )
+
+
+class _Said(ProgressColumn):
+    """Beside a bar: what its meter says, or how many of how many."""
+
+    def render(self, task: Task) -> Text:
+        meter = task.fields.get("said")
+        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}" if meter is None else str(meter))
+
+
+class _Lines(logging.Handler):
+    """Log records as lines above the bar."""
+
+    def __init__(self, display: Display):
+        super().__init__(logging.INFO)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.display.line(prefix + record.getMessage())

@@ -1,0 +1,114 @@
+"""Ctrl-C, and what schedulers and terminals send: never in the middle of a change to the weights."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from iwopd.machine import streams
+
+# Ctrl-C; kill, docker and Kubernetes; a terminal or ssh session that ends; and what Slurm, LSF, PBS and SGE send some
+# time before a job's end, or once its CPU time is spent. All but the first end a process where nobody handles them.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# The others stay as they are found where somebody has decided on them: ignored (nohup, trap '' USR1), or handled by a
+# launcher. SIGINT does not: shells ignore it for whatever they start in the background.
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+
+FOLLOW = "IWOPD_FOLLOW"  # environment: id of the process that this one must not outlive
+
+
+def follow_parent() -> None:
+    """If this process is one of a study's, stop as by SIGTERM once the study's process is gone, however it ended."""
+    parent = os.environ.pop(FOLLOW, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Stopped(KeyboardInterrupt):
+    """The user, or the cluster, asked to stop; the weights are those of a whole step. `status` is the exit status."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.status = 128 + number
+
+
+class ForcedStop(Stopped):
+    """Ctrl-C twice within a change to the weights: nothing can be saved."""
+
+
+class Interrupts:
+    """While open, the signals in STOPPING raise `Stopped`: at once, or after a `deferred` block has ended.
+
+    So does a reader of standard output that went away, as if by SIGPIPE.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0  # of blocks that are carried out whole
+        self._pending: int | None = None
+        self._pressed = False  # Ctrl-C, within such a block
+        self._reader_gone = False
+
+    def __enter__(self) -> "Interrupts":
+        handled = [each for each in STOPPING if each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL]
+        self._previous = {number: signal.signal(number, self._handle) or signal.SIG_DFL for number in handled}
+        streams.when_reader_gone(self._stop_printing)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        streams.when_reader_gone(None)
+        for number, handler in self._previous.items():
+            # On the way out with everything saved: SIGXCPU, say, comes every second, and must not change the status.
+            leaving = isinstance(error, SystemExit) and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if leaving else handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that is carried out whole; Ctrl-C a second time within it ends it by `ForcedStop`."""
+        with self._whole():
+            yield
+        if self._pending is not None and not self._depth:
+            number, self._pending = self._pending, None
+            raise Stopped(number)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """What is left to do after `Stopped`: whole as if `deferred`, and to be asked again changes nothing."""
+        with self._whole():
+            yield
+        self._pending = None
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        if not self._depth:
+            self._pressed = False
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._reader_gone:
+            number, self._reader_gone = signal.SIGPIPE, False
+        if not self._depth:
+            raise Stopped(number)
+        # Schedulers repeat themselves, and tell a study and its runs at the same time; only a person insists.
+        if number == signal.SIGINT and self._pressed:
+            raise ForcedStop(number)
+        self._pressed |= number == signal.SIGINT
+        self._pending = self._pending or number
+
+    def _stop_printing(self) -> None:
+        """From whichever thread met it: the main thread stops."""
+        self._reader_gone = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

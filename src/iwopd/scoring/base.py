@@ -1,0 +1,41 @@
+"""What every teacher can do."""
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+from iwopd.models.batch import Window
+from iwopd.numerics.logprobs import Head
+from iwopd.rollout.base import Progress, silent
+from iwopd.types import Rollout, ScoredRollout
+
+
+class Teacher(Protocol):
+    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """The teacher's log-probs of each rollout's window, in the order given.
+
+        Args:
+            window: from a response's length to the ``[start, stop)`` that can have weight; nothing else is computed.
+            hidden: also keep the last hidden states, for full-vocabulary losses.
+            progress: told (finished, all) rollouts.
+        """
+        ...
+
+    def expect(self, rollout: Rollout, window: Window) -> None:
+        """This rollout will be scored: begin with it, where that can be done while others are still being written."""
+
+    def head(self) -> Head:
+        """From hidden states to logits, for full-vocabulary losses; on the student's device."""
+        raise ValueError(f"{type(self).__name__} gives log-probs only: full-vocabulary losses need scoring=hf")
+
+    def close(self) -> None:
+        """Free what the teacher holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,35 @@
+"""A teacher without a model, for tests of the code around teachers, ours and users'."""
+
+from collections.abc import Sequence
+
+from iwopd.models.batch import Window
+from iwopd.rollout.base import Progress, silent
+from iwopd.scoring.base import Teacher
+from iwopd.types import Rollout, ScoredRollout
+
+
+class FakeTeacher(Teacher):
+    """Gives every token the same log-prob (nats); has no distribution, so no full-vocabulary losses."""
+
+    def __init__(self, logprob: float = -1.0):
+        self.logprob = logprob
+        self.scored = 0
+        self.closed = False
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`."""
+        if hidden:
+            raise ValueError("a fake teacher has no hidden states")
+        windows = [window(len(rollout.response_ids)) for rollout in rollouts]
+        self.scored += len(rollouts)
+        progress(len(rollouts), len(rollouts))
+        return [
+            ScoredRollout(rollout, start, stop, [self.logprob] * (stop - start))
+            for rollout, (start, stop) in zip(rollouts, windows, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True

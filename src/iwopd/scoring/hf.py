@@ -1,0 +1,147 @@
+"""A teacher in transformers, in the training process; its weights can wait in host memory between uses."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iwopd.errors import NonFiniteError, OutOfMemoryError
+from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
+from iwopd.models.language_model import LanguageModel
+from iwopd.numerics.logprobs import Head
+from iwopd.rollout.base import Progress, silent
+from iwopd.scoring.base import Teacher
+from iwopd.types import Rollout, ScoredRollout
+
+log = logging.getLogger(__name__)
+
+# Large enough to fill a GPU; small enough to stay in a CPU's cache.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+def in_token_batches(
+    rollouts: Sequence[Rollout],
+    windows: Sequence[tuple[int, int]],
+    batch_tokens: int,
+    device: torch.device,
+    function: Callable[[Tokens], Sequence[Tensor]],
+    progress: Progress = silent,
+) -> list[tuple[Tensor, ...]]:
+    """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
+
+    Like lengths stand together, so little is computed for padding.
+    """
+    lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    results: dict[int, tuple[Tensor, ...]] = {}
+    waiting = token_batches(lengths, batch_tokens)[::-1]
+    while waiting:
+        group, columns = waiting.pop(), None
+        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
+        try:
+            columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise OutOfMemoryError(
+                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, does not fit in the GPU's memory; "
+                    "use teacher.dtype=bfloat16, teacher.offload=true or a smaller rollout.max_tokens"
+                ) from error
+        if columns is None:  # the failed pass is gone only now, behind its except block
+            log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
+            torch.cuda.empty_cache()
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+            continue
+        results.update(zip(group, zip(*columns, strict=True), strict=True))
+        progress(len(results), len(rollouts), sum(lengths[i] for i in results), sum(lengths))
+    return [results[index] for index in range(len(rollouts))]
+
+
+class HfTeacher(Teacher):
+    """See `Teacher`.
+
+    Args:
+        model: the teacher; frozen.
+        device: where it computes.
+        batch_tokens: tokens scored at one time, padding included; None for what suits the device.
+        offload: keep the weights in host memory between uses.
+    """
+
+    def __init__(
+        self, model: LanguageModel, device: torch.device, batch_tokens: int | None = None, offload: bool = False
+    ):
+        self.model = model
+        self.device = device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+        self.offload = offload and device.type != "cpu"
+        self.model.model.eval().requires_grad_(False)
+
+    @contextmanager
+    def loaded(self) -> Iterator[LanguageModel]:
+        """The model on its device, while the block lasts."""
+        module: Any = self.model.model
+        module.to(self.device)
+        try:
+            yield self.model
+        finally:
+            if self.offload:
+                module.to("cpu")
+                torch.cuda.empty_cache()  # the room is for the student's update
+
+    @torch.no_grad()
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`.
+
+        Raises:
+            NonFiniteError: a log-prob is NaN or infinite; names the rollout.
+        """
+        windows = [window(len(rollout.response_ids)) for rollout in rollouts]
+        with self.loaded() as model, _onednn(model.model, self.device):
+
+            def function(tokens: Tokens) -> list[Tensor]:
+                with model.autocast():
+                    states = model.states(tokens)
+                    logprobs = model.logprobs_of(states, tokens.targets)
+                return [logprobs, states] if hidden else [logprobs]
+
+            results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
+        scored = []
+        for rollout, (start, stop), (logprobs, *states) in zip(rollouts, windows, results, strict=True):
+            if not logprobs.isfinite().all():
+                raise NonFiniteError(
+                    f"the teacher's log-probs of rollout {rollout.name} are NaN or infinite; its weights are damaged "
+                    "or overflow: try teacher.dtype=float32"
+                )
+            scored.append(
+                ScoredRollout(rollout, start, stop, logprobs.tolist(), teacher_hidden=states[0] if states else None)
+            )
+        return scored
+
+    def head(self) -> Head:
+        """The LM head alone on the student's device; the rest may stay offloaded."""
+        self.model.output_embeddings.to(self.device)
+        return self.model.head
+
+
+@contextmanager
+def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
+    oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
+    layers: list[Any] = []
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        layers = [each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32]
+
+    def forward(layer: nn.Linear, states: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
+
+    for layer in layers:
+        layer.forward = partial(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,80 @@
+"""Several teachers, such as one for maths and one for code: a problem's `teacher` says which scores its answers."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from iwopd.models.batch import Window
+from iwopd.rollout.base import Progress, silent
+from iwopd.scoring.base import Teacher
+from iwopd.types import Rollout, ScoredRollout
+
+
+class Asked(Protocol):
+    """The part of `iwopd.types.Prompt` that says who scores."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def teacher(self) -> str | None: ...
+
+
+class SeveralTeachers(Teacher):
+    """See `Teacher`.
+
+    Args:
+        teachers: by name.
+        default: the name of the one for prompts that name none, benchmarks' among them.
+        prompts: whose `teacher`, where there is one, is a name of `teachers`.
+
+    Raises:
+        KeyError: a prompt names another.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher], default: str, prompts: Sequence[Asked]):
+        self.teachers = teachers
+        self._default = teachers[default]
+        self._of = {prompt.id: teachers[prompt.teacher] for prompt in prompts if prompt.teacher is not None}
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`. One teacher after the other, so that those in host memory take turns on the GPU."""
+        found: dict[int, ScoredRollout] = {}
+        for teacher in self.teachers.values():
+            chosen = [index for index, rollout in enumerate(rollouts) if self._for(rollout) is teacher]
+            if not chosen:
+                continue
+            scored = teacher.score(
+                [rollouts[index] for index in chosen],
+                window,
+                hidden=hidden,
+                progress=_after(found.values(), len(rollouts), progress),
+            )
+            found |= zip(chosen, scored, strict=True)
+        return [found[index] for index in range(len(rollouts))]
+
+    def expect(self, rollout: Rollout, window: Window) -> None:
+        """See `Teacher.expect`."""
+        self._for(rollout).expect(rollout, window)
+
+    def close(self) -> None:
+        """See `Teacher.close`."""
+        for teacher in self.teachers.values():
+            teacher.close()
+
+    def _for(self, rollout: Rollout) -> Teacher:
+        return self._of.get(rollout.prompt_id, self._default)
+
+
+def _after(scored: Collection[ScoredRollout], total: int, progress: Progress) -> Progress:
+    """For one teacher, after those that have `scored` already. Of the teachers to come the tokens are not counted yet:
+    they are taken to have as many for each response."""
+    done_before = len(scored)
+    tokens_before = sum(len(record.rollout.prompt_ids) + record.stop for record in scored)
+
+    def tell(done: int, own: int, tokens: int = 0, most: int = 0, /) -> None:
+        known = done_before + own
+        progress(done_before + done, total, tokens_before + tokens, (tokens_before + most) * total // max(1, known))
+
+    return tell

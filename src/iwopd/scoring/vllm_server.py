@@ -1,0 +1,136 @@
+"""A teacher served by vLLM over HTTP; rollouts are scored while others are still being written."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, as_completed
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from iwopd.errors import EngineError
+from iwopd.models.batch import Window
+from iwopd.rollout.base import Progress, silent
+from iwopd.scoring.base import Teacher
+from iwopd.scoring.prompt_logprobs import scored_rollout
+from iwopd.types import Rollout, ScoredRollout
+from iwopd.vllm.servers import BadAnswer, Server, Servers
+
+FIXED_PROMPT = list(range(3, 15))  # ids that every vocabulary has
+SAME_MODEL = 0.2  # nats per token: above what numerics and batching make of one model's log-probs
+
+
+class VllmServerTeacher(Teacher):
+    """See `Teacher`.
+
+    Args:
+        servers: all serve the teacher.
+        overlap: begin with a rollout as soon as it is expected.
+        names: what the servers may call it, folders or hub names; empty where that is not compared.
+
+    Raises:
+        EngineError: a server serves another model.
+    """
+
+    def __init__(self, servers: Servers, overlap: bool = True, names: Sequence[str] = ()):
+        self.servers = servers
+        self.overlap = overlap
+        self.names = names
+        self._under_way: dict[int, Future[ScoredRollout]] = {}
+        self._reference: list[float] | None = None
+        try:
+            self._check_model(servers.alive)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_model(self, servers: Sequence[Server]) -> None:
+        """Every server must say that it serves the teacher, and score one fixed prompt as the others do, at any time.
+
+        Raises:
+            EngineError: one does not.
+        """
+        for server in servers:
+            if self.names and not any(server.serves(name) for name in self.names):
+                raise EngineError(
+                    f"{self.servers.key}={server.url}: serves {server.root or server.model}, not the teacher "
+                    f"{self.names[0]}; start it with that model, or if it is the same one under another name, set "
+                    f"scoring.served_as={server.root or server.model}"
+                )
+            try:
+                found = self.servers.complete_on(server, _body(FIXED_PROMPT), _read_fixed_prompt)
+            except EngineError:
+                if server.alive or not self.servers.alive:
+                    raise
+                continue  # it is left out, until it is back
+            self._reference = self._reference or found
+            gap = fmean(abs(ours - theirs) for ours, theirs in zip(found, self._reference, strict=True))
+            if not gap <= SAME_MODEL:
+                raise EngineError(
+                    f"{self.servers.key}={server.url}: scores a fixed prompt {gap:.2g} nats per token away from what "
+                    f"{server.root or server.model} scored before; it serves other weights: start it with the teacher"
+                )
+
+    def expect(self, rollout: Rollout, window: Window) -> None:
+        """See `Teacher.expect`."""
+        if self.overlap:
+            self._under_way[id(rollout)] = self._submit(rollout, window)
+
+    def _submit(self, rollout: Rollout, window: Window) -> "Future[ScoredRollout]":
+        bounds = window(len(rollout.response_ids))
+        ids = rollout.prompt_ids + rollout.response_ids[: bounds[1]]
+        return self.servers.submit(_body(ids), len(ids), partial(_read, rollout, bounds, ids))
+
+    def score(
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+    ) -> list[ScoredRollout]:
+        """See `Teacher.score`.
+
+        Raises:
+            EngineError: no server is left, or none gives a usable answer.
+            NonFiniteError: a log-prob is NaN or infinite; names the rollout.
+        """
+        if hidden:
+            self.head()  # says that there is none
+        self._check_model(self.servers.revive())
+        under_way, self._under_way = self._under_way, {}
+        futures = [under_way.pop(id(rollout), None) or self._submit(rollout, window) for rollout in rollouts]
+        lengths = [len(rollout.prompt_ids) + window(len(rollout.response_ids))[1] for rollout in rollouts]
+        places = {future: place for place, future in enumerate(futures)}
+        tokens, most = 0, sum(lengths)
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                tokens += lengths[places[future]]
+                progress(done, len(futures), tokens, most)
+        finally:
+            for future in (*futures, *under_way.values()):
+                future.cancel()
+        self._check_model(self.servers.alive)  # one may have been started anew meanwhile, with another model
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Drop what is under way; the servers go on."""
+        self.servers.close()
+
+
+def _body(ids: Sequence[int]) -> dict[str, Any]:
+    # One token is sampled because vLLM always samples; nobody looks at it.
+    return {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+
+
+def _read_fixed_prompt(choice: dict[str, Any]) -> list[float]:
+    return _prompt_logprobs(FIXED_PROMPT, choice)
+
+
+def _read(rollout: Rollout, window: tuple[int, int], ids: Sequence[int], choice: dict[str, Any]) -> ScoredRollout:
+    return scored_rollout(rollout, window, _prompt_logprobs(ids, choice))
+
+
+def _prompt_logprobs(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:
+    """Nats, of all tokens but the first."""
+    given = choice.get("prompt_logprobs")
+    if not isinstance(given, list) or len(given) != len(ids):
+        raise BadAnswer(f"{len(given) if isinstance(given, list) else 'no'} prompt log-probs for {len(ids)} tokens")
+    try:
+        return [float(entry[str(token)]["logprob"]) for entry, token in zip(given[1:], ids[1:], strict=True)]
+    except (KeyError, TypeError) as error:
+        raise BadAnswer("prompt log-probs without one of the tokens asked for") from error

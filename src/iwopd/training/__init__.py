@@ -1,0 +1,1 @@
+"""The loop of the paper's algorithm, and its stages: score, update, parity."""

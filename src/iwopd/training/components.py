@@ -1,0 +1,66 @@
+"""What the training loop works with, and where it stands."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iwopd.training.schedule import Position
+
+if TYPE_CHECKING:
+    from iwopd.data import Prompts
+    from iwopd.evaluation.evaluate import Benchmark
+    from iwopd.models.student import Student
+    from iwopd.rollout.base import Engine, Sampling
+    from iwopd.scoring.base import Teacher
+    from iwopd.training.parity import GapWatch, Thresholds
+    from iwopd.training.update import LossSettings
+    from iwopd.weighting.base import Weighting
+
+
+@dataclass
+class State(Position):
+    """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
+    from (seed, step, prompt, sample).
+
+    Attributes:
+        evaluated: the step last evaluated; -1 before the first.
+        accuracy: measured then; null until then.
+        first_accuracy: measured before the first step.
+        written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
+        micro_batch_tokens: as it stands after halving; None before it was needed.
+        whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
+            Of regular evaluations: one that is due to the run's end must not change how a lengthened run goes on.
+    """
+
+    evaluated: int = -1
+    accuracy: float | None = None
+    first_accuracy: float | None = None
+    written: dict[str, int] = field(default_factory=dict[str, int])
+    micro_batch_tokens: int | None = None
+    whole_length: float | None = None
+
+    @classmethod
+    def load(cls, file: Path) -> "State":
+        """From a checkpoint's trainer.json."""
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with."""
+
+    student: "Student"
+    teacher: "Teacher"
+    base: "Teacher | None"
+    engine: "Engine"
+    weighting: "Weighting"
+    stream: "Prompts"
+    benchmarks: "list[Benchmark]"
+    tokenizer: Any
+    dropped: int
+    loss: "LossSettings"
+    sampling: "Sampling"
+    eval_sampling: "Sampling"
+    parity: "Thresholds | None"
+    gaps: "GapWatch"

@@ -1,0 +1,59 @@
+"""A few responses, token by token: what the teacher thinks of each token, and what the weighting makes of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from iwopd.evaluation.evaluate import Graded
+from iwopd.models.student import Student
+from iwopd.scoring.base import Teacher
+from iwopd.seeding import derive_seed
+from iwopd.training.score import score
+from iwopd.weighting.base import Weighting, whole_batch_weights
+
+DIGITS = 5  # of the floats in samples.jsonl
+
+
+def sample_rows(
+    graded: Sequence[Graded],
+    teacher: Teacher,
+    student: Student,
+    weighting: Weighting,
+    *,
+    progress: float,
+    tokenizer: Any,
+    base: Teacher | None = None,
+    exopd_lambda: float = 1.0,
+) -> list[dict[str, Any]]:
+    """One row per response. ``weights`` and ``advantages`` (nats) count from token ``start``, where the scheme's
+    window begins; weights of a scheme that needs the whole batch are made from these few alone."""
+    if not graded:
+        return []
+    rollouts = [item.rollout for item in graded]
+    scored = score(teacher, rollouts, weighting.window(progress), student=student, base=base)
+    seeds = [derive_seed("samples", rollout.name) for rollout in rollouts]
+    weights, advantages = whole_batch_weights(weighting, scored, seeds, "trainer", progress, exopd_lambda)
+    rows = []
+    for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
+        rollout, prompt = item.rollout, item.prompt
+        rows.append(
+            {
+                "prompt_id": rollout.prompt_id,
+                "sample": rollout.sample,
+                "prompt": prompt.text,
+                "response": item.text,
+                "answer": prompt.answer,
+                "correct": item.correct,
+                "finish_reason": rollout.finish_reason,
+                "tokens": [tokenizer.decode([token]) for token in rollout.response_ids],
+                "sampler_logprobs": _rounded(rollout.sampler_logprobs),
+                "start": record.start,
+                "teacher_logprobs": _rounded(record.teacher_logprobs),
+                "advantages": _rounded(row_advantages.tolist()),
+                "weights": _rounded(row_weights.tolist()),
+            }
+        )
+    return rows
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, DIGITS) for value in values]

@@ -1,0 +1,24 @@
+"""Configs as the command line composes them."""
+
+from hydra import compose, initialize_config_dir
+
+from iwopd.config import Config, register_schemas
+from iwopd.launch import config_folder, typed
+
+REQUIRED = {
+    ("rollout", "vllm_server"): ["rollout.urls=[http://localhost:8000]"],
+    ("scoring", "vllm_server"): ["scoring.urls=[http://localhost:8000]"],  # what a preset leaves to the user
+    ("student", "hf"): ["student.path=x"],
+    ("teacher", "hf"): ["teacher.path=x"],
+    ("data", "file"): ["data.path=x"],
+    ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
+    ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
+    ("weighting", "custom"): ["weighting.path=a:b"],
+    ("experiment", "aime_235b"): ["rollout.urls=[http://localhost:8000]", "scoring.urls=[http://localhost:8001]"],
+}
+
+
+def composed(*overrides: str) -> Config:
+    register_schemas()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return typed(compose("config", list(overrides)))
