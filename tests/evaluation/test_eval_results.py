@@ -17,7 +17,7 @@ from iwopd.evaluation.evaluate import Graded, Outcome, details, measure
 from iwopd.evaluation.grading import Verdict
 from iwopd.evaluation.results import SampleFile, read_samples
 from iwopd.report.stats import mean_interval
-from iwopd.runs.digests import model_digest
+from iwopd.preflight.digests import model_digest
 from iwopd.types import Prompt, Rollout
 
 EVAL = (*SMALL, "eval.benchmarks.smoke.limit=24", "eval.model=toy://smoke/student", "eval.k=3", "eval.chunk=12")

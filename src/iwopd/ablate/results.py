@@ -9,6 +9,7 @@ from typing import Any
 from iwopd.ablate.arms import Arm, Run
 from iwopd.ablate.curves import Axis, Curve, read_curve, study_figures, value_at
 from iwopd.config import Config
+from iwopd.report.paired import LEVEL, adjusted_pvalues, bootstrap_interval, sign_flip_pvalue, units_needed
 
 COMPARED = ("early", "best", "final", "auc")
 COSTS = ("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds", "peak_mib")
@@ -109,8 +110,6 @@ def comparisons(
     arms: Sequence[str], baseline: str, finished: Mapping[tuple[str, int], Finished]
 ) -> list[dict[str, Any]]:
     """Each arm minus baseline, paired by seed, and judged as one family of differences."""
-    from iwopd.report.paired import adjusted_pvalues
-
     seeds = sorted({seed for _, seed in finished})
     looks = {
         (arm, figure): [_minus(finished.get((arm, seed)), finished.get((baseline, seed)), figure) for seed in seeds]
@@ -145,8 +144,6 @@ def difference(values: Sequence[float], p_adjusted: float | None = None) -> dict
     Args:
         p_adjusted: the corrected p-value; None where this is the only difference.
     """
-    from iwopd.report.paired import LEVEL, bootstrap_interval, sign_flip_pvalue, units_needed
-
     n = len(values)
     low, high = bootstrap_interval(values) if n > 1 else (None, None)
     p = sign_flip_pvalue(values) if n else None

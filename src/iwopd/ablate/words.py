@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iwopd.ablate.results import COMPARED
+from iwopd.report.paired import EXACT_LIMIT, LEVEL, smallest_pvalue, units_needed
 
 
 def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
@@ -54,8 +55,6 @@ def _verdict(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def _criterion(seeds: int, tested: int) -> str:
     """What "larger than the noise" means in this study, and whether anything can be."""
-    from iwopd.report.paired import EXACT_LIMIT, LEVEL, smallest_pvalue, units_needed
-
     formula = f"2/2{_superscript(seeds)} = " if 1 < seeds <= EXACT_LIMIT else ""
     smallest = f"the smallest p-value that {seeds} seed{'s' if seeds > 1 else ''} can give is {formula}"
     said = (

@@ -1,54 +1,31 @@
-"""The one place that turns config into objects. Heavy imports happen inside its functions."""
+"""The one place that turns config into objects. Importing it loads torch and transformers: see `iwopd.preflight` for
+what can be known without."""
 
-from iwopd.assembly.evaluation import benchmark_rows, benchmarks, sandbox_mode
+from iwopd.assembly.engines import base, engine, teacher, teacher_engine, teachers
+from iwopd.assembly.evaluation import benchmarks
 from iwopd.assembly.inputs import (
-    Checked,
     Stage,
-    check_inputs,
-    check_path,
     check_scorer_tokenizer,
-    data_sources,
     model_folders,
-    model_paths,
     print_date,
     prompt_stream,
-    scorer_sections,
     student_tokenizer,
     tokenizer,
 )
-from iwopd.assembly.models import (
-    base,
-    check_context,
-    check_vocabulary,
-    device,
-    engine,
-    language_model,
-    model_config,
-    stop_ids,
-    student,
-    student_model,
-    teacher,
-    teacher_engine,
-    teachers,
-)
+from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
+from iwopd.assembly.models import device, language_model, student, student_model
 from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
-from iwopd.assembly.vllm import Served, check_vllm, engine_dtype, uses_vllm
+from iwopd.assembly.vllm import Served, engine_dtype, uses_vllm
 from iwopd.assembly.weighting import schemes, weighting
 
 __all__ = [
-    "Checked",
     "Served",
     "Stage",
     "base",
-    "benchmark_rows",
     "benchmarks",
     "check_context",
-    "check_inputs",
-    "check_path",
     "check_scorer_tokenizer",
-    "check_vllm",
     "check_vocabulary",
-    "data_sources",
     "device",
     "engine",
     "engine_dtype",
@@ -59,14 +36,11 @@ __all__ = [
     "mirrors",
     "model_config",
     "model_folders",
-    "model_paths",
     "parity",
     "print_date",
     "prompt_stream",
     "sampling",
-    "sandbox_mode",
     "schemes",
-    "scorer_sections",
     "stop_ids",
     "student",
     "student_model",

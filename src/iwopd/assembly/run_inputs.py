@@ -1,18 +1,18 @@
 """A resumed run reads what it read when it began: the same models, the same problems, or it is refused."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iwopd import assembly
-from iwopd.assembly.inputs import Stage
+from iwopd.assembly.evaluation import benchmarks
+from iwopd.assembly.inputs import Stage, model_folders, prompt_stream, student_tokenizer
 from iwopd.config import Config, EvalConfig
 from iwopd.errors import RunFolderError
-from iwopd.runs.digests import changes, model_digest, problem_digests
+from iwopd.evaluation.evaluate import Benchmark
+from iwopd.preflight.checks import check_inputs
+from iwopd.preflight.digests import changes, model_digest, problem_digests
+from iwopd.preflight.paths import model_paths, scorer_sections
 from iwopd.runs.folder import INPUTS, RunFolder
-
-if TYPE_CHECKING:
-    from iwopd.evaluation.evaluate import Benchmark
-    from iwopd.types import Prompt
+from iwopd.types import Prompt
 
 
 def keep_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
@@ -26,13 +26,13 @@ def keep_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
     if differing:
         raise RunFolderError(
             f"run.dir={folder.path}: this run began with other inputs: {'; '.join(differing)}; give it those again, or "
-            f"choose another folder (to go on all the same, remove {folder.path / INPUTS})"
+            f"choose another folder (to resume all the same, remove {folder.path / INPUTS})"
         )
     folder.inputs = inputs
 
 
 def training_inputs(
-    config: Config, folders: Mapping[str, str], prompts: "Sequence[Prompt]", benchmarks: "Sequence[Benchmark]"
+    config: Config, folders: Mapping[str, str], prompts: Sequence[Prompt], graded: Sequence[Benchmark]
 ) -> dict[str, Any]:
     """What a training run reads.
 
@@ -40,7 +40,7 @@ def training_inputs(
         folders: of its models, by setting.
         prompts: to be trained on.
     """
-    sections: dict[str, Any] = {"student": config.student, **assembly.scorer_sections(config)}
+    sections: dict[str, Any] = {"student": config.student, **scorer_sections(config)}
     models = {
         key: {"path": str(section.path), **model_digest(folders[f"{key}.path"], section.revision)}
         for key, section in sections.items()
@@ -48,14 +48,14 @@ def training_inputs(
     data = {"path": config.data.path, "digests": problem_digests(prompts)}
     return {
         "models": {f"{key}.path": model for key, model in models.items()},
-        "problems": {"data": data} | benchmark_inputs(config.eval, benchmarks),
+        "problems": {"data": data} | benchmark_inputs(config.eval, graded),
     }
 
 
-def benchmark_inputs(config: EvalConfig, benchmarks: "Sequence[Benchmark]") -> dict[str, Any]:
+def benchmark_inputs(config: EvalConfig, graded: Sequence[Benchmark]) -> dict[str, Any]:
     """The problems of benchmarks, with their answers, or what else they are graded by."""
     found = dict[str, Any]()
-    for benchmark in benchmarks:
+    for benchmark in graded:
         source = config.benchmarks[benchmark.name]
         digests = problem_digests(benchmark.prompts, graded=True, tested=source.grader == "code")
         found[f"eval.benchmarks.{benchmark.name}"] = {"path": source.path, "digests": digests}
@@ -64,9 +64,9 @@ def benchmark_inputs(config: EvalConfig, benchmarks: "Sequence[Benchmark]") -> d
 
 def read_inputs(config: Config, stage: Stage) -> dict[str, Any]:
     """What a training run would read, read here without training."""
-    checked = assembly.check_inputs(config)
-    folders = assembly.model_folders(assembly.model_paths(config), stage)
-    tokenizer = assembly.student_tokenizer(config, folders["student.path"])
-    stream, _ = assembly.prompt_stream(config, checked.rows, tokenizer)
-    benchmarks = assembly.benchmarks(config.eval, checked.benchmarks, tokenizer)
-    return training_inputs(config, folders, stream.prompts, benchmarks)
+    checked = check_inputs(config)
+    folders = model_folders(model_paths(config), stage)
+    tokenizer = student_tokenizer(config, folders["student.path"])
+    stream, _ = prompt_stream(config, checked.rows, tokenizer)
+    graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
+    return training_inputs(config, folders, stream.prompts, graded)

@@ -1,36 +1,29 @@
 """Settings of the stages, and mirrors of the metrics."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iwopd.config import Config, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, WandbTracking
+from iwopd.rollout.base import Sampling
+from iwopd.runs.tracking import Mirror
+from iwopd.runs.wandb import WandbMirror
+from iwopd.training.parity import GapWatch, Thresholds
+from iwopd.training.update import LossSettings
 
-if TYPE_CHECKING:
-    from iwopd.rollout.base import Sampling
-    from iwopd.runs.tracking import Mirror
-    from iwopd.training.parity import GapWatch, Thresholds
-    from iwopd.training.update import LossSettings
 
-
-def sampling(rollout: RolloutConfig) -> "Sampling":
+def sampling(rollout: RolloutConfig) -> Sampling:
     """The distribution rollouts are sampled from."""
-    from iwopd.rollout.base import Sampling
-
     return Sampling(rollout.n, rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k)
 
 
-def eval_sampling(config: Config) -> "Sampling":
+def eval_sampling(config: Config) -> Sampling:
     """The distribution evaluations are sampled from."""
-    from iwopd.rollout.base import Sampling
-
     ev = config.eval
     return Sampling(ev.n or ev.k, ev.max_tokens or config.rollout.max_tokens, ev.temperature, ev.top_p, ev.top_k)
 
 
-def parity(rollout: RolloutConfig) -> "Thresholds | None":
+def parity(rollout: RolloutConfig) -> Thresholds | None:
     """How engine and trainer are compared after a sync; None where they are not."""
-    from iwopd.training.parity import Thresholds
-
     match rollout:
         case VllmRolloutConfig(parity=limits) | VllmServerRolloutConfig(parity=limits) if limits.prompts:
             tokens = min(limits.max_tokens, rollout.max_tokens)
@@ -39,18 +32,14 @@ def parity(rollout: RolloutConfig) -> "Thresholds | None":
             return None
 
 
-def gap_watch(rollout: RolloutConfig) -> "GapWatch":
+def gap_watch(rollout: RolloutConfig) -> GapWatch:
     """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
-    from iwopd.training.parity import GapWatch, Thresholds
-
     limit = (parity(rollout) or Thresholds()).warn
     return GapWatch(limit if sampling(rollout).plain else float("inf"))
 
 
-def loss_settings(config: Config) -> "LossSettings":
+def loss_settings(config: Config) -> LossSettings:
     """What the update minimises."""
-    from iwopd.training.update import LossSettings
-
     loss = config.loss
     return LossSettings(
         kind=loss.kind,
@@ -64,12 +53,10 @@ def loss_settings(config: Config) -> "LossSettings":
     )
 
 
-def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list["Mirror"]:
+def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list[Mirror]:
     """Where metrics go besides metrics.jsonl."""
     match config.tracking:
         case WandbTracking(project=project, entity=entity, group=group, mode=mode):
-            from iwopd.runs.wandb import WandbMirror
-
             settings = {"project": project, "entity": entity, "group": group, "mode": mode}
             return [WandbMirror(folder, plain, settings, config.run.name or folder.name)]
         case _:

@@ -7,27 +7,11 @@ from typing import Any
 
 import torch
 
+from iwopd.assembly.engines import base, engine, teachers
 from iwopd.assembly.evaluation import benchmarks
-from iwopd.assembly.inputs import (
-    Checked,
-    check_scorer_tokenizer,
-    model_folders,
-    model_paths,
-    prompt_stream,
-    scorer_sections,
-    student_tokenizer,
-)
-from iwopd.assembly.models import (
-    base,
-    check_context,
-    check_vocabulary,
-    device,
-    engine,
-    model_config,
-    stop_ids,
-    student,
-    teachers,
-)
+from iwopd.assembly.inputs import check_scorer_tokenizer, model_folders, prompt_stream, student_tokenizer
+from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
+from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
@@ -39,6 +23,8 @@ from iwopd.evaluation.evaluate import Benchmark
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.models.student import Student
+from iwopd.preflight.checks import Checked
+from iwopd.preflight.paths import model_paths, scorer_sections
 from iwopd.rollout.base import Engine
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder

@@ -3,8 +3,11 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from iwopd.assembly.model_configs import whole_config
 from iwopd.config import (
     Config,
     HttpConfig,
@@ -17,16 +20,16 @@ from iwopd.config import (
     VllmServerScoringConfig,
 )
 from iwopd.errors import ConfigError
+from iwopd.models import rope
+from iwopd.rollout.vllm import WORKER, VllmEngine
+from iwopd.rollout.vllm_server import VllmServerEngine
+from iwopd.scoring.vllm import VllmTeacher
+from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.vllm.in_process import InProcess, Settings
+from iwopd.vllm.servers import HttpSettings, Servers
+from iwopd.vllm.transfer import OverGpus, SharedFile, to_workers_of
 
 SCORED = 1  # vLLM samples one token more when it scores
-
-if TYPE_CHECKING:
-    from iwopd.rollout.vllm import VllmEngine
-    from iwopd.rollout.vllm_server import VllmServerEngine
-    from iwopd.scoring.vllm import VllmTeacher
-    from iwopd.scoring.vllm_server import VllmServerTeacher
-    from iwopd.vllm.in_process import Settings
-    from iwopd.vllm.servers import Servers
 
 
 @dataclass(frozen=True)
@@ -59,34 +62,12 @@ def uses_vllm(config: Config) -> bool:
     return isinstance(config.rollout, VllmRolloutConfig) or isinstance(config.scoring, VllmScoringConfig)
 
 
-def check_vllm(config: Config, verb: str = "train") -> None:
-    """Refuse `rollout=vllm` and `scoring=vllm` where vLLM is missing or too old.
-
-    Raises:
-        ConfigError: says what to install.
-    """
-    from iwopd.vllm import check_installed
-
-    if isinstance(config.rollout, VllmRolloutConfig):
-        check_installed("rollout=vllm")
-    if isinstance(config.scoring, VllmScoringConfig) and verb == "train":
-        check_installed("scoring=vllm")
-    if isinstance(config.rollout, VllmServerRolloutConfig) and config.rollout.sync != "file":
-        check_installed(f"rollout.sync={config.rollout.sync}")
-
-
-def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> "VllmEngine":
+def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> VllmEngine:
     """Starts vLLM in this process.
 
     Raises:
         EngineError: it does not start.
     """
-    import torch
-
-    from iwopd.rollout.vllm import WORKER, VllmEngine
-    from iwopd.vllm.in_process import InProcess
-    from iwopd.vllm.transfer import to_workers_of
-
     options: dict[str, Any] = {"worker_extension_cls": WORKER, "logprobs_mode": "processed_logprobs"}
     apart = rollout.engine.tensor_parallel > 1  # workers are then processes of their own
     if apart:
@@ -103,15 +84,12 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> "
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
+def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> VllmTeacher:
     """Starts vLLM in this process.
 
     Raises:
         EngineError: it does not start.
     """
-    from iwopd.scoring.vllm import VllmTeacher
-    from iwopd.vllm.in_process import InProcess
-
     options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
     section: Any = served.section
     settings = _settings(scoring.engine, served, section.dtype)
@@ -120,9 +98,7 @@ def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> "VllmTeacher":
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 
 
-def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings":
-    from iwopd.vllm.in_process import Settings
-
+def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> Settings:
     return Settings(
         folder=served.folder,
         context=served.context,
@@ -141,8 +117,6 @@ def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> "Settings
 
 def _with_rope(args: dict[str, Any], served: Served) -> dict[str, Any]:
     """vLLM's arguments with the positions that a model of transformers has in this run."""
-    from iwopd.models import rope
-
     whole, text = _configs(served)
     overrides = rope.vllm_overrides(text, served.context)
     if not overrides:
@@ -152,24 +126,17 @@ def _with_rope(args: dict[str, Any], served: Served) -> dict[str, Any]:
 
 
 def _configs(served: Served) -> tuple[Any, Any]:
-    from iwopd.assembly.models import whole_config
-
     whole = whole_config(f"{served.key}.path", served.section, served.folder)
     return whole, whole.get_text_config(decoder=True)
 
 
-def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> "VllmServerEngine":
+def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served: Served) -> VllmServerEngine:
     """Reaches the servers.
 
     Raises:
         EngineError: one does not answer.
         ConfigError: one takes fewer tokens than are needed.
     """
-    import torch
-
-    from iwopd.rollout.vllm_server import VllmServerEngine
-    from iwopd.vllm.transfer import OverGpus, SharedFile
-
     servers = _servers("rollout.urls", rollout.urls, rollout.http, served, served.context)
     dtype = getattr(torch, engine_dtype(config, rollout.dtype))
     kind: Any = rollout.sync
@@ -177,15 +144,13 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
 
 
-def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "VllmServerTeacher":
+def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> VllmServerTeacher:
     """Reaches the servers, and sees that they serve the teacher.
 
     Raises:
         EngineError: one does not answer, or serves another model.
         ConfigError: one takes fewer tokens than are needed.
     """
-    from iwopd.scoring.vllm_server import VllmServerTeacher
-
     section: Any = served.section
     own = getattr(section, "urls", None)
     key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
@@ -195,11 +160,8 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> "Vl
     return VllmServerTeacher(servers, scoring.overlap, names)
 
 
-def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> "Servers":
+def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> Servers:
     """Args: context: tokens they must take."""
-    from iwopd.models import rope
-    from iwopd.vllm.servers import HttpSettings, Servers
-
     settings = HttpSettings(http.connections, http.timeout_s, http.retries, http.backoff_s)
     servers = Servers(key, urls, settings, os.environ.get("VLLM_API_KEY"))
     for server in servers.servers:

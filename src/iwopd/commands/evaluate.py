@@ -15,8 +15,8 @@ from iwopd.data import Row
 from iwopd.evaluation.evaluate import evaluation_metrics
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.preflight.digests import combined, model_digest
 from iwopd.runs.console import Display, evaluation_line
-from iwopd.runs.digests import combined, model_digest
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts, Stopped
 from iwopd.runs.tracking import Tracker

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
 from iwopd.config import Config, PushConfig
 from iwopd.errors import ConfigError, ModelError
 from iwopd.preflight.models import check_model_folder
@@ -23,8 +25,6 @@ def run(config: Config) -> None:
     """
     push = config.push
     repo, folder = _repository(push), _folder(push)
-    from huggingface_hub import get_token
-
     token = get_token()
     if token is None:
         raise ConfigError(f"push.repo={repo}: nobody is logged in to the hub; {LOG_IN}")
@@ -71,8 +71,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token: str) -> str:
     """The address of the repository, with all files in it."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     api = HfApi(token=token)
     api.whoami()  # a wrong token is told before anything is made
     url = api.create_repo(repo, private=push.private, exist_ok=True)

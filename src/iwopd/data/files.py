@@ -1,6 +1,7 @@
 """Local files of problems: what a path names, of which format it is, and text as it stands in compressed files."""
 
 import io
+import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,8 +143,6 @@ def _opened(file: Path) -> io.BufferedIOBase:
     if packed is None:
         return file.open("rb")
     if packed == "xz":
-        import lzma
-
         return lzma.open(file, "rb")
     import pyarrow
 

@@ -9,12 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from datasets import ReadInstruction, config, disable_progress_bars, load_dataset, load_dataset_builder
+from datasets.packaged_modules.csv.csv import Csv, CsvConfig
+from datasets.packaged_modules.json.json import Json
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+
 from iwopd.config import SourceConfig
 from iwopd.data import readers
 from iwopd.data.files import format_of
+from iwopd.data.hub import check_on_hub
 from iwopd.data.readers import Table
 from iwopd.errors import DataError, ModelError
-from iwopd.preflight.hub import check_on_hub
 
 TEXTS = ("csv", "json", "jsonl")
 ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")
@@ -45,8 +50,6 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
 
 
 def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
-    from datasets import disable_progress_bars, load_dataset
-
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
     builder = _builder(source)
@@ -61,9 +64,6 @@ def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
 
 def _builder(source: SourceConfig) -> Any:
     """What knows the dataset's files; without a network, those that were downloaded before. None where none were."""
-    from datasets import load_dataset_builder
-    from huggingface_hub import constants, errors, snapshot_download
-
     if not constants.HF_HUB_OFFLINE:
         return load_dataset_builder(str(source.path), source.subset, revision=source.revision)
     try:
@@ -80,9 +80,6 @@ def _builder(source: SourceConfig) -> Any:
 
 def _is_text(builder: Any) -> bool:
     """True for csv and json files, unless they need settings that only the library follows."""
-    from datasets.packaged_modules.csv.csv import Csv, CsvConfig
-    from datasets.packaged_modules.json.json import Json
-
     told, usual = builder.config, CsvConfig()
     if not all(format_of(Path(file)) in TEXTS for files in told.data_files.values() for file in files):  # a zip, say
         return False
@@ -94,8 +91,6 @@ def _is_text(builder: Any) -> bool:
 
 
 def _of_files(addresses: Mapping[str, Sequence[str]], source: SourceConfig, wanted: Sequence[str]) -> Table:
-    from datasets import ReadInstruction
-
     split = source.split
     by_name = {str(name): list(found) for name, found in addresses.items()}
 
@@ -119,8 +114,6 @@ def _of_files(addresses: Mapping[str, Sequence[str]], source: SourceConfig, want
 def _here(address: str, revision: str | None) -> Path:
     """A file of a dataset on this machine, downloaded if need be; by the revision's name, by which it is found again
     without a network."""
-    from huggingface_hub import hf_hub_download
-
     found = ADDRESS.fullmatch(address)
     if found is None:
         return Path(address)
@@ -135,9 +128,6 @@ def _reason(error: BaseException) -> str:
 
 def _unwritable() -> str | None:
     """A folder where downloads are kept that cannot be written, and why: that hides behind errors of many kinds."""
-    from datasets import config
-    from huggingface_hub import constants
-
     for folder in (Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,12 @@
 import platform
 import shutil
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from iwopd import assembly
-from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, WandbTracking
+from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
 from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps
@@ -15,6 +16,7 @@ from iwopd.doctor.machine import Machine
 from iwopd.doctor.plan import Plan
 from iwopd.errors import ConfigError
 from iwopd.machine import runtime
+from iwopd.preflight.packages import missing
 from iwopd.runs.folder import PACKAGES
 from iwopd.training.schedule import Schedule
 
@@ -28,26 +30,15 @@ def versions(config: Config, section: Section) -> None:
         except metadata.PackageNotFoundError:
             continue
     section.note(", ".join(found))
-    missing = 0
-    needs = {
-        "wandb": ("tracking=wandb", isinstance(config.tracking, WandbTracking)),
-        "peft": (f"student.lora.rank={config.student.lora.rank}", bool(config.student.lora.rank)),
-    }
-    extras = {"wandb": "wandb", "peft": "lora"}
-    for package, (setting, needed) in needs.items():
-        if needed and find_spec(package) is None:
-            missing += 1
-            section.problem(f"{setting}: {package} is not installed; pip install 'iwopd[{extras[package]}]'")
-    with section.guarded():
-        assembly.check_vllm(config)
-        if not missing:
-            section.ok("everything the config needs is installed")
+    problems = list(missing(config))
+    for problem in problems:
+        section.problem(problem)
+    if not problems:
+        section.ok("everything the config needs is installed")
 
 
 def gpus(config: Config, machine: Machine, section: Section) -> None:
     """What there is to compute with, and whether the config fits it."""
-    import torch
-
     if config.doctor.card is not None:
         section.note(
             f"planned for {machine.gpus} × {machine.name}, {memory.size(machine.memory)} each; not for this machine"

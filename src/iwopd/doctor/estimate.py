@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from iwopd import assembly
 from iwopd.config import Config, HfScoringConfig, LossConfig
 from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
@@ -11,6 +10,7 @@ from iwopd.doctor.findings import Report, Section, Table
 from iwopd.doctor.lengths import mean_response, steps, steps_in_words
 from iwopd.doctor.memory import Place, count, size
 from iwopd.doctor.plan import Plan
+from iwopd.preflight.paths import scorer_sections
 
 TIGHT = 0.92  # of a memory: above, what is not counted (fragmentation, kernels' workspace) may be too much
 
@@ -92,7 +92,7 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("keys and values", "a smaller rollout.batch_size, or rollout=vllm", True),
     ]
     hf = isinstance(config.scoring, HfScoringConfig)
-    for key, section in assembly.scorer_sections(config).items():
+    for key, section in scorer_sections(config).items():
         stays = cuda and not section.offload and place.stage != "score"
         ways += [
             (f"{key}'s weights", f"{key}.dtype=bfloat16", section.dtype == "float32"),

@@ -4,7 +4,8 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from iwopd import assembly
 from iwopd.config import Config
@@ -12,15 +13,15 @@ from iwopd.doctor.findings import Section
 from iwopd.doctor.memory import GIB, size
 from iwopd.doctor.plan import Plan
 from iwopd.doctor.sources import Source
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from iwopd.models.student import Student
-    from iwopd.numerics import WeightInput
-    from iwopd.rollout.base import Engine
-    from iwopd.types import Prompt, Rollout
-    from iwopd.weighting.base import Weighting
+from iwopd.models.student import Student
+from iwopd.numerics import WeightInput
+from iwopd.rollout.base import Engine, Sampling
+from iwopd.scoring.hf import HfTeacher
+from iwopd.training.parity import Thresholds, check_parity
+from iwopd.training.score import score
+from iwopd.training.update import needs_trainer_logprobs, update
+from iwopd.types import Prompt, Rollout
+from iwopd.weighting.base import Weighting
 
 PROMPTS, TOKENS = 4, 32
 # Largest |A| of a student that is its own teacher, nats: rounding of sums made in another order.
@@ -33,10 +34,10 @@ class Models:
 
     student: Source
     scorers: list[Source]
-    prompts: "list[Prompt]"
+    prompts: list[Prompt]
 
 
-def try_out(config: Config, models: Models, plan: Plan | None, weighting: "Weighting", section: Section) -> None:
+def try_out(config: Config, models: Models, plan: Plan | None, weighting: Weighting, section: Section) -> None:
     """Load the models and compare; says what was left out, and why."""
     reason = why_not(config, models, plan)
     if reason is not None:
@@ -64,7 +65,7 @@ def why_not(config: Config, models: Models, plan: Plan | None) -> str | None:
 
 
 def _try(
-    config: Config, models: Models, weighting: "Weighting", log_file: Path, stack: ExitStack, section: Section
+    config: Config, models: Models, weighting: Weighting, log_file: Path, stack: ExitStack, section: Section
 ) -> None:
     device = assembly.device(config.run.device, config.run.deterministic)
     assert models.student.folder is not None
@@ -93,13 +94,8 @@ def _mean(scored: list) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _parity(
-    config: Config, engine: "Engine", student: "Student", prompts: "list[Prompt]", section: Section
-) -> "list[Rollout]":
+def _parity(config: Config, engine: Engine, student: Student, prompts: list[Prompt], section: Section) -> list[Rollout]:
     """Engine and trainer on the engine's own samples, after a sync; those samples."""
-    from iwopd.rollout.base import Sampling
-    from iwopd.training.parity import Thresholds, check_parity
-
     engine.sync_weights(student, 0)
     limits = assembly.parity(config.rollout) or Thresholds()
     with section.guarded():
@@ -115,17 +111,13 @@ def _parity(
 def _own_teacher(
     config: Config,
     source: Source,
-    student: "Student",
-    rollouts: "list[Rollout]",
-    weighting: "Weighting",
+    student: Student,
+    rollouts: list[Rollout],
+    weighting: Weighting,
     section: Section,
     context: int,
 ) -> None:
     """The student scored by itself, and updated as in a run: A must be 0 everywhere, and the gradient with it."""
-    from iwopd.scoring.hf import HfTeacher
-    from iwopd.training.score import score
-    from iwopd.training.update import needs_trainer_logprobs, update
-
     assert source.folder is not None
     copy = assembly.language_model(
         source.key, config.student, source.folder, student.device, autocast=config.optim.autocast, context=context
@@ -142,7 +134,7 @@ def _own_teacher(
     )
     gaps: list[float] = []
 
-    def watched(given: "WeightInput") -> "Tensor":
+    def watched(given: WeightInput) -> Tensor:
         gaps.append(given.advantages.abs().max().item())
         return weighting.weigh(given)
 

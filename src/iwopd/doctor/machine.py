@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from iwopd.config import DoctorConfig
 from iwopd.config.gpus import CARDS, Card, card_of
 from iwopd.doctor.memory import GIB
@@ -39,8 +41,6 @@ def machine_for(config: DoctorConfig, device: str) -> Machine:
     if config.card is not None:
         card = CARDS[config.card]
         return Machine("cuda", config.card, config.gpus, card.gib * GIB, card.gib * GIB, None, card)
-    import torch
-
     total = float(host.total_bytes())
     index = 0 if device in ("auto", "cuda") else int(device.removeprefix("cuda:")) if device != "cpu" else None
     if index is None or not torch.cuda.is_available() or index >= torch.cuda.device_count():

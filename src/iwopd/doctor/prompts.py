@@ -1,18 +1,17 @@
 """The data and the benchmarks: rows, columns, rendered prompts, lengths."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iwopd import assembly
-from iwopd.assembly.inputs import training_rows
 from iwopd.config import Config, SourceConfig
 from iwopd.data import Row, answers_within
 from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps, steps_in_words
 from iwopd.doctor.sources import Source
-
-if TYPE_CHECKING:
-    from iwopd.types import Prompt
+from iwopd.models.rope import context_limit
+from iwopd.preflight.problems import benchmark_rows, data_sources, training_rows
+from iwopd.types import Prompt
 
 SHOWN = 600  # characters of a rendered prompt
 
@@ -25,8 +24,8 @@ class Found:
     problems: rows of all benchmarks together.
     """
 
-    prompts: "list[Prompt]" = field(default_factory=list["Prompt"])
-    evaluated: "list[Prompt]" = field(default_factory=list["Prompt"])
+    prompts: list[Prompt] = field(default_factory=list["Prompt"])
+    evaluated: list[Prompt] = field(default_factory=list["Prompt"])
     problems: int = 0
 
 
@@ -35,14 +34,14 @@ def look(config: Config, student: Source, section: Section) -> Found:
     found = Found()
     with section.guarded():
         rows = training_rows(config)
-        for key, source in assembly.data_sources(config.data).items():
+        for key, source in data_sources(config.data).items():
             kept = f", as {source.filter}" if source.filter else ""
             section.ok(f"{key}.path={source.path}: {len(rows[key]):,} rows{kept}, with columns {_columns(rows[key])}")
         if student.tokenizer is not None:
             stream, dropped = assembly.prompt_stream(config, rows, student.tokenizer)
             found.prompts = list(stream.prompts)
             _describe(found.prompts, student.tokenizer, section, shown=3)
-            for key, source in assembly.data_sources(config.data).items():
+            for key, source in data_sources(config.data).items():
                 _warn_of_answers(rows[key], source, section)
             if dropped:
                 most = config.data.max_prompt_tokens
@@ -54,7 +53,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
     for name, source in config.eval.benchmarks.items():
         with section.guarded():
             chosen = replace(config.eval, benchmarks={name: source})
-            rows = assembly.benchmark_rows(chosen)
+            rows = benchmark_rows(chosen)
             count = sum(map(len, rows.values()))
             found.problems += count
             section.ok(f"benchmark {name}: {count:,} problems with columns {_columns(next(iter(rows.values())))}")
@@ -71,13 +70,13 @@ def _columns(rows: Any) -> str:
     return ", ".join(rows[0]).encode(errors="backslashreplace").decode()
 
 
-def _warn_of_answers(rows: "list[Row]", source: SourceConfig, section: Section) -> None:
+def _warn_of_answers(rows: list[Row], source: SourceConfig, section: Section) -> None:
     remark = answers_within(rows, source)
     if remark:
         section.warn(remark)
 
 
-def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, shown: int) -> None:
+def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown: int) -> None:
     counts = [len(prompt.ids) for prompt in prompts]
     section.note(f"prompts of {min(counts):,} to {max(counts):,} tokens, {sum(counts) / len(counts):,.0f} on average")
     for prompt in prompts[:shown]:
@@ -94,8 +93,6 @@ def _describe(prompts: "list[Prompt]", tokenizer: Any, section: Section, *, show
 
 def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:
     """Prompt and response against what the models can attend to."""
-    from iwopd.models.rope import context_limit
-
     limit = config.eval.max_tokens or config.rollout.max_tokens
     for source in sources:
         if source.config is None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import assembly, toy
-from iwopd.assembly.inputs import Stage, is_local
+from iwopd.assembly import Stage
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
 from iwopd.preflight.models import WEIGHTS, check_whole_model
+from iwopd.preflight.paths import check_path, is_local, scorer_sections
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -42,7 +43,7 @@ class Source:
 def model_sources(config: Config, section: Section, stage: Stage) -> list[Source]:
     """Student, teacher, further teachers, and ExOPD's base; what is missing is said."""
     found = [Source("student", config.student)]
-    found += [Source(key, scorer) for key, scorer in assembly.scorer_sections(config).items()]
+    found += [Source(key, scorer) for key, scorer in scorer_sections(config).items()]
     for source in found:
         with section.guarded():
             _find(source, section, stage)
@@ -56,7 +57,7 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
     if bare:
         check_whole_model(source.key, folder)
     else:
-        assembly.check_path(source.key, path, source.section.revision)
+        check_path(source.key, path, source.section.revision)
     source.folder = assembly.model_folders({source.key: path}, stage)[source.key]
     source.config = assembly.model_config(source.key, source.section, source.folder)
     source.weights = not bare

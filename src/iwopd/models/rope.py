@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iwopd.errors import ModelError
 
@@ -109,8 +110,6 @@ def vllm_overrides(config: Any, context: int) -> dict[str, Any]:
 
 
 def _overridden(config: Any, context: int) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     for layer_type, parameters in parameters_by_batch(config).items():
         kind = _kind(parameters)
         kept = {name: value for name, value in parameters.items() if name not in ("type", "factor", "attention_factor")}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 EXACT_LIMIT = 16  # differences whose sign patterns are all enumerated
@@ -131,8 +132,6 @@ def bootstrap_interval(
         raise ValueError(f"an interval needs two differences and a level between 0 and 1; got {n} and {level}")
     tail = (1 - level) / 2
     if expand:
-        from scipy.special import stdtrit  # Student's t quantile; takes a third of a second to import
-
         tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - tail)))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, n, (resamples, n), generator=generator)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy
 import numpy.typing
+from scipy.special import stdtrit
 
 PSEUDO = 0.5  # weight of the pseudo-problem at the end that a bound looks to
 
@@ -42,8 +43,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     Raises:
         ValueError: no values.
     """
-    from scipy.special import stdtrit  # here, since it takes a third of a second that few users of this package need
-
     n = len(values)
     if n == 0:
         raise ValueError("an interval needs at least one problem")
@@ -54,7 +53,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, min(mean, low), max(mean, high)
 
 
-def _lowest_mean(values: "numpy.typing.NDArray[numpy.float64]", limit: float) -> float:
+def _lowest_mean(values: numpy.typing.NDArray[numpy.float64], limit: float) -> float:
     """Smallest weighted mean of values in [0, 1], with `PSEUDO` more at 0, whose log-likelihood ratio is −`limit`.
 
     The weights are proportional to 1/(value + a): a → ∞ weighs all alike, a → 0 takes 0 for all there is. The ratio

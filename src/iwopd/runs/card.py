@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from iwopd.config import Config
 
@@ -39,8 +40,6 @@ def write_card(folder: Path, run: Path, config: Config, *, steps: int, tokens: i
         tokens: response tokens generated for them.
         chat: the tokenizer has a chat template.
     """
-    from huggingface_hub import ModelCard
-
     about = json.loads((run / "about.json").read_text(encoding="utf-8"))
     results = _results(run / "metrics.jsonl", list(config.eval.benchmarks))
     sections = (
@@ -89,8 +88,6 @@ def _public(node: Any, key: str = "") -> Any:
 
 
 def _front_matter(config: Config, results: dict[str, list[dict[str, Any]]]) -> Any:
-    from huggingface_hub import EvalResult, ModelCardData
-
     evaluated = [
         EvalResult(
             task_type="text-generation",

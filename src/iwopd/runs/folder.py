@@ -31,7 +31,7 @@ from iwopd.machine import runtime
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.runs.digests`
+INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
 PACKAGES = (
     "iwopd",
     "torch",

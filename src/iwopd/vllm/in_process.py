@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import torch
+from transformers import AutoConfig
 
 from iwopd.errors import EngineError
 
@@ -217,8 +218,6 @@ class InProcess:
 def cache_bytes(settings: Settings) -> int:
     """Room for the keys and values of all sequences at their longest, at most 1 GiB, but always for two. vLLM fills
     what it is given with zeros, so on a CPU more than that would only cost memory."""
-    from transformers import AutoConfig
-
     found = AutoConfig.from_pretrained(
         settings.folder, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 
@@ -35,8 +36,6 @@ class StudentWeights:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: no safetensors files")

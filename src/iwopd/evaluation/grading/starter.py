@@ -11,6 +11,8 @@ import socket
 import tempfile
 import time
 
+import psutil
+
 from iwopd.evaluation.grading import sandbox
 from iwopd.evaluation.grading.judging import Program, Unconfined
 from iwopd.evaluation.grading.program import run
@@ -98,8 +100,6 @@ def _end(started: list[int], mode: str) -> None:
 
 def _end_descendants() -> None:
     """Kill them; again, while some are born."""
-    import psutil
-
     for _ in range(100):
         left = psutil.Process().children(recursive=True)
         for process in left:

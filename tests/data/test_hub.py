@@ -10,7 +10,7 @@ import pytest
 from support.running import SMALL, refused
 
 from iwopd.errors import ModelError
-from iwopd.preflight.hub import check_on_hub
+from iwopd.data.hub import check_on_hub
 
 TOKEN = "hf_" + "secret" * 5
 # As the hub answers GET /api/models/NAME/auth-check: status, and X-Error-Code or X-Error-Message.

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from iwopd.preflight.models import WEIGHTS
 from iwopd.types import Prompt
 
@@ -37,8 +39,6 @@ def model_digest(name: str, revision: str | None = None) -> dict[str, Any]:
         with ThreadPoolExecutor(max_workers=8) as pool:  # a few blocks of many files: the disk's answer is waited for
             digests = list(pool.map(file_digest, files))
         return {"files": {str(file.relative_to(folder)): each for file, each in zip(files, digests, strict=True)}}
-    from huggingface_hub import try_to_load_from_cache
-
     found = try_to_load_from_cache(name, "config.json", revision=revision or "main")
     return {"commit": Path(found).parent.name if isinstance(found, str) else None}
 

@@ -5,6 +5,9 @@ import logging
 import os
 from typing import Literal
 
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
 from iwopd.errors import ModelError
 
 TIMEOUT = 10.0  # seconds
@@ -21,8 +24,6 @@ def check_on_hub(
         key: the setting that names it, for messages.
         revision: branch, tag or commit that must be there.
     """
-    from huggingface_hub import constants
-
     why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else None
     if why is None:
         refusal, why = _ask(name, kind, revision)
@@ -43,9 +44,6 @@ def check_on_hub(
 
 def _ask(name: str, kind: str, revision: str | None) -> tuple[str | None, str | None]:
     """Why the hub refuses, and why it cannot be asked; None where it does not, and where it can."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
     repository = f"{constants.ENDPOINT}/api/{kind}/{name}"
     addresses = [f"{repository}/auth-check", *([f"{repository}/revision/{revision}"] if revision else [])]
     try:

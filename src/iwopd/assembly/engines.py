@@ -1,0 +1,108 @@
+"""Teachers and rollout engines: one `match` per group."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from iwopd.assembly.models import language_model, torch_device
+from iwopd.assembly.vllm import Served, vllm_engine, vllm_server_engine, vllm_server_teacher, vllm_teacher
+from iwopd.config import (
+    Config,
+    HfRolloutConfig,
+    HfScoringConfig,
+    RolloutConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+    VllmServerRolloutConfig,
+    VllmServerScoringConfig,
+)
+from iwopd.errors import ConfigError
+from iwopd.models.language_model import LanguageModel
+from iwopd.rollout.base import Engine
+from iwopd.rollout.hf import HfEngine
+from iwopd.scoring.base import Teacher
+from iwopd.scoring.hf import HfTeacher
+from iwopd.scoring.several import SeveralTeachers
+from iwopd.types import Prompt
+
+log = logging.getLogger(__name__)
+
+
+def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
+    """One teacher, where the `scoring` group wants it.
+
+    Args:
+        device: where it computes with scoring=hf, unless its section says otherwise.
+
+    Raises:
+        IwopdError: its model cannot be loaded, or its engine or servers cannot be used.
+    """
+    match config.scoring:
+        case HfScoringConfig():
+            return _hf_teacher(config, served, device)
+        case VllmScoringConfig() as scoring:
+            return vllm_teacher(scoring, served)
+        case VllmServerScoringConfig() as scoring:
+            return vllm_server_teacher(scoring, served)
+        case other:
+            raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
+
+
+def teachers(
+    config: Config, served: Mapping[str, Served], device: torch.device, prompts: Sequence[Prompt], stack: ExitStack
+) -> Teacher:
+    """The teacher; of several, each scores the answers to the prompts that name it.
+
+    Args:
+        served: by the key of the section.
+        stack: closes them.
+    """
+    found = {key: stack.enter_context(teacher(config, each, device)) for key, each in served.items()}
+    if len(found) == 1:
+        return found["teacher"]
+    named = {key.removeprefix("teachers."): each for key, each in found.items() if key != "teacher"}
+    return SeveralTeachers({config.teacher.name: found["teacher"], **named}, config.teacher.name, prompts)
+
+
+def base(config: Config, served: Served, device: torch.device) -> Teacher:
+    """The model ExOPD starts from, scored in this process whatever the teacher runs in."""
+    return _hf_teacher(config, served, device)
+
+
+def _hf_teacher(config: Config, served: Served, device: torch.device) -> Teacher:
+    section: Any = served.section
+    own = torch_device(f"{served.key}.device", section.device) if section.device else device
+    tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
+    home = torch.device("cpu") if section.offload else own
+    lm = language_model(f"{served.key}.path", section, served.folder, home, context=served.context)
+    return HfTeacher(lm, own, tokens, section.offload)
+
+
+def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> Engine:
+    """The rollout engine of the `rollout` group.
+
+    Args:
+        lm: the model itself, for engines that sample from it.
+
+    Raises:
+        IwopdError: an engine or server cannot be used.
+    """
+    match config.rollout:
+        case HfRolloutConfig() as rollout:
+            assert lm is not None, "hf samples from the model in this process"
+            return HfEngine(lm, served.stop_ids, rollout.batch_size, served.vocabulary)
+        case VllmRolloutConfig() as rollout:
+            return vllm_engine(config, rollout, served)
+        case VllmServerRolloutConfig() as rollout:
+            return vllm_server_engine(config, rollout, served)
+        case other:
+            raise ConfigError(f"rollout={type(other).__name__}: no engine of that kind; choose rollout=hf")
+
+
+def teacher_engine(rollout: RolloutConfig, served: Served, lm: LanguageModel) -> Engine:
+    """Samples from a teacher in transformers, whatever engine the student has."""
+    size = rollout.batch_size if isinstance(rollout, HfRolloutConfig) else HfRolloutConfig().batch_size
+    return HfEngine(lm, served.stop_ids, size, served.vocabulary)

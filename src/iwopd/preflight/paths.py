@@ -1,0 +1,50 @@
+"""The models of a run: which settings name them, and whether those can work."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from iwopd import toy
+from iwopd.config import BaseConfig, Config, TeacherConfig
+from iwopd.data.hub import check_on_hub
+from iwopd.preflight.models import check_model_folder
+from iwopd.toy.models import check_model
+
+
+def model_paths(config: Config) -> dict[str, str]:
+    """The models of a training run, by the setting that names them: the student, and all that score."""
+    scorers = {f"{key}.path": section.path for key, section in scorer_sections(config).items()}
+    return {"student.path": config.student.path} | {key: path for key, path in scorers.items() if path is not None}
+
+
+def scorer_sections(config: Config) -> dict[str, TeacherConfig | BaseConfig]:
+    """The sections of the models that score, by their keys: teachers, the one for problems that name none first; and
+    ExOPD's base where it is needed, by default the student's files."""
+    found: dict[str, TeacherConfig | BaseConfig] = {"teacher": config.teacher}
+    found |= {f"teachers.{name}": each for name, each in config.teachers.items()}
+    if config.loss.exopd_lambda != 1:
+        base, student = config.base, config.student
+        own = {"path": student.path, "revision": student.revision, "trust_remote_code": student.trust_remote_code}
+        found["base"] = replace(base, **own) if base.path is None else base
+    return found
+
+
+def check_path(key: str, path: str, revision: str | None = None) -> None:
+    """Refuse a model path that cannot work, as far as can be told without reading weights.
+
+    Raises:
+        ConfigError, ModelError: says what is wrong with it.
+    """
+    if toy.is_toy(path):
+        check_model(key, path)
+    elif is_local(path):
+        check_model_folder(key, Path(path))
+    else:
+        check_on_hub(key, path, revision=revision)
+
+
+def is_local(path: str) -> bool:
+    """True for a folder on this machine, or what can only be meant as one; else it is a hub name."""
+    if path.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", path):
+        return True
+    return Path(path).exists()
