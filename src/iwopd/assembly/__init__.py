@@ -4,9 +4,7 @@ what can be known without."""
 from iwopd.assembly.engines import base, engine, teacher, teacher_engine, teachers
 from iwopd.assembly.evaluation import benchmarks
 from iwopd.assembly.inputs import (
-    Stage,
     check_scorer_tokenizer,
-    model_folders,
     print_date,
     prompt_stream,
     student_tokenizer,
@@ -20,7 +18,6 @@ from iwopd.assembly.weighting import schemes, weighting
 
 __all__ = [
     "Served",
-    "Stage",
     "base",
     "benchmarks",
     "check_context",
@@ -35,7 +32,6 @@ __all__ = [
     "loss_settings",
     "mirrors",
     "model_config",
-    "model_folders",
     "parity",
     "print_date",
     "prompt_stream",

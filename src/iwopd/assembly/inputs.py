@@ -1,7 +1,5 @@
 """Model folders, tokenizers and prompts: what is read before weights load."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -9,26 +7,13 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from iwopd import toy
 from iwopd.config import Config
 from iwopd.data import Mixture, Prompts, PromptStream, Row, fitting, render, shares
 from iwopd.errors import ModelError, loading_error
 from iwopd.preflight.models import check_tokenizers
 from iwopd.preflight.paths import scorer_sections
 from iwopd.preflight.problems import data_sources
-from iwopd.toy.models import ensure_models
 from iwopd.types import Prompt
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-def model_folders(paths: Mapping[str, str], stage: Stage) -> dict[str, str]:
-    """What transformers can load, by setting: toy models are made first, hub names stay as they are."""
-    folders = dict(paths)
-    toys = {key: path for key, path in paths.items() if toy.is_toy(path)}
-    if toys:
-        folders |= {key: str(folder) for key, folder in ensure_models(toys, stage).items()}
-    return folders
 
 
 def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code: bool) -> Any:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iwopd.assembly.evaluation import benchmarks
-from iwopd.assembly.inputs import Stage, model_folders, prompt_stream, student_tokenizer
+from iwopd.assembly.inputs import prompt_stream, student_tokenizer
 from iwopd.config import Config, EvalConfig
 from iwopd.errors import RunFolderError
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.preflight.checks import check_inputs
 from iwopd.preflight.digests import changes, model_digest, problem_digests
-from iwopd.preflight.paths import model_paths, scorer_sections
+from iwopd.preflight.paths import Stage, model_folders, model_paths, scorer_sections
 from iwopd.runs.folder import INPUTS, RunFolder
 from iwopd.types import Prompt
 

@@ -9,7 +9,7 @@ import torch
 
 from iwopd.assembly.engines import base, engine, teachers
 from iwopd.assembly.evaluation import benchmarks
-from iwopd.assembly.inputs import check_scorer_tokenizer, model_folders, prompt_stream, student_tokenizer
+from iwopd.assembly.inputs import check_scorer_tokenizer, prompt_stream, student_tokenizer
 from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
@@ -24,7 +24,7 @@ from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.models.student import Student
 from iwopd.preflight.checks import Checked
-from iwopd.preflight.paths import model_paths, scorer_sections
+from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
 from iwopd.rollout.base import Engine
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder

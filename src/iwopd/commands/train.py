@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from iwopd import assembly
 from iwopd.config import Config
+from iwopd.preflight.checks import check_inputs
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
@@ -23,7 +23,7 @@ def run(config: Config) -> float | None:
     plain, path = {"verb": "train", **asdict(config)}, Path(config.run.dir)
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
     folder.check()
-    checked = assembly.check_inputs(config)
+    checked = check_inputs(config)
 
     from iwopd.assembly.training import training_run  # torch takes seconds; what is wrong so far was told at once
 

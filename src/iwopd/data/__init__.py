@@ -2,9 +2,9 @@
 
 from iwopd.data.filters import Filter
 from iwopd.data.prompts import answers_within, fitting, render
-from iwopd.data.readers import Row
 from iwopd.data.rows import cell, load_rows
 from iwopd.data.stream import Mixture, Prompts, PromptStream, shares
+from iwopd.data.table import Row
 from iwopd.data.values import text_of
 
 __all__ = [

@@ -1,28 +1,15 @@
-"""Datasets of the hub. Files of text are downloaded and read as local ones are, for the library would make numbers and
-dates of text; tables come from it as they are."""
+"""Datasets of the hub: may they be read, and what went wrong if not."""
 
-import logging
-import re
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
-from datasets import ReadInstruction, config, disable_progress_bars, load_dataset, load_dataset_builder
-from datasets.packaged_modules.csv.csv import Csv, CsvConfig
-from datasets.packaged_modules.json.json import Json
-from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub import constants
 
 from iwopd.config import SourceConfig
-from iwopd.data import readers
-from iwopd.data.files import format_of
 from iwopd.data.hub import check_on_hub
-from iwopd.data.readers import Table
+from iwopd.data.table import Table
 from iwopd.errors import DataError, ModelError
-
-TEXTS = ("csv", "json", "jsonl")
-ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")
 
 
 def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -> Table:
@@ -39,7 +26,9 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
     assert source.path is not None
     try:
         check_on_hub(f"{key}.path", source.path, "datasets", source.revision)
-        return _read(source, wanted, only)
+        from iwopd.data.hub_tables import load  # `datasets` takes seconds, and fails where nothing can be kept
+
+        return load(source, wanted, only)
     except DataError:
         raise
     except Exception as error:  # datasets raises a dozen types, most of them its own
@@ -47,77 +36,6 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
         if isinstance(error, ModelError) and not unwritable:
             raise
         raise DataError(f"{key}.path={source.path}: {unwritable or _reason(error)}") from error
-
-
-def _read(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
-    disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
-    builder = _builder(source)
-    if builder is not None and builder.config.data_files and _is_text(builder):
-        return _of_files(builder.config.data_files, source, wanted)
-    table: Any = load_dataset(str(source.path), source.subset, split=source.split, revision=source.revision)
-    names = list(table.column_names)
-    if only:
-        table = table.select_columns([name for name in names if name in wanted])
-    return Table(names, iter(table))
-
-
-def _builder(source: SourceConfig) -> Any:
-    """What knows the dataset's files; without a network, those that were downloaded before. None where none were."""
-    if not constants.HF_HUB_OFFLINE:
-        return load_dataset_builder(str(source.path), source.subset, revision=source.revision)
-    try:
-        folder = snapshot_download(
-            str(source.path), repo_type="dataset", revision=source.revision, local_files_only=True
-        )
-    except errors.LocalEntryNotFoundError:
-        return None
-    try:
-        return load_dataset_builder(folder, source.subset)
-    except Exception:  # nothing there but its card: the library may have the tables in a cache of its own
-        return None
-
-
-def _is_text(builder: Any) -> bool:
-    """True for csv and json files, unless they need settings that only the library follows."""
-    told, usual = builder.config, CsvConfig()
-    if not all(format_of(Path(file)) in TEXTS for files in told.data_files.values() for file in files):  # a zip, say
-        return False
-    if isinstance(builder, Json):
-        return told.field is None
-    if not isinstance(builder, Csv):
-        return False
-    return all(getattr(told, name) == getattr(usual, name) for name in ("header", "names", "skiprows", "quotechar"))
-
-
-def _of_files(addresses: Mapping[str, Sequence[str]], source: SourceConfig, wanted: Sequence[str]) -> Table:
-    split = source.split
-    by_name = {str(name): list(found) for name, found in addresses.items()}
-
-    def table(name: str) -> Table:
-        """All of a split."""
-        places = [Path(address) for address in by_name[name]]
-        return readers.read(
-            [_here(address, source.revision) for address in by_name[name]], wanted, only=False, names=places
-        )
-
-    if split in by_name:
-        return table(split)
-    asked = re.findall("|".join(map(re.escape, by_name)), split)  # train[:100], train+test
-    if not asked:
-        raise ValueError(f"no split {split}, only {', '.join(by_name)}")
-    rows = {name: list(table(name).rows) for name in asked}
-    parts = ReadInstruction.from_spec(split).to_absolute({name: len(found) for name, found in rows.items()})
-    return Table(None, chain.from_iterable(rows[part.splitname][part.from_ : part.to] for part in parts))
-
-
-def _here(address: str, revision: str | None) -> Path:
-    """A file of a dataset on this machine, downloaded if need be; by the revision's name, by which it is found again
-    without a network."""
-    found = ADDRESS.fullmatch(address)
-    if found is None:
-        return Path(address)
-    return Path(hf_hub_download(found[1], found[2], repo_type="dataset", revision=revision))
 
 
 def _reason(error: BaseException) -> str:
@@ -128,6 +46,8 @@ def _reason(error: BaseException) -> str:
 
 def _unwritable() -> str | None:
     """A folder where downloads are kept that cannot be written, and why: that hides behind errors of many kinds."""
+    from datasets import config
+
     for folder in (Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,35 +3,19 @@
 import csv
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from iwopd.data.files import format_of, lines_of
+from iwopd.data.table import Row, Table, check_names
 from iwopd.data.values import Written, written_integer
 from iwopd.errors import DataError
 
-Row = dict[str, Any]
 DELIMITERS = ",;\t|"
-BATCH = 1024  # rows of a table that are made into Python objects at a time
 
 csv.field_size_limit(2**31 - 1)  # a solution may be longer than the 128 KiB that Python allows
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows, read as they are asked for.
-
-    Attributes:
-        columns: their names, where the format tells them beforehand; else the first row does.
-    """
-
-    columns: list[str] | None
-    rows: Iterator[Row]
 
 
 def read(files: Sequence[Path], wanted: Sequence[str], *, only: bool, names: Sequence[Path] | None = None) -> Table:
@@ -58,10 +42,10 @@ def _read(file: Path, name: Path, wanted: Sequence[str], only: bool) -> Table:
     if not head:
         return Table(None, iter(()))
     found = format_of(name)
-    if found == "parquet" or head.startswith(b"PAR1"):
-        return _parquet(file, wanted, only)
-    if found == "arrow":
-        return _arrow(file)
+    if found in ("parquet", "arrow") or head.startswith(b"PAR1"):
+        from iwopd.data import arrow  # pyarrow, which text does without
+
+        return arrow.stream(file) if found == "arrow" else arrow.parquet(file, wanted, only)
     if found == "csv":
         return _csv(file, "\t" if ".tsv" in name.suffixes else _delimiter(file, wanted))
     return Table(None, _json(file, wanted, lines=found == "jsonl"))
@@ -138,7 +122,7 @@ def _csv(file: Path, delimiter: str) -> Table:
     """Cells as they are written, all of them text; an empty one is null."""
     records = _records(file, delimiter)
     header = [name.strip() for name in next(records, (0, []))[1]]
-    _check_names(header, file)
+    check_names(header, file)
     return Table(header, _cells(records, header, file))
 
 
@@ -180,82 +164,3 @@ def _cells(records: Iterable[tuple[int, list[str]]], header: list[str], file: Pa
             )
         cells = [cell or None for cell in record] + [None] * (len(header) - len(record))
         yield {name: cell for name, cell in zip(header, cells, strict=False) if name or cell is not None}
-
-
-def _check_names(names: Sequence[str], file: Path) -> None:
-    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
-    if twice is not None:
-        raise DataError(f"{file}: several columns are named {twice}; rename all but one")
-
-
-# ---------------------------------------------------------------------------------------------- tables
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{file}: the file cannot be read: {reason}; write it again, or check what it is") from error
-
-
-def _parquet(file: Path, wanted: Sequence[str], only: bool) -> Table:
-    from pyarrow import parquet
-
-    with _readable(file):
-        table = parquet.ParquetFile(file)
-    names = table.schema_arrow.names
-    _check_names(names, file)
-    chosen = [name for name in names if name in wanted]
-    return Table(names, _rows(file, lambda: table.iter_batches(BATCH, columns=chosen if only else None)))
-
-
-def _arrow(file: Path) -> Table:
-    """As `datasets` saves a dataset: a stream of batches; or the file format."""
-    import pyarrow
-    from pyarrow import ipc
-
-    with _readable(file):
-        source = pyarrow.memory_map(str(file))
-        try:
-            schema, batches = (opened := ipc.open_stream(source)).schema, lambda: opened
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            whole = ipc.open_file(source)
-            schema, batches = whole.schema, lambda: map(whole.get_batch, range(whole.num_record_batches))
-    _check_names(schema.names, file)
-    return Table(schema.names, _rows(file, batches))
-
-
-def _rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Row]:
-    with _readable(file):
-        for batch in batches():
-            yield from plain_rows(batch)
-
-
-def plain_rows(batch: Any) -> list[Row]:
-    """Rows of a batch of pyarrow's as Python objects: bytes that are text as text, short floats by their own digits."""
-    import pyarrow
-
-    columns = [_plain(column) for column in batch.columns]
-    return pyarrow.Table.from_arrays(columns, names=batch.schema.names).to_pylist(maps_as_pydicts="lossy")
-
-
-def _plain(column: Any) -> Any:
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    if types.is_float16(kind) or types.is_float32(kind):
-        return column.cast(pyarrow.string()).cast(pyarrow.float64())  # 0.1 and not 0.10000000149011612
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
-        try:
-            return column.cast(pyarrow.large_binary()).cast(pyarrow.large_string())
-        except pyarrow.ArrowInvalid:  # an image, say
-            return column
-    return column

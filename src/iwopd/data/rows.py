@@ -7,7 +7,7 @@ from iwopd import toy
 from iwopd.config import SourceConfig, TrainingSourceConfig
 from iwopd.data import files, hub_datasets, messages, readers
 from iwopd.data.filters import Filter
-from iwopd.data.readers import Row, Table
+from iwopd.data.table import Row, Table
 from iwopd.data.values import is_missing
 from iwopd.errors import ConfigError, DataError
 

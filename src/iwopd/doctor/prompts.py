@@ -10,6 +10,7 @@ from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps, steps_in_words
 from iwopd.doctor.sources import Source
 from iwopd.models.rope import context_limit
+from iwopd.preflight.graders import check_graders
 from iwopd.preflight.problems import benchmark_rows, data_sources, training_rows
 from iwopd.types import Prompt
 
@@ -24,8 +25,8 @@ class Found:
     problems: rows of all benchmarks together.
     """
 
-    prompts: list[Prompt] = field(default_factory=list["Prompt"])
-    evaluated: list[Prompt] = field(default_factory=list["Prompt"])
+    prompts: list[Prompt] = field(default_factory=list[Prompt])
+    evaluated: list[Prompt] = field(default_factory=list[Prompt])
     problems: int = 0
 
 
@@ -53,6 +54,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
     for name, source in config.eval.benchmarks.items():
         with section.guarded():
             chosen = replace(config.eval, benchmarks={name: source})
+            check_graders(chosen)
             rows = benchmark_rows(chosen)
             count = sum(map(len, rows.values()))
             found.problems += count

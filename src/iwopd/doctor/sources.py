@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import assembly, toy
-from iwopd.assembly import Stage
 from iwopd.config import Config
 from iwopd.doctor.findings import Section
 from iwopd.preflight.models import WEIGHTS, check_whole_model
-from iwopd.preflight.paths import check_path, is_local, scorer_sections
+from iwopd.preflight.paths import Stage, check_path, is_local, model_folders, scorer_sections
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -58,7 +57,7 @@ def _find(source: Source, section: Section, stage: Stage) -> None:
         check_whole_model(source.key, folder)
     else:
         check_path(source.key, path, source.section.revision)
-    source.folder = assembly.model_folders({source.key: path}, stage)[source.key]
+    source.folder = model_folders({source.key: path}, stage)[source.key]
     source.config = assembly.model_config(source.key, source.section, source.folder)
     source.weights = not bare
     layers = getattr(source.config, "num_hidden_layers", "unknown")

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from iwopd.config import Config
 from iwopd.data import Row
 from iwopd.errors import ConfigError, IwopdError
+from iwopd.preflight.graders import check_graders
 from iwopd.preflight.packages import check_packages
 from iwopd.preflight.paths import check_path, scorer_sections
-from iwopd.preflight.problems import benchmark_rows, check_graders, training_rows
+from iwopd.preflight.problems import benchmark_rows, training_rows
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """The models of a run: which settings name them, and whether those can work."""
 
 import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from iwopd import toy
 from iwopd.config import BaseConfig, Config, TeacherConfig
 from iwopd.data.hub import check_on_hub
 from iwopd.preflight.models import check_model_folder
-from iwopd.toy.models import check_model
+from iwopd.toy.models import check_model, ensure_models
+
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def model_paths(config: Config) -> dict[str, str]:
@@ -48,3 +52,12 @@ def is_local(path: str) -> bool:
     if path.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", path):
         return True
     return Path(path).exists()
+
+
+def model_folders(paths: Mapping[str, str], stage: Stage) -> dict[str, str]:
+    """What transformers can load, by setting: toy models are made first, hub names stay as they are."""
+    folders = dict(paths)
+    toys = {key: path for key, path in paths.items() if toy.is_toy(path)}
+    if toys:
+        folders |= {key: str(folder) for key, folder in ensure_models(toys, stage).items()}
+    return folders

@@ -1,0 +1,35 @@
+"""What a diagnosis leaves: diagnose.json, report.html and figures/."""
+
+import json
+from dataclasses import asdict
+
+from iwopd.config import Config
+from iwopd.diagnose.advice import advise
+from iwopd.diagnose.figures import draw
+from iwopd.diagnose.records import Diagnosis
+from iwopd.diagnose.report import report
+from iwopd.errors import RunFolderError
+from iwopd.runs.console import Display
+from iwopd.runs.folder import RunFolder
+
+
+def write(config: Config, folder: RunFolder, found: list[Diagnosis], notes: list[str], display: Display) -> None:
+    """Write them, and say what they say."""
+    advice = advise(found[-1] if config.diagnose.run else found[0])
+    about = {
+        "student": config.student.path,
+        "teacher": config.teacher.path,
+        "run": config.diagnose.run,
+        "prompts": found[0].rollouts // config.rollout.n,
+    }
+    content = {**about, "notes": notes, "advice": advice, "students": [asdict(item) for item in found]}
+    with folder:
+        try:
+            (folder.path / "diagnose.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            figures = draw(found, folder.path / "figures")
+            (folder.path / "report.html").write_text(report(about, found, advice, notes, figures), encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(f"{folder.path}: cannot be written to ({error.strerror}); make room") from error
+    for sentence in advice:
+        display.line(sentence)
+    display.line(f"report: {folder.path / 'report.html'}")
