@@ -330,7 +330,7 @@ def test_bad_problems(
 def test_a_grader_that_is_not_installed(
     grader: str, package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iwopd.assembly.evaluation.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr("iwopd.preflight.graders.find_spec", lambda name: None if name == package else name)
     settings = ("eval.benchmarks.smoke.answer_pattern=null", f"eval.benchmarks.smoke.grader={grader}")
     line = refused(
         capsys,

@@ -12,7 +12,7 @@ from support.composing import composed
 from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.ablate.arms import Run
-from iwopd.commands.ablate import budgeted
+from iwopd.ablate.study import budgeted
 from iwopd.evaluation.results import read_samples
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.folder import RunFolder, damage

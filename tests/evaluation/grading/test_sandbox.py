@@ -391,7 +391,7 @@ def test_where_the_kernel_forbids_it_evaluation_is_refused_in_one_line(
     assert reason.startswith("namespaces: ")
     assert container == none == "None"
 
-    monkeypatch.setattr("iwopd.assembly.evaluation.refusal", lambda mode: reason if mode == "namespaces" else None)
+    monkeypatch.setattr("iwopd.preflight.graders.refusal", lambda mode: reason if mode == "namespaces" else None)
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(HUB) + "\n")
     settings = [
