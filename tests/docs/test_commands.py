@@ -55,7 +55,7 @@ def of_verbs() -> list[Command]:
 RUN_ELSEWHERE = {
     "ablate": "tests/ablate",
     "diagnose": "tests/diagnose",
-    "-m": "tests/training and tests/config",
+    "-m": "tests/runs",
     "tracking=wandb": "tests/runs",
     "student.path=Qwen3-4B": "tests/doctor",
 }
