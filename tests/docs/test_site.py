@@ -122,3 +122,19 @@ def test_links_of_readme_lead_somewhere() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if not target.startswith("http")]
     assert [target for target in targets if not (REPOSITORY / target).exists()] == []
     assert len(targets) > 15
+
+
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [
+        ("weighting", "README.md"),
+        ("weighting", "docs/weightings.md"),
+        ("loss", "docs/losses.md"),
+        ("benchmark", "docs/evaluation.md"),
+    ],
+)
+def test_every_preset_has_its_place(group: str, page: str) -> None:
+    """A page that lists a group's presets lists all of them."""
+    text = (REPOSITORY / page).read_text("utf-8")
+    names = [file.stem for file in (config_folder() / group).glob("*.yaml")]
+    assert [name for name in names if not re.search(rf"[`\s]{re.escape(name)}[`\s]", text)] == []
