@@ -31,9 +31,8 @@ from iwopd.assembly.models import (
     teacher_engine,
     teachers,
 )
-from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
+from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, check_vllm, engine_dtype, uses_vllm
-from iwopd.assembly.weighting import schemes, weighting
 
 __all__ = [
     "Checked",
@@ -55,7 +54,6 @@ __all__ = [
     "eval_sampling",
     "gap_watch",
     "language_model",
-    "loss_settings",
     "mirrors",
     "model_config",
     "model_folders",
@@ -65,7 +63,6 @@ __all__ = [
     "prompt_stream",
     "sampling",
     "sandbox_mode",
-    "schemes",
     "scorer_sections",
     "stop_ids",
     "student",
@@ -76,5 +73,4 @@ __all__ = [
     "teachers",
     "tokenizer",
     "uses_vllm",
-    "weighting",
 ]

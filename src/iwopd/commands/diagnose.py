@@ -178,7 +178,7 @@ class _Work:
 
     def diagnose(self, subject: Subject) -> "Diagnosis":
         """All numbers of one student."""
-        from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
+        from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
         from iwopd.diagnose.records import Diagnosis
 
         config, settings = self.config, self.config.diagnose
@@ -218,7 +218,7 @@ class _Work:
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),
-            weighting=spending(measured, assembly.schemes(config.weighting)),
+            weighting=spending(measured, compared_schemes(config.weighting)),
             continuation=continuation,
         )
         self.display.line(_line(found))

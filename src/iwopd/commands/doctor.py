@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iwopd import assembly
 from iwopd.config import Config
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
@@ -17,10 +16,11 @@ from iwopd.doctor.sources import model_sources
 from iwopd.errors import ConfigError
 from iwopd.machine import host
 from iwopd.runs.console import Display
+from iwopd.weighting import Weighting
+from iwopd.weighting.uniform import Uniform
 
 if TYPE_CHECKING:
     from iwopd.doctor.plan import Plan
-    from iwopd.weighting.base import Weighting
 
 
 def run(config: Config) -> None:
@@ -116,16 +116,12 @@ class Examination:
         models = Models(self.student, self.scorers, self.found.prompts)
         try_out(self.config, models, self.made, self.weighting, self.report.section("Tried out"))
 
-    def _weighting(self, section: Section) -> "Weighting":
-        from iwopd.numerics import WeightInput
-        from iwopd.weighting.base import Weighting
-
-        def uniform(given: WeightInput):
-            return given.mask.to(given.advantages.dtype)
+    def _weighting(self, section: Section) -> Weighting:
+        from iwopd.training.objective import try_weighting
 
         with section.guarded():
-            return assembly.weighting(self.config.weighting)
-        return Weighting("uniform", uniform)
+            return try_weighting(self.config.weighting)
+        return Uniform()
 
     def _plan(self) -> "Plan | None":
         from iwopd.doctor.lengths import lengths

@@ -56,7 +56,10 @@ def prepare(
     stack: ExitStack,
 ) -> "Trainer":
     """Load and check everything, cheapest first; the run folder is made as late as can be."""
-    weighting = assembly.weighting(config.weighting)
+    from iwopd.training.objective import Objective, try_weighting
+
+    objective = Objective.of(config)
+    try_weighting(objective.weighting)
     folders = assembly.model_folders(assembly.model_paths(config), display.stage)
     student_folder = folders["student.path"]
     display.line("loading tokenizers and data")
@@ -113,12 +116,11 @@ def prepare(
         teacher,
         base,
         engine,
-        weighting,
+        objective,
         stream,
         benchmarks,
         tokenizer,
         dropped,
-        loss=assembly.loss_settings(config),
         sampling=assembly.sampling(config.rollout),
         eval_sampling=assembly.eval_sampling(config),
         parity=assembly.parity(config.rollout),

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from iwopd.models.student import Student
     from iwopd.rollout.base import Engine, Sampling
     from iwopd.scoring.base import Teacher
+    from iwopd.training.objective import Objective
     from iwopd.training.parity import GapWatch, Thresholds
-    from iwopd.training.update import LossSettings
-    from iwopd.weighting.base import Weighting
 
 
 @dataclass
@@ -54,12 +53,11 @@ class Parts:
     teacher: "Teacher"
     base: "Teacher | None"
     engine: "Engine"
-    weighting: "Weighting"
+    objective: "Objective"
     stream: "Prompts"
     benchmarks: "list[Benchmark]"
     tokenizer: Any
     dropped: int
-    loss: "LossSettings"
     sampling: "Sampling"
     eval_sampling: "Sampling"
     parity: "Thresholds | None"

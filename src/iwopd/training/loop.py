@@ -103,7 +103,7 @@ class Trainer:
         progress, clock = self.schedule.progress(self.state), Clock(self.memory)
         prompts = parts.stream.batch(step)
         horizon = horizon_tokens(config.rollout, progress, self.state.whole_length)
-        window = parts.weighting.window(progress)
+        window = parts.objective.weighting.window(progress)
         with self.display.stage(f"step {step + 1}: rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
@@ -122,7 +122,7 @@ class Trainer:
                 window,
                 student=parts.student if self._needs_student_logprobs else None,
                 base=parts.base,
-                hidden=parts.loss.over_vocabulary,
+                hidden=parts.objective.loss.signal == "full",
                 progress=advance,
             )
         clock.lap("score")
@@ -132,12 +132,11 @@ class Trainer:
             metrics = update(
                 parts.student,
                 scored,
-                parts.weighting,
-                parts.loss,
+                parts.objective,
                 seeds=[derive_seed(config.seed, step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
                 updates=config.optim.updates_per_batch,
-                teacher_head=parts.teacher.head() if parts.loss.over_vocabulary else None,
+                teacher_head=parts.teacher.head() if parts.objective.loss.signal == "full" else None,
                 advance=advance,
             )
             clock.lap("update")
@@ -187,9 +186,7 @@ class Trainer:
 
     @property
     def _needs_student_logprobs(self) -> bool:
-        from iwopd.training.update import needs_trainer_logprobs
-
-        return needs_trainer_logprobs(self.parts.weighting, self.parts.loss, self.config.optim.updates_per_batch)
+        return self.parts.objective.needs_student_first(self.config.optim.updates_per_batch)
 
     def evaluate(self) -> None:
         """Measure the student on every benchmark, and write a few of its responses with their weights."""
@@ -239,11 +236,10 @@ class Trainer:
                 evaluation.graded[:: config.eval.n or config.eval.k][: config.run.samples],
                 parts.teacher,
                 parts.student,
-                parts.weighting,
+                parts.objective,
                 progress=self.schedule.progress(self.state),
                 tokenizer=parts.tokenizer,
                 base=parts.base,
-                exopd_lambda=parts.loss.exopd_lambda,
             )
             rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
         return rows
