@@ -10,6 +10,7 @@ from iwopd.weighting.iw_surrogate import IwSurrogate
 from iwopd.weighting.prefix_boost import PrefixBoost
 from iwopd.weighting.prefix_mask import PrefixMask
 from iwopd.weighting.prefix_ratio import PrefixRatio
+from iwopd.weighting.pw import Pw
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
@@ -24,6 +25,7 @@ SCHEMES: dict[str, type[Weighting]] = by_name(
     PrefixRatio,
     PrefixMask,
     PrefixBoost,
+    Pw,
     Custom,
 )
 
