@@ -42,7 +42,6 @@ from iwopd.config import (
     OptimConfig,
     StudentConfig,
     TeacherConfig,
-    UniformWeighting,
 )
 from iwopd.doctor.lengths import lengths
 from iwopd.doctor.machine import Machine
@@ -54,9 +53,11 @@ from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import OptimSettings, Student
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
 from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
+from iwopd.weighting.uniform import Uniform
 
 LIMIT = 0.15
 RATIOS = ("ratio", "resident_ratio")
@@ -109,7 +110,7 @@ class Case:
             data=DataConfig(path="data", batch_size=self.prompts, max_prompt_tokens=self.prompt),
             rollout=HfRolloutConfig(max_tokens=self.response, batch_size=self.prompts),
             scoring=HfScoringConfig(),
-            weighting=UniformWeighting(scheme="uniform"),
+            weighting=Uniform(),
             optim=OptimConfig(micro_batch_tokens=self.micro, autocast=self.autocast),
         )
 
@@ -228,7 +229,7 @@ def estimate(case: Case) -> dict[str, Estimate]:
         student=student_model(config, model, "cpu"),
         teacher=teacher_model("teacher", config.teacher, model, "cpu"),
         lengths=lengths(config),
-        window=assembly.weighting(config.weighting).bounds,
+        window=config.weighting.bounds,
         needs_batch=False,
     )
     return {place.stage: Estimate(mib(place.total), mib(in_tensors(place))) for place in plan.places()}
@@ -288,8 +289,8 @@ class _Step:
         self.student = Student(lm, OptimSettings(lr=1e-5), case.micro)
         self.teacher = HfTeacher(LanguageModel(teacher), torch.device("cpu"))
         self.engine = HfEngine(lm, [], case.prompts)
-        self.weighting = assembly.weighting(config.weighting)
-        self.loss, self.sampling = assembly.loss_settings(config), assembly.sampling(config.rollout)
+        self.objective = Objective.of(config)
+        self.sampling = assembly.sampling(config.rollout)
 
     def run(self, stage: Callable[[Callable[[], None]], float]) -> dict[str, float]:
         """Each stage within `stage`."""
@@ -306,10 +307,10 @@ class _Step:
 
         def scoring() -> None:
             rollouts: list[Rollout] = found["rollouts"]
-            found["scored"] = score(self.teacher, rollouts, self.weighting.window(0.0))
+            found["scored"] = score(self.teacher, rollouts, self.objective.weighting.window(0.0))
 
         def training() -> None:
-            update(self.student, found["scored"], self.weighting, self.loss, seeds=range(case.prompts))
+            update(self.student, found["scored"], self.objective, seeds=range(case.prompts))
 
         works = {"rollout": rollout, "score": scoring, "update": training}
         return {name: stage(work) for name, work in works.items()}

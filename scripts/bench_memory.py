@@ -45,15 +45,16 @@ from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import OptimSettings, Student
 from iwopd.numerics import chunked_token_logprobs, iw_weights, linear_token_logprobs, opd_advantage, policy_loss
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.training.update import LossSettings, update
+from iwopd.training.update import update
 from iwopd.types import Rollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting.iw import Iw
 
 VOCABULARY = 151_936
 SEQUENCES = 2
 LIMIT = 0.2  # of the memory of whole logits
-WEIGHTING = Weighting("iw", lambda given: iw_weights(given.advantages, given.mask, 0.5))
+WEIGHTING = Iw()
 
 
 class Prepared(NamedTuple):
@@ -168,7 +169,7 @@ def product(rollouts: list[Rollout], vocabulary: int, hidden: int) -> Prepared:
 
     def work() -> None:
         scored = score(teacher, rollouts, WEIGHTING.window(0.0))
-        update(student, scored, WEIGHTING, LossSettings(), seeds=range(SEQUENCES))
+        update(student, scored, Objective(WEIGHTING), seeds=range(SEQUENCES))
 
     return Prepared(work, size(teacher.model.model) + size(student.model), 3 * size(student.model))
 
@@ -181,8 +182,8 @@ def naive(rollouts: list[Rollout], vocabulary: int, hidden: int) -> Prepared:
 
     def work() -> None:
         with torch.no_grad():
-            scored = tokens.spread(whole_logits(teacher, teacher.states(tokens), tokens.targets))
-        own = tokens.spread(whole_logits(student, student.states(tokens), tokens.targets))
+            scored = tokens.spread(teacher(tokens, whole_logits))
+        own = tokens.spread(student(tokens, whole_logits))
         advantages = opd_advantage(scored, own.detach(), tokens.mask)
         weights = iw_weights(advantages, tokens.mask, 0.5)
         policy_loss(own, own.detach(), weights * advantages, tokens.mask).loss.backward()

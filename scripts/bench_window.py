@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from iwopd import assembly
-from iwopd.config import SourceConfig, UniformWeighting, WindowWeighting
+from iwopd.config import SourceConfig
 from iwopd.data import render
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import OptimSettings, Student
@@ -36,19 +36,19 @@ from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.toy import toy_rows
 from iwopd.toy.models import ensure_models
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.training.update import LossSettings, update
+from iwopd.training.update import update
 from iwopd.types import Rollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting import Weighting
+from iwopd.weighting.uniform import Uniform
+from iwopd.weighting.window import Window
 
 LIMIT = 0.45  # of uniform's seconds, for first30
 PROMPT, RESPONSE, SEQUENCES = 64, 512, 2
 ARMS: dict[str, Weighting] = {
-    "uniform": assembly.weighting(UniformWeighting(scheme="uniform")),
-    **{
-        f"{side}30": assembly.weighting(WindowWeighting(scheme="window", side=side, fraction=0.3))
-        for side in ("first", "middle", "last")
-    },
+    "uniform": Uniform(),
+    **{f"{side}30": Window(side=side, fraction=0.3) for side in ("first", "middle", "last")},
 }
 Pair = tuple[Student, HfTeacher, list[Rollout], str]
 
@@ -81,7 +81,7 @@ def measured(
             began = time.perf_counter()
             scored = score(teacher, rollouts, weighting.window(0.0))
             between = time.perf_counter()
-            metrics = update(student, scored, weighting, LossSettings(), seeds=range(len(rollouts)))
+            metrics = update(student, scored, Objective(weighting), seeds=range(len(rollouts)))
             seconds[arm].append((between - began, time.perf_counter() - between))
             read = sum(len(record.rollout.prompt_ids) + record.stop for record in scored)
             tokens[arm] = {"tokens/scored": read, "tokens/trained": metrics["tokens/trained"]}

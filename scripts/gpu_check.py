@@ -40,14 +40,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import OptimSettings, Student
-from iwopd.numerics import iw_weights
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.training.update import LossSettings, update
+from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting.iw import Iw
 
 # Dense bfloat16 FLOP/s of the SXM parts, by a piece of the device's name.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -60,7 +60,7 @@ TOLERANCES = {  # float32 itself is off by about 2e-6; TF32 would be by 1e-3
 }
 NEVER = -1  # a stop id that is not sampled
 
-WEIGHTING = Weighting("iw", lambda given: iw_weights(given.advantages, given.mask, 0.5))
+WEIGHTING = Iw()
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Traced:
         rollouts = [make_rollout(i, prompt=3 + i, response=20 + 7 * i, vocabulary=vocabulary) for i in range(8)]
         scorer = HfTeacher(place(teacher, device), device, batch_tokens=256)
         scored = score(scorer, rollouts, WEIGHTING.window(0.0), student=self.student)
-        self.loss = update(self.student, scored, WEIGHTING, LossSettings(), seeds=range(8))["train/loss"]
+        self.loss = update(self.student, scored, Objective(WEIGHTING), seeds=range(8))["train/loss"]
         records = [(record.teacher_logprobs, record.trainer_logprobs) for record in scored]
         self.logprobs = torch.cat([torch.tensor(pair).flatten() for pair in records])
 
@@ -206,7 +206,7 @@ def speed(device: torch.device, work: Workload, micro_batch_tokens: int) -> dict
     sampling = Sampling(max_tokens=work.sampled)
     stages: dict[str, tuple[Callable[[], Any], int, float | None]] = {
         "update": (
-            lambda: update(student, scored, WEIGHTING, LossSettings(), seeds=range(work.sequences)),
+            lambda: update(student, scored, Objective(WEIGHTING), seeds=range(work.sequences)),
             work.sequences * work.response,
             3 * forward_flops(student_model, rollouts),  # backward is twice the forward
         ),

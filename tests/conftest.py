@@ -18,7 +18,6 @@ from iwopd.scoring.hf import HfTeacher
 from iwopd.toy.models import ensure_models
 from iwopd.training.score import score
 from iwopd.types import Rollout, ScoredRollout
-from iwopd.weighting.base import whole_response
 
 VOCABULARY = 50
 
@@ -80,7 +79,7 @@ def make_ragged_rollouts(
 def score_rollouts(
     rollouts: Sequence[Rollout],
     teacher: LanguageModel,
-    window: Callable[[int], tuple[int, int]] = lambda length: whole_response(length, 0.0),
+    window: Callable[[int], tuple[int, int]] = lambda length: (0, length),
     **options: Any,
 ) -> list[ScoredRollout]:
     """`options` are those of `iwopd.training.score`."""

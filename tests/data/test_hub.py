@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 from support.running import SMALL, refused
 
-from iwopd.errors import ModelError
 from iwopd.data.hub import check_on_hub
+from iwopd.errors import ModelError
 
 TOKEN = "hf_" + "secret" * 5
 # As the hub answers GET /api/models/NAME/auth-check: status, and X-Error-Code or X-Error-Message.

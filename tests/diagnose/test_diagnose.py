@@ -14,12 +14,10 @@ import torch
 from support.running import SMALL, iwopd, process, refused
 from transformers import OPTConfig, OPTForCausalLM
 
-from iwopd import assembly
-from iwopd.config import UniformWeighting
 from iwopd.diagnose.advice import advise
 from iwopd.diagnose.continuation import continuation_curve, curve_of
 from iwopd.diagnose.figures import draw
-from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
+from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis, LogRatio
 from iwopd.diagnose.report import report
 from iwopd.evaluation.evaluate import Benchmark
@@ -32,6 +30,7 @@ from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.types import Prompt
+from iwopd.weighting.uniform import Uniform
 
 QUICK = (*SMALL, "diagnose.prompts=8", "diagnose.continuations=6", "diagnose.examples=2")
 CPU = torch.device("cpu")
@@ -120,7 +119,7 @@ def test_log_ratios_end_at_the_sum_of_all_advantages(measured, rollouts):
 
 
 def test_schemes_spend_their_weight_where_they_say(measured):
-    found = spending(measured, assembly.schemes(UniformWeighting(scheme="uniform")))
+    found = spending(measured, compared_schemes(Uniform()))
     for name, item in found.items():
         assert sum(item.weight) == pytest.approx(1), name
         assert sum(item.advantage) == pytest.approx(1), name
@@ -431,7 +430,7 @@ def test_a_teacher_without_distributions_is_drawn_too(tiny_model, rollouts, tmp_
         **by_position(measured),
         full_vocabulary=False,
         log_ratio=log_ratio(measured, None, examples=0),
-        weighting=spending(measured, assembly.schemes(UniformWeighting(scheme="uniform"))),
+        weighting=spending(measured, compared_schemes(Uniform())),
     )
     figures = draw([found], tmp_path / "figures")
     assert [item.name for item in figures] == ["relative", "absolute", "log_ratio", "weighting", "noise"]

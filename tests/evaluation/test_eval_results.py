@@ -16,8 +16,8 @@ from iwopd.errors import RunFolderError
 from iwopd.evaluation.evaluate import Graded, Outcome, details, measure
 from iwopd.evaluation.grading import Verdict
 from iwopd.evaluation.results import SampleFile, read_samples
-from iwopd.report.stats import mean_interval
 from iwopd.preflight.digests import model_digest
+from iwopd.report.stats import mean_interval
 from iwopd.types import Prompt, Rollout
 
 EVAL = (*SMALL, "eval.benchmarks.smoke.limit=24", "eval.model=toy://smoke/student", "eval.k=3", "eval.chunk=12")

@@ -20,9 +20,9 @@ from iwopd.config import (
     RunConfig,
     StudentConfig,
     TeacherConfig,
-    UniformWeighting,
 )
 from iwopd.machine import host, runtime
+from iwopd.weighting.uniform import Uniform
 
 OURS = ("OMP_NUM_THREADS", *runtime.WAIT, *runtime.OTHER_WAITS, *runtime.CACHES, runtime.CHOSEN, runtime.WORKERS)
 
@@ -45,7 +45,7 @@ def config(student: str, teacher: str = "toy://smoke/teacher", **run: object) ->
         teacher=TeacherConfig(path=teacher),
         rollout=HfRolloutConfig(),
         scoring=HfScoringConfig(),
-        weighting=UniformWeighting(scheme="uniform"),
+        weighting=Uniform(),
         run=RunConfig(**run),  # pyright: ignore[reportArgumentType]
     )
 
@@ -153,6 +153,7 @@ def test_two_workers_do_not_get_two_threads_each_on_two_cores(tmp_path: Path, mo
 LENGTHS = """
 import sys
 from iwopd.machine import host, runtime
+from iwopd.weighting.uniform import Uniform
 from machine.test_runtime import TOY, config
 if sys.argv[1] == "prepared":
     runtime.prepare(config(TOY), "train")

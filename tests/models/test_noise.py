@@ -14,9 +14,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from iwopd import assembly
-from iwopd.config import IwWeighting
 from iwopd.errors import ModelError, NonFiniteError
+from iwopd.losses import LOSSES
 from iwopd.models.batch import collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel
@@ -25,11 +24,13 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.seeding import derive_seed
+from iwopd.training.objective import Objective
 from iwopd.training.score import score, trainer_logprobs
-from iwopd.training.update import LossSettings, update
+from iwopd.training.update import update
 from iwopd.types import Prompt, ScoredRollout
+from iwopd.weighting.iw import Iw
 
-IW = assembly.weighting(IwWeighting(scheme="iw", gamma=0.5))
+IW = Iw(gamma=0.5)
 PROMPTS = [Prompt(f"p{size}", [(7 * i + size) % 256 for i in range(size)], "") for size in (3, 25, 11, 40)]
 CHECKPOINTING = {"use_reentrant": False}
 on_checkpointing = pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
@@ -107,9 +108,9 @@ def gradients(student: Student, scored: Sequence[ScoredRollout], **options: Any)
         found.append(torch.cat([each.grad.flatten() for each in student.parameters() if each.grad is not None]))
 
     student.optimizer.step = step
-    loss = LossSettings(**{name: options.pop(name) for name in ("kind",) if name in options})
+    loss = LOSSES[options.pop("kind", "policy_gradient")]()
     weighting = options.pop("weighting", IW)
-    metrics = update(student, scored, weighting, loss, **({"seeds": range(len(scored))} | options))
+    metrics = update(student, scored, Objective(weighting, loss), **({"seeds": range(len(scored))} | options))
     return metrics, found[-1]
 
 
@@ -184,12 +185,11 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
     with torch.no_grad():
         exact = tokens.spread(lm.token_logprobs(tokens))
     advantages = (batch.teacher_logprobs - exact) * tokens.mask
-    weights = IW.weights(batch, advantages, 0.0)
+    weights = Objective(IW).weights(batch, advantages, 0.0)
     for each in adapter_dropouts(student.model):
         each.train()
     torch.manual_seed(derive_seed("dropout", 0, 0))  # of the first update and the first rollout's seed
-    states = lm.states(tokens)
-    logits = lm.head(states).log_softmax(-1)
+    logits = lm(tokens, lambda lm, states, targets: lm.head(states).log_softmax(-1))
     if kind == "policy_gradient":
         by_token = -advantages[tokens.mask] * logits.gather(-1, tokens.targets[:, None])[:, 0]
     else:
@@ -247,9 +247,9 @@ def test_an_update_leaves_nothing_in_training_mode(fails: bool) -> None:
     if fails:
         damaged = replace(scored[0], teacher_logprobs=[float("nan")] * len(scored[0].teacher_logprobs))
         with pytest.raises(NonFiniteError):
-            update(student, [damaged, *scored[1:]], IW, LossSettings(), seeds=range(len(scored)))
+            update(student, [damaged, *scored[1:]], Objective(IW), seeds=range(len(scored)))
     else:
-        update(student, scored, IW, LossSettings(), seeds=range(len(scored)))
+        update(student, scored, Objective(IW), seeds=range(len(scored)))
     assert not any(part.training for part in student.model.modules())
     hooked = [part for part in student.model.modules() if part._forward_pre_hooks or part._forward_hooks]
     assert all(part is student.model.get_input_embeddings() for part in hooked)  # transformers' own
@@ -262,7 +262,7 @@ def test_an_architecture_without_gradients_in_evaluation_mode_is_told(monkeypatc
     student = adapted()
     scored = own_rollouts(student)
     with pytest.raises(ModelError, match="without gradients in evaluation mode, so it would not learn"):
-        update(student, scored, IW, LossSettings(), seeds=range(len(scored)))
+        update(student, scored, Objective(IW), seeds=range(len(scored)))
 
 
 class OfItsOwn(nn.Module):

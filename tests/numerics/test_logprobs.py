@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div, log_softmax
 from torch.profiler import profile
 from torch.testing import assert_close
 
-from iwopd.numerics import chunked_reverse_kl, chunked_token_logprobs, linear_token_logprobs
+from iwopd.numerics import chunked_divergence, chunked_token_logprobs, linear_token_logprobs
 
 TOKENS, WIDTH, VOCABULARY = 10, 6, 17
 on_chunks = pytest.mark.parametrize("chunk", [1, 3, TOKENS, 1000])
@@ -173,7 +173,7 @@ def direct_kl(case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def chunked_kl(case, chunk: int, head=None, teacher_head=None):
-    return chunked_reverse_kl(
+    return chunked_divergence(
         case.hidden,
         case.teacher_hidden,
         case.targets,

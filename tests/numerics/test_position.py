@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from iwopd.numerics import chunked_comparison, chunked_reverse_kl
+from iwopd.numerics import chunked_comparison, chunked_divergence
 from iwopd.numerics.position import (
     absolute_bins,
     binned_mean,
@@ -132,7 +132,7 @@ def test_comparison_is_that_of_a_plain_loop(models, chunk):
 
 
 def test_comparison_and_loss_mean_the_same_reverse_kl(models):
-    loss = chunked_reverse_kl(*models, chunk=7)
+    loss = chunked_divergence(*models, chunk=7)
     found = chunked_comparison(*models, chunk=7, k=100)
     assert_close(found.reverse_kl, loss.reverse_kl)
     assert_close(found.teacher_logprobs, loss.teacher_logprobs)

@@ -9,12 +9,15 @@ import torch
 from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.config import HfRolloutConfig
+from iwopd.numerics import WeightInput
 from iwopd.rollout.base import Sampling, silent
 from iwopd.rollout.hf import HfEngine
 from iwopd.rollout.horizon import horizon_tokens, running_mean_length
-from iwopd.training.update import LossSettings, update
+from iwopd.training.objective import Objective
+from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting import Weighting
+from iwopd.weighting.uniform import Uniform
 
 GROWING = (*SMALL, "weighting=growing_horizon", "eval.greedy=false")
 
@@ -69,21 +72,24 @@ def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
         assert short.finish_reason == (long.finish_reason if len(long.response_ids) <= 5 else "length")
 
 
+class FirstFive(Weighting):
+    def weights(self, given: WeightInput) -> torch.Tensor:
+        return (given.mask & (given.positions < 5)).float()
+
+
 def test_uniform_on_cut_rollouts_is_a_window_on_whole_ones(make_rollouts, make_scored, tiny_model, tiny_student):
     """What `first30_horizon` trains on: the gradient of the same tokens of rollouts that were not cut."""
     whole = make_rollouts(6, seed=4)
     cut = [
         replace(item, response_ids=item.response_ids[:5], sampler_logprobs=item.sampler_logprobs[:5]) for item in whole
     ]
-    uniform = Weighting("uniform", lambda given: given.mask.float())
-    window = Weighting("first five", lambda given: (given.mask & (given.positions < 5)).float())
     gradients = []
-    for rollouts, weighting in ((cut, uniform), (whole, window)):
+    for rollouts, weighting in ((cut, Uniform()), (whole, FirstFive())):
         student = tiny_student(0)
         student.optimizer.step = lambda student=student: gradients.append(
             torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
         )
-        update(student, make_scored(rollouts, tiny_model(1)), weighting, LossSettings(), seeds=range(6))
+        update(student, make_scored(rollouts, tiny_model(1)), Objective(weighting), seeds=range(6))
     assert gradients[1].norm() > 0
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 

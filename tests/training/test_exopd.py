@@ -9,16 +9,18 @@ import torch
 from support.running import SMALL, iwopd, refused, rows, weights, without_times
 from torch.testing import assert_close
 
-from iwopd import assembly
-from iwopd.config import IwWeighting, UniformWeighting
+from iwopd.losses.policy_gradient import PolicyGradient
 from iwopd.numerics import exopd_advantage, iw_weights, opd_advantage
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.training.update import LossSettings, update
+from iwopd.training.update import update
+from iwopd.weighting.iw import Iw
+from iwopd.weighting.uniform import Uniform
 
 CPU = torch.device("cpu")
-UNIFORM = assembly.weighting(UniformWeighting(scheme="uniform"))
-IW = assembly.weighting(IwWeighting(scheme="iw", gamma=0.5))
+UNIFORM = Uniform()
+IW = Iw(gamma=0.5)
 
 
 def random_logprobs(seed: int) -> torch.Tensor:
@@ -62,8 +64,8 @@ def test_the_update_follows_the_formula(
     student = tiny_student(0, lr=1.0)
     found: list[torch.Tensor] = []
     student.optimizer.step = lambda: found.append(torch.cat([p.grad.flatten() for p in student.parameters()]))
-    settings = LossSettings(importance_cap=None, exopd_lambda=1.25)
-    metrics = update(student, scored, weighting, settings, seeds=range(5))
+    settings = PolicyGradient(importance_cap=None, exopd_lambda=1.25)
+    metrics = update(student, scored, Objective(weighting, settings), seeds=range(5))
 
     reference = tiny_student(0).lm.model
     total, tokens, gaps = torch.zeros(()), 0, []
@@ -92,7 +94,7 @@ def test_without_the_bases_logprobs_there_is_no_silent_stand_in(
 ) -> None:
     scored = score(HfTeacher(tiny_model(1), CPU), make_rollouts(2, 0), lambda length: (0, length))
     with pytest.raises(ValueError, match="base model's log-probs"):
-        update(tiny_student(0), scored, UNIFORM, LossSettings(exopd_lambda=1.25), seeds=[0, 1])
+        update(tiny_student(0), scored, Objective(UNIFORM, PolicyGradient(exopd_lambda=1.25)), seeds=[0, 1])
 
 
 SHORT = (*SMALL, "run.steps=2", "eval.every=0", "run.save_every=1", "weighting=uniform", "base.dtype=float32")

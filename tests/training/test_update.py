@@ -15,26 +15,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from iwopd import assembly
-from iwopd.config import IwWeighting, PrefixRatioWeighting, UniformWeighting, WindowWeighting
 from iwopd.errors import NonFiniteError, OutOfMemoryError
+from iwopd.losses import LOSSES, Loss
+from iwopd.losses.policy_gradient import PolicyGradient
+from iwopd.losses.reverse_kl import ReverseKl
 from iwopd.models.batch import collate
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import Student
 from iwopd.numerics import iw_weights, window_bounds
-from iwopd.training.update import LossSettings, update
+from iwopd.training.objective import Objective
+from iwopd.training.update import update
 from iwopd.types import ScoredRollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting import Weighting
+from iwopd.weighting.iw import Iw
+from iwopd.weighting.prefix_ratio import PrefixRatio
+from iwopd.weighting.uniform import Uniform
+from iwopd.weighting.window import Window
 
 N, VOCABULARY = 9, 50
-UNIFORM = assembly.weighting(UniformWeighting(scheme="uniform"))
-IW = assembly.weighting(IwWeighting(scheme="iw", gamma=0.5))
-PREFIX_RATIO = assembly.weighting(PrefixRatioWeighting(scheme="prefix_ratio", alpha=0.5))
-RANDOM = assembly.weighting(WindowWeighting(scheme="window", side="random", fraction=0.3))
-FIRST, LAST, MIDDLE = (
-    assembly.weighting(WindowWeighting(scheme="window", side=side, fraction=0.3))
-    for side in ("first", "last", "middle")
-)
+UNIFORM = Uniform()
+IW = Iw(gamma=0.5)
+PREFIX_RATIO = PrefixRatio(alpha=0.5)
+RANDOM = Window(side="random", fraction=0.3)
+FIRST, LAST, MIDDLE = (Window(side=side, fraction=0.3) for side in ("first", "last", "middle"))
 SCHEMES = {"uniform": UNIFORM, "iw": IW, "first30": FIRST, "random30": RANDOM, "prefix_ratio": PREFIX_RATIO}
 on_schemes = pytest.mark.parametrize("weighting", SCHEMES.values(), ids=SCHEMES)
 on_normalize = pytest.mark.parametrize("normalize", ["kept", "all", "sequence"])
@@ -45,13 +48,21 @@ class Trial:
     """One update whose optimiser steps are recorded, not taken: `gradients` are what AdamW would have been given."""
 
     def __init__(
-        self, student: Student, scored: Sequence[ScoredRollout], weighting: Weighting, loss: Any = None, **options: Any
+        self,
+        student: Student,
+        scored: Sequence[ScoredRollout],
+        weighting: Weighting,
+        loss: Loss | None = None,
+        student_logprobs: str = "trainer",
+        **options: Any,
     ):
         self.gradients: list[Tensor] = []
         self.forwards = 0
         student.optimizer.step = lambda: self.gradients.append(flat_gradient(student))
         options = {"seeds": range(len(scored)), "advance": self.count} | options
-        self.metrics = update(student, scored, weighting, loss or LossSettings(), **options)
+        self.metrics = update(
+            student, scored, Objective(weighting, loss or PolicyGradient(), student_logprobs), **options
+        )
 
     def count(self, done: int, total: int, *tokens: int) -> None:
         self.forwards += 1
@@ -104,11 +115,10 @@ def trial(tiny_student, records, scored, teacher) -> Callable[..., Trial]:
 
     def run(weighting: Weighting = UNIFORM, given: Sequence[ScoredRollout] | None = None, **options: Any) -> Trial:
         student = tiny_student(0, **{name: options.pop(name) for name in ("micro_batch_tokens",) if name in options})
-        loss = LossSettings(
-            **{name: options.pop(name) for name in list(options) if name in LossSettings.__dataclass_fields__}
-        )
+        kind = LOSSES[options.pop("kind", "policy_gradient")]
+        loss = kind(**{name: options.pop(name) for name in list(options) if name in kind.__dataclass_fields__})
         if given is None:
-            given = records if weighting.needs_batch or loss.kind == "reverse_kl" else scored
+            given = records if weighting.needs_batch or loss.signal == "full" else scored
         return Trial(student, given, weighting, loss, teacher_head=teacher.head, **options)
 
     return run
@@ -167,7 +177,7 @@ def test_update_computes_the_loss_and_gradient_of_the_formula(kind, options, tri
 def test_reverse_kl_and_its_weights_are_over_the_vocabulary_both_have(make_scored, rollouts, tiny_model, tiny_student):
     teacher = tiny_model(1, vocabulary=VOCABULARY + 14)
     given = make_scored(rollouts, teacher, hidden=True)
-    found = Trial(tiny_student(0), given, IW, LossSettings(kind="reverse_kl"), teacher_head=teacher.head)
+    found = Trial(tiny_student(0), given, IW, ReverseKl(), teacher_head=teacher.head)
     models = (deepcopy(lm.model).double() for lm in (tiny_model(0), teacher))
     expected = direct_loss(*models, given, "reverse_kl")
     assert found.metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -178,7 +188,7 @@ def test_teacher_equal_to_student_gives_no_gradient(kind, trial, make_scored, ro
     student = tiny_student(0)
     own = make_scored(rollouts, student.lm, hidden=True)
     student.model.requires_grad_(True)
-    found = Trial(student, own, IW, LossSettings(kind=kind), teacher_head=student.lm.head)
+    found = Trial(student, own, IW, LOSSES[kind](), teacher_head=student.lm.head)
     assert found.gradient.norm() < 1e-5 * trial(IW, kind=kind).gradient.norm()
     assert found.metrics["train/abs_advantage_mean"] < 1e-5
 
@@ -299,13 +309,13 @@ def test_the_teachers_head_is_not_rounded_by_the_students_autocast(checkpointed,
     if checkpointed:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     fresh = [replace(record, trainer_logprobs=None) for record in records]
-    found = Trial(student, fresh, UNIFORM, LossSettings(kind="reverse_kl"), teacher_head=head)
+    found = Trial(student, fresh, UNIFORM, ReverseKl(), teacher_head=head)
     assert dtypes == [torch.float32] * 2
     assert found.metrics["train/loss"] == pytest.approx(trial_loss(tiny_student, teacher, fresh), rel=0.02)
 
 
 def trial_loss(tiny_student, teacher, records) -> float:
-    loss = LossSettings(kind="reverse_kl")
+    loss = ReverseKl()
     return Trial(tiny_student(0), records, UNIFORM, loss, teacher_head=teacher.head).metrics["train/loss"]
 
 
@@ -324,9 +334,9 @@ def test_a_token_is_kept_however_small_its_weight(make_scored, rollouts, teacher
         replace(record, teacher_logprobs=[p - 60.0 * (index % 2) for p in record.teacher_logprobs])
         for index, record in enumerate(records)
     ]
-    raw = assembly.weighting(PrefixRatioWeighting(scheme="prefix_ratio", alpha=1.0))
+    raw = PrefixRatio(alpha=1.0)
     found = {
-        normalize: Trial(tiny_student(0), steep, raw, LossSettings(normalize=normalize))
+        normalize: Trial(tiny_student(0), steep, raw, PolicyGradient(normalize=normalize))
         for normalize in ("kept", "all")
     }
     assert found["kept"].metrics["train/weight_min"] == 0, "nothing underflowed"
@@ -385,9 +395,9 @@ def weights_of(student: Student) -> Tensor:
 def test_updates_bring_the_student_nearer_to_the_teacher(kind, gap, tiny_student, records, teacher):
     student = tiny_student(0, lr=1e-3)
     fresh = [replace(record, trainer_logprobs=None) for record in records]
-    loss = LossSettings(kind=kind, importance_cap=None)
+    loss = LOSSES[kind](importance_cap=None)
     gaps = [
-        update(student, fresh, UNIFORM, loss, seeds=range(N), teacher_head=teacher.head)[f"train/{gap}"]
+        update(student, fresh, Objective(UNIFORM, loss), seeds=range(N), teacher_head=teacher.head)[f"train/{gap}"]
         for _ in range(4)
     ]
     assert gaps == sorted(gaps, reverse=True)
@@ -397,7 +407,7 @@ def test_updates_bring_the_student_nearer_to_the_teacher(kind, gap, tiny_student
 
 def test_gradients_are_freed_after_the_step(tiny_student, scored):
     student = tiny_student(0)
-    update(student, scored, IW, LossSettings(), seeds=range(N))
+    update(student, scored, Objective(IW), seeds=range(N))
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
@@ -419,7 +429,7 @@ def test_a_non_finite_teacher_names_the_rollout_and_changes_nothing(
     damaged = list(records if weighting.needs_batch else scored)
     damaged[3] = replace(damaged[3], teacher_logprobs=[value, *damaged[3].teacher_logprobs[1:]])
     with pytest.raises(NonFiniteError, match=r"p3#1;"):
-        update(student, damaged, weighting, LossSettings(), seeds=range(N))
+        update(student, damaged, Objective(weighting), seeds=range(N))
     assert torch.equal(weights_of(student), before)
     assert all(parameter.grad is None for parameter in student.parameters())
 
@@ -433,7 +443,7 @@ def test_a_damaged_student_names_the_rollout(kind, tiny_student, teacher, record
         student.model.get_input_embeddings().weight[token] = torch.nan
     given = [replace(record, trainer_logprobs=None) for record in [*clean, records[3]]]
     with pytest.raises(NonFiniteError, match=r" p3#1;"):
-        update(student, given, IW, LossSettings(kind=kind), seeds=range(len(given)), teacher_head=teacher.head)
+        update(student, given, Objective(IW, LOSSES[kind]()), seeds=range(len(given)), teacher_head=teacher.head)
 
 
 def test_a_non_finite_gradient_changes_nothing(tiny_student, scored):
@@ -441,7 +451,7 @@ def test_a_non_finite_gradient_changes_nothing(tiny_student, scored):
     before = weights_of(student)
     student.model.base_model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(NonFiniteError, match="gradient norm is nan"):
-        update(student, scored, UNIFORM, LossSettings(), seeds=range(N))
+        update(student, scored, Objective(UNIFORM), seeds=range(N))
     assert torch.equal(weights_of(student), before)
     assert student.updates == 0
 
@@ -454,15 +464,15 @@ def memory(monkeypatch) -> Callable[[Callable[[int, int], bool]], None]:
     """Makes forward passes run out of memory where `full(rows, calls so far)`."""
 
     def limit(full: Callable[[int, int], bool]) -> None:
-        whole, calls = LanguageModel.states, []
+        whole, calls = LanguageModel.forward, []
 
-        def states(lm: LanguageModel, tokens: Any) -> Tensor:
+        def forward(lm: LanguageModel, tokens: Any, readout: Any) -> Any:
             calls.append(len(tokens.input_ids))
             if full(calls[-1], len(calls)):
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(lm, tokens)
+            return whole(lm, tokens, readout)
 
-        monkeypatch.setattr(LanguageModel, "states", states)
+        monkeypatch.setattr(LanguageModel, "forward", forward)
 
     return limit
 
@@ -495,6 +505,6 @@ def test_a_single_sequence_that_does_not_fit_is_an_error(memory, tiny_student, s
     before = weights_of(student)
     longest = max(len(record.rollout.prompt_ids) + record.stop for record in scored)
     with pytest.raises(OutOfMemoryError, match=f"one sequence of {longest} tokens does not fit"):
-        update(student, scored, UNIFORM, LossSettings(), seeds=range(N))
+        update(student, scored, Objective(UNIFORM), seeds=range(N))
     assert torch.equal(weights_of(student), before)
     assert all(parameter.grad is None for parameter in student.parameters())

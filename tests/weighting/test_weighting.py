@@ -16,14 +16,16 @@ from support.paths import GOLDEN, REPOSITORY
 from torch import Tensor
 from torch.testing import assert_close
 
-from iwopd import assembly
-from iwopd.config import SCHEMAS, IwWeighting, PrefixRatioWeighting, WindowWeighting
 from iwopd.errors import ConfigError
 from iwopd.models.batch import collate
 from iwopd.numerics import WeightInput, iw_weights, opd_advantage, window_bounds, window_weights
 from iwopd.numerics import weighting as schemes
+from iwopd.training.objective import Objective
 from iwopd.types import ScoredRollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting import SCHEMES, Weighting
+from iwopd.weighting.iw import Iw
+from iwopd.weighting.prefix_ratio import PrefixRatio
+from iwopd.weighting.window import Window
 
 CASES = json.loads((GOLDEN / "iw_opd_numerics.json").read_text())["cases"]
 PRESETS = REPOSITORY / "conf" / "weighting"
@@ -33,7 +35,7 @@ def preset(name: str) -> Weighting:
     values = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{name}.yaml"))
     [schema] = values.pop("defaults")
     kind = schema.removeprefix("/schema/weighting/").removesuffix("@_here_")
-    return assembly.weighting(SCHEMAS["schema/weighting"][kind](**values))
+    return SCHEMES[kind](**values)
 
 
 # A horizon's preset weighs uniformly; what it cuts, it cuts from the rollout.
@@ -346,11 +348,21 @@ def test_prefix_ratio_survives_ratios_no_float_can_hold(drift):
 # ---------------------------------------------------------------------------------------------- as the stages see them
 
 
+class Mine(Weighting):
+    """A scheme of one function."""
+
+    def __init__(self, function: Callable[[WeightInput], Tensor]):
+        self.scheme, self.function = "mine", function
+
+    def weights(self, given: WeightInput) -> Tensor:
+        return self.function(given)
+
+
 def weights_of(weighting: Weighting, scored: list[ScoredRollout], progress: float = 0.0, seeds=None) -> list[Tensor]:
     """Each rollout's weights over its window."""
     batch = collate(scored, list(range(len(scored))) if seeds is None else seeds)
     advantages = opd_advantage(batch.teacher_logprobs, batch.sampler_logprobs, batch.tokens.mask)
-    weights = weighting.weights(batch, advantages, progress)
+    weights = Objective(weighting).weights(batch, advantages, progress)
     assert not weights[~batch.tokens.mask].any()
     return [row[mask] for row, mask in zip(weights, batch.tokens.mask, strict=True)]
 
@@ -404,13 +416,13 @@ def test_every_scheme_gives_finite_detached_weights_of_zero_or_more(name, scored
 
 def test_a_scheme_is_given_its_own_parameters(scored):
     rows = scored()
-    blended = weights_of(assembly.weighting(PrefixRatioWeighting(scheme="prefix_ratio", alpha=0.3, gamma=2.0)), rows)
-    ratio = weights_of(assembly.weighting(PrefixRatioWeighting(scheme="prefix_ratio", alpha=0.3)), rows)
+    blended = weights_of(PrefixRatio(alpha=0.3, gamma=2.0), rows)
+    ratio = weights_of(PrefixRatio(alpha=0.3), rows)
     assert_close(torch.cat(blended), 1 + 2 * torch.cat(ratio))
     for gamma in (0.0, 2.0):
-        first = [row[0] for row in weights_of(assembly.weighting(IwWeighting(scheme="iw", gamma=gamma)), rows)]
+        first = [row[0] for row in weights_of(Iw(gamma=gamma), rows)]
         assert first == [1 + gamma] * len(rows)
-    half = assembly.weighting(WindowWeighting(scheme="window", side="last", fraction=0.5))
+    half = Window(side="last", fraction=0.5)
     assert half.window(0.0)(11) == (5, 11)
 
 
@@ -425,9 +437,9 @@ def test_a_scheme_is_given_its_own_parameters(scored):
 )
 def test_a_scheme_that_returns_something_else_is_named(made, reason, scored):
     with pytest.raises(ConfigError, match=f"weighting=mine.*{reason}"):
-        weights_of(Weighting("mine", made), scored())
+        weights_of(Mine(made), scored())
 
 
 def test_a_scheme_may_leave_junk_outside_the_mask(scored):
-    uneven = Weighting("mine", lambda given: torch.where(given.mask, 2.0, math.nan))
+    uneven = Mine(lambda given: torch.where(given.mask, 2.0, math.nan))
     assert all((row == 2).all() for row in weights_of(uneven, scored()))

@@ -12,9 +12,8 @@ from iwopd.assembly.inputs import (
 )
 from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, language_model, student, student_model
-from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
+from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, engine_dtype, uses_vllm
-from iwopd.assembly.weighting import schemes, weighting
 
 __all__ = [
     "Served",
@@ -29,14 +28,12 @@ __all__ = [
     "eval_sampling",
     "gap_watch",
     "language_model",
-    "loss_settings",
     "mirrors",
     "model_config",
     "parity",
     "print_date",
     "prompt_stream",
     "sampling",
-    "schemes",
     "stop_ids",
     "student",
     "student_model",
@@ -46,5 +43,4 @@ __all__ = [
     "teachers",
     "tokenizer",
     "uses_vllm",
-    "weighting",
 ]

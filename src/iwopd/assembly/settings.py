@@ -8,7 +8,6 @@ from iwopd.rollout.base import Sampling
 from iwopd.runs.tracking import Mirror
 from iwopd.runs.wandb import WandbMirror
 from iwopd.training.parity import GapWatch, Thresholds
-from iwopd.training.update import LossSettings
 
 
 def sampling(rollout: RolloutConfig) -> Sampling:
@@ -36,21 +35,6 @@ def gap_watch(rollout: RolloutConfig) -> GapWatch:
     """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
     limit = (parity(rollout) or Thresholds()).warn
     return GapWatch(limit if sampling(rollout).plain else float("inf"))
-
-
-def loss_settings(config: Config) -> LossSettings:
-    """What the update minimises."""
-    loss = config.loss
-    return LossSettings(
-        kind=loss.kind,
-        normalize=loss.normalize,  # pyright: ignore[reportArgumentType]  its choices are checked by the schema
-        clip_low=loss.clip_low,
-        clip_high=loss.clip_high,
-        dual_clip=loss.dual_clip,
-        importance_cap=loss.importance_cap,
-        student_logprobs=config.scoring.student_logprobs,
-        exopd_lambda=loss.exopd_lambda,
-    )
 
 
 def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list[Mirror]:

@@ -13,9 +13,8 @@ from iwopd.assembly.inputs import check_scorer_tokenizer, prompt_stream, student
 from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
-from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
+from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
-from iwopd.assembly.weighting import weighting
 from iwopd.config import Config
 from iwopd.config.checks import warnings
 from iwopd.data import Prompts
@@ -31,6 +30,7 @@ from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
 from iwopd.runs.tracking import Tracker
 from iwopd.scoring.base import Teacher
+from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.run import TrainingRun
 from iwopd.training.state import Components, State
 
@@ -52,7 +52,8 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
-    schemed = weighting(config.weighting)
+    objective = Objective.of(config)
+    try_weighting(objective.weighting)
     inputs = read(config, checked, folder, display)
     chosen = device(config.run.device, config.run.deterministic)
     display.line(f"loading student {config.student.path} on {chosen}")
@@ -77,8 +78,7 @@ def training_run(
         teacher=teacher,
         base=reference,
         engine=sampler,
-        weighting=schemed,
-        loss=loss_settings(config),
+        objective=objective,
         stream=inputs.stream,
         benchmarks=inputs.benchmarks,
         tokenizer=inputs.tokenizer,

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from iwopd.config import checks, paths
+from iwopd.config import checks, named, paths
 from iwopd.config.doctor import DoctorConfig
 from iwopd.config.engines import (
     HfRolloutConfig,
@@ -38,20 +38,7 @@ from iwopd.config.models import (
     TrainingSourceConfig,
 )
 from iwopd.config.push import PushConfig
-from iwopd.config.setting import setting
-from iwopd.config.training import (
-    AnnealedPrefixWeighting,
-    CustomWeighting,
-    IwSurrogateWeighting,
-    IwWeighting,
-    LossConfig,
-    OptimConfig,
-    PrefixBoostWeighting,
-    PrefixRatioWeighting,
-    UniformWeighting,
-    WeightingConfig,
-    WindowWeighting,
-)
+from iwopd.config.training import OptimConfig
 from iwopd.config.verbs import (
     AblateConfig,
     BenchmarkConfig,
@@ -61,15 +48,16 @@ from iwopd.config.verbs import (
     WandbTracking,
 )
 from iwopd.errors import ConfigError
+from iwopd.losses import LOSSES, Loss
+from iwopd.setting import setting
+from iwopd.weighting import SCHEMES, Weighting
 
 __all__ = [
     "ENTRIES",
     "AblateConfig",
-    "AnnealedPrefixWeighting",
     "BaseConfig",
     "BenchmarkConfig",
     "Config",
-    "CustomWeighting",
     "DataConfig",
     "DiagnoseConfig",
     "DoctorConfig",
@@ -77,15 +65,10 @@ __all__ = [
     "HfRolloutConfig",
     "HfScoringConfig",
     "HttpConfig",
-    "IwSurrogateWeighting",
-    "IwWeighting",
     "LoraConfig",
-    "LossConfig",
     "MixedSourceConfig",
     "OptimConfig",
     "ParityConfig",
-    "PrefixBoostWeighting",
-    "PrefixRatioWeighting",
     "PushConfig",
     "RolloutConfig",
     "RunConfig",
@@ -96,15 +79,12 @@ __all__ = [
     "TeacherConfig",
     "TrackingConfig",
     "TrainingSourceConfig",
-    "UniformWeighting",
     "VllmEngineConfig",
     "VllmRolloutConfig",
     "VllmScoringConfig",
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
     "WandbTracking",
-    "WeightingConfig",
-    "WindowWeighting",
     "register_schemas",
 ]
 
@@ -122,8 +102,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = MISSING
     scoring: ScoringConfig = MISSING
-    weighting: WeightingConfig = MISSING
-    loss: LossConfig = field(default_factory=LossConfig)
+    weighting: Weighting = MISSING
+    loss: Loss = field(default_factory=Loss)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -133,7 +113,7 @@ class Config:
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
 
     def __post_init__(self) -> None:
-        problems = [*paths.expand(self), *checks.problems(self)]
+        problems = [*paths.expand(self), *named.settle(self), *checks.problems(self)]
         if problems:
             raise ConfigError(*problems)
 
@@ -143,16 +123,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema": {"root": Config},
     "schema/rollout": {"hf": HfRolloutConfig, "vllm": VllmRolloutConfig, "vllm_server": VllmServerRolloutConfig},
     "schema/scoring": {"hf": HfScoringConfig, "vllm": VllmScoringConfig, "vllm_server": VllmServerScoringConfig},
-    "schema/weighting": {
-        "uniform": UniformWeighting,
-        "window": WindowWeighting,
-        "iw": IwWeighting,
-        "iw_surrogate": IwSurrogateWeighting,
-        "prefix_ratio": PrefixRatioWeighting,
-        "prefix_mask": AnnealedPrefixWeighting,
-        "prefix_boost": PrefixBoostWeighting,
-        "custom": CustomWeighting,
-    },
+    "schema/weighting": {**SCHEMES},
+    "schema/loss": {**LOSSES},
     "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 

@@ -16,17 +16,6 @@ from iwopd.config.engines import (
     VllmServerScoringConfig,
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
-from iwopd.config.training import (
-    AnnealedPrefixWeighting,
-    CustomWeighting,
-    IwSurrogateWeighting,
-    IwWeighting,
-    PrefixBoostWeighting,
-    PrefixRatioWeighting,
-    UniformWeighting,
-    WeightingConfig,
-    WindowWeighting,
-)
 from iwopd.config.verbs import WandbTracking
 
 if TYPE_CHECKING:
@@ -129,7 +118,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _loss_problems(config)
     yield from _engine_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
-    yield from _scheme_problems(config.weighting)
+    yield from config.weighting.problems()
     if isinstance(config.tracking, WandbTracking):
         yield from _wandb_problems(config.tracking)
 
@@ -261,17 +250,6 @@ def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[st
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
-def _scheme_problems(weighting: WeightingConfig) -> Iterator[str]:
-    allowed = SCHEMES[type(weighting)]
-    if weighting.scheme not in allowed:
-        yield (
-            f"weighting.scheme={weighting.scheme}: this schema computes {' or '.join(allowed)}; "
-            "choose another scheme by its preset, weighting=NAME"
-        )
-    if isinstance(weighting, CustomWeighting) and weighting.path.count(":") != 1:
-        yield f"weighting.path={weighting.path}: not of the form pkg.module:function; name a function that way"
-
-
 def _wandb_problems(tracking: WandbTracking) -> Iterator[str]:
     """What wandb would refuse, when models are loaded, and its service start, before it looks."""
     wrong = sorted(set("/\\#?%:") & set(tracking.project))
@@ -288,16 +266,3 @@ def _wandb_problems(tracking: WandbTracking) -> Iterator[str]:
 
 def _is_cuda(device: str) -> bool:
     return re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", device) is not None
-
-
-# The formulas that each schema has parameters for.
-SCHEMES: dict[type[WeightingConfig], tuple[str, ...]] = {
-    UniformWeighting: ("uniform",),
-    WindowWeighting: ("window",),
-    IwWeighting: ("iw", "iw_reversed", "iw_signed"),
-    IwSurrogateWeighting: ("iw_surrogate",),
-    PrefixRatioWeighting: ("prefix_ratio",),
-    AnnealedPrefixWeighting: ("prefix_mask",),
-    PrefixBoostWeighting: ("prefix_boost",),
-    CustomWeighting: ("custom",),
-}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from iwopd.config.gpus import CARDS
-from iwopd.config.setting import setting
+from iwopd.setting import setting
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from iwopd.config.setting import DTYPES, setting
+from iwopd.setting import DTYPES, setting
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from iwopd.config.setting import setting
+from iwopd.setting import setting
 
 
 @dataclass(kw_only=True, slots=True)

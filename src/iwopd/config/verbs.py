@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iwopd.config.models import SourceConfig
-from iwopd.config.setting import setting
+from iwopd.setting import setting
 
 
 @dataclass(kw_only=True, slots=True)

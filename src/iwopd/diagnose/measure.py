@@ -13,7 +13,7 @@ from iwopd.diagnose.records import BINS, POINTS, QUANTILES, LogRatio, Spending, 
 from iwopd.errors import NonFiniteError
 from iwopd.models.batch import collate, token_batches
 from iwopd.models.language_model import LanguageModel
-from iwopd.numerics import chunked_comparison
+from iwopd.models.readouts import comparison_with
 from iwopd.numerics.position import (
     absolute_bins,
     binned_mean,
@@ -26,8 +26,9 @@ from iwopd.numerics.position import (
 from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
+from iwopd.training.objective import Objective
 from iwopd.types import Rollout, ScoredRollout
-from iwopd.weighting.base import Weighting, whole_batch_weights, whole_response
+from iwopd.weighting import SCHEMES, Weighting
 
 POSITIONS = 100  # bins of absolute position, at most
 
@@ -68,7 +69,7 @@ def measure(
     Raises:
         NonFiniteError: a log-prob is NaN or infinite.
     """
-    scored = teacher.score(rollouts, lambda length: whole_response(length, 0.0), hidden=full)
+    scored = teacher.score(rollouts, lambda length: (0, length), hidden=full)
     rows: dict[int, dict[str, Tensor]] = {}
     lm.model.eval()
     for group in token_batches([len(item.prompt_ids) + len(item.response_ids) for item in rollouts], batch_tokens):
@@ -104,17 +105,11 @@ def _compare(
     """Values of each token, a tensor per rollout."""
     batch = collate(scored, seeds=range(len(scored)), device=lm.device)
     tokens = batch.tokens
-    with lm.autocast():
-        states = lm.states(tokens)
-        if not full:
-            logprobs = lm.logprobs_of(states, tokens.targets)
-            flat = {"logprobs": logprobs, "teacher_logprobs": batch.teacher_logprobs[tokens.mask]}
-        else:
-            assert batch.teacher_hidden is not None, "score() keeps them when asked to"
-            compared = chunked_comparison(
-                states, batch.teacher_hidden, tokens.targets, lm.head, teacher.head(), lm.chunk, top_k
-            )
-            flat = vars(compared)
+    if not full:
+        flat = {"logprobs": lm.token_logprobs(tokens), "teacher_logprobs": batch.teacher_logprobs[tokens.mask]}
+    else:
+        assert batch.teacher_hidden is not None, "score() keeps them when asked to"
+        flat = vars(lm(tokens, comparison_with(batch.teacher_hidden, teacher.head(), top_k)))
     return {name: tokens.ragged(values.float().cpu()) for name, values in flat.items()}
 
 
@@ -163,7 +158,7 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
     seeds = [derive_seed("diagnose", record.rollout.name) for record in measured.records]
     found = {}
     for name, scheme in schemes.items():
-        rows, _ = whole_batch_weights(scheme, measured.records, seeds, "trainer", progress=0.0)
+        rows, _ = Objective(scheme).of_whole_batch(measured.records, seeds, progress=0.0)
         weights = pad_sequence(rows, batch_first=True)
         found[name] = Spending(
             weight=shares(binned_sum(weights.abs(), tenths, mask, BINS)).tolist(),
@@ -171,6 +166,12 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
             effective_sample_size=effective_sample_size(weights, mask),
         )
     return found
+
+
+def compared_schemes(chosen: Weighting) -> dict[str, Weighting]:
+    """Every scheme at its presets' settings, by preset name, and the one chosen."""
+    listed = {name: made for kind in SCHEMES.values() for name, made in kind.presets().items()}
+    return listed if chosen.name in listed else {**listed, chosen.name: chosen}
 
 
 def plain(values: Tensor) -> Values:

@@ -8,7 +8,7 @@ from typing import Any
 from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.diagnose.continuation import continuation_curve
-from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
+from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis
 from iwopd.diagnose.subjects import Subject
 from iwopd.machine import runtime
@@ -92,7 +92,7 @@ class Work:
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),
-            weighting=spending(measured, assembly.schemes(config.weighting)),
+            weighting=spending(measured, compared_schemes(config.weighting)),
             continuation=continuation,
         )
         self.display.line(_line(found))

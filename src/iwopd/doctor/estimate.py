@@ -3,13 +3,14 @@
 from dataclasses import asdict
 from typing import Any
 
-from iwopd.config import Config, HfScoringConfig, LossConfig
+from iwopd.config import Config, HfScoringConfig
 from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
 from iwopd.doctor.findings import Report, Section, Table
 from iwopd.doctor.lengths import mean_response, steps, steps_in_words
 from iwopd.doctor.memory import Place, count, size
 from iwopd.doctor.plan import Plan
+from iwopd.losses import Loss
 from iwopd.preflight.paths import scorer_sections
 
 TIGHT = 0.92  # of a memory: above, what is not counted (fragmentation, kernels' workspace) may be too much
@@ -164,5 +165,5 @@ def what_it_does(config: Config, section: Section) -> None:
         section.note("no evaluations, for there is no benchmark: the run will not tell how good the student is")
 
 
-def _loss(loss: LossConfig) -> str:
+def _loss(loss: Loss) -> str:
     return f"{loss.kind} over {loss.normalize} tokens"

@@ -1,6 +1,5 @@
 """The checks of `iwopd doctor`, in order."""
 
-from iwopd import assembly
 from iwopd.config import Config
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
@@ -12,9 +11,10 @@ from iwopd.doctor.models import Scorer, student_model, teacher_model
 from iwopd.doctor.plan import Plan
 from iwopd.doctor.sources import model_sources
 from iwopd.machine import host
-from iwopd.numerics import WeightInput
 from iwopd.runs.console import Display
-from iwopd.weighting.base import Weighting
+from iwopd.training.objective import try_weighting
+from iwopd.weighting import Weighting
+from iwopd.weighting.uniform import Uniform
 
 
 class Examination:
@@ -75,12 +75,9 @@ class Examination:
         try_out(self.config, models, self.made, self.weighting, self.report.section("Tried out"))
 
     def _weighting(self, section: Section) -> Weighting:
-        def uniform(given: WeightInput):
-            return given.mask.to(given.advantages.dtype)
-
         with section.guarded():
-            return assembly.weighting(self.config.weighting)
-        return Weighting("uniform", uniform)
+            return try_weighting(self.config.weighting)
+        return Uniform()
 
     def _plan(self) -> Plan | None:
         program = host.resident_bytes()

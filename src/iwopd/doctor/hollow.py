@@ -24,7 +24,8 @@ from iwopd.errors import ModelError, first_line
 from iwopd.models.batch import Tokens
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel, chunk_tokens, keep_attention_cap
-from iwopd.numerics import chunked_reverse_kl
+from iwopd.models.readouts import divergence_from
+from iwopd.numerics import Divergence
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.decoding import cache_argument
 from iwopd.rollout.hf import draw, sampling_logprobs
@@ -127,40 +128,38 @@ class Hollow:
         """The parameters that get gradients."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def update(self, work: Work, *, first: bool, teacher_width: int | None = None) -> Pass:
+    def update(
+        self, work: Work, *, first: bool, divergence: Divergence | None = None, teacher_width: int | None = None
+    ) -> Pass:
         """Forward and backward of one micro-batch.
 
         Args:
             first: no gradients are there yet; else all are, and are not counted.
-            teacher_width: of the teacher's hidden states, for full-vocabulary losses.
+            divergence: of a loss over the vocabulary; None for one of sampled tokens.
+            teacher_width: of the teacher's hidden states, for such a divergence.
         """
         with self._estimating("an update"):
-            trained = self.trained()
+            trained, kept = self.trained(), list[int]()
             for parameter in trained:
                 parameter.grad = None if first else torch.empty_like(parameter)
             tokens = _tokens(work)
             with evaluation_mode(self.model), LiveBytes(self._there(), trained) as live:
                 for dropout in adapter_dropouts(self.model):
                     dropout.train()
-                with self.lm.autocast():
-                    states = self.lm.states(tokens)
-                    kept = live.now
-                    logprobs = self._logprobs(states, tokens, teacher_width)
-                del states
-                logprobs.sum().backward()
+
+                def readout(lm: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
+                    kept.append(live.now)
+                    if divergence is None or teacher_width is None:
+                        return lm.logprobs_of(states, targets)
+                    matrix = torch.empty(lm.vocabulary, teacher_width)
+                    hidden = torch.empty(len(targets), teacher_width)
+                    whole = divergence_from(hidden, lambda states: states @ matrix.T, divergence)
+                    return whole(lm, states, targets)[0]
+
+                self.lm(tokens, readout).sum().backward()
             for parameter in trained:
                 parameter.grad = None
-            return Pass(live.peak, kept, live.gradients_at_peak)
-
-    def _logprobs(self, states: Tensor, tokens: Tokens, teacher_width: int | None) -> Tensor:
-        if teacher_width is None:
-            return self.lm.logprobs_of(states, tokens.targets)
-        hidden = torch.empty(len(tokens.targets), teacher_width)
-        matrix = torch.empty(self.lm.vocabulary, teacher_width)
-        scores = chunked_reverse_kl(
-            states, hidden, tokens.targets, self.lm.head, lambda states: states @ matrix.T, self.lm.chunk
-        )
-        return scores.reverse_kl
+            return Pass(live.peak, kept[0], live.gradients_at_peak)
 
     def score(self, work: Work) -> Pass:
         """Log-probs without gradients."""

@@ -2,7 +2,7 @@
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -17,11 +17,12 @@ from iwopd.models.student import Student
 from iwopd.numerics import WeightInput
 from iwopd.rollout.base import Engine, Sampling
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.training.parity import Thresholds, check_parity
 from iwopd.training.score import score
-from iwopd.training.update import needs_trainer_logprobs, update
+from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
-from iwopd.weighting.base import Weighting
+from iwopd.weighting import Weighting
 
 PROMPTS, TOKENS = 4, 32
 # Largest |A| of a student that is its own teacher, nats: rounding of sums made in another order.
@@ -122,25 +123,19 @@ def _own_teacher(
     copy = assembly.language_model(
         source.key, config.student, source.folder, student.device, autocast=config.optim.autocast, context=context
     )
-    teacher, loss = HfTeacher(copy, student.device), assembly.loss_settings(config)
-    recorded = needs_trainer_logprobs(weighting, loss, config.optim.updates_per_batch)
+    teacher, watched = HfTeacher(copy, student.device), _Watched(weighting)
+    objective = Objective(watched, config.loss, config.scoring.student_logprobs)
+    full = objective.loss.signal == "full"
     own = score(
         teacher,
         rollouts,
         weighting.window(0.0),
-        student=student if recorded else None,
-        base=teacher if loss.exopd_lambda != 1 else None,
-        hidden=loss.over_vocabulary,
+        student=student if objective.needs_student_first(config.optim.updates_per_batch) else None,
+        base=teacher if objective.loss.exopd_lambda != 1 else None,
+        hidden=full,
     )
-    gaps: list[float] = []
-
-    def watched(given: WeightInput) -> Tensor:
-        gaps.append(given.advantages.abs().max().item())
-        return weighting.weigh(given)
-
-    head = teacher.head() if loss.over_vocabulary else None
-    seen = replace(weighting, weigh=watched)
-    found = update(student, own, seen, loss, seeds=range(len(own)), teacher_head=head)
+    found = update(student, own, objective, seeds=range(len(own)), teacher_head=teacher.head() if full else None)
+    gaps = watched.gaps
     dtype = "bfloat16" if config.optim.autocast else config.student.dtype
     said = (
         f"the student as its own teacher: largest |A| {max(gaps):.2g} nats over {found['tokens/trained']:.0f} tokens, "
@@ -152,3 +147,16 @@ def _own_teacher(
         )
     else:
         section.ok(said)
+
+
+class _Watched(Weighting):
+    """A scheme, and the largest |A| of each time it was asked for weights, nats."""
+
+    def __init__(self, scheme: Weighting):
+        self.inner, self.gaps = scheme, list[float]()
+        self.scheme, self.needs_batch, self.keeps_all = scheme.scheme, scheme.needs_batch, scheme.keeps_all
+
+    def weights(self, given: WeightInput) -> Tensor:
+        """Those of the scheme."""
+        self.gaps.append(given.advantages.abs().max().item())
+        return self.inner.weights(given)

@@ -239,8 +239,9 @@ class Plan:
         return max(candidates, key=lambda terms: sum(term.bytes for term in terms))
 
     def _micro_batch_terms(self, work: Work, *, first: bool) -> list[Term]:
-        width = self.teacher.shape.width if self.config.loss.kind == "reverse_kl" else None
-        found = self.student.hollow.update(work, first=first, teacher_width=width)
+        loss, width = self.config.loss, self.teacher.shape.width
+        divergence = loss.divergence() if loss.signal == "full" else None
+        found = self.student.hollow.update(work, first=first, divergence=divergence, teacher_width=width)
         if not found.gradients:
             return _activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")

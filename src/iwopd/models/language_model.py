@@ -1,5 +1,6 @@
 """A causal language model of transformers, split into decoder and head so that logits exist only in chunks."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,12 @@ def _mend_generation_config(model: PreTrainedModel, said: str) -> None:
             raise ModelError(f"{said}: its generation_config.json cannot be saved again: {reason}; mend it") from error
 
 
-class LanguageModel:
+class LanguageModel(nn.Module):
     """Hidden states, head and log-probs of one model.
+
+    `forward` is the only way to what is differentiable: the decoder, the head, and what is made of both run within one
+    call of the module, which whoever shards its weights can gather around. (Sampling has no gradient, and calls decoder
+    and head token by token.)
 
     Args:
         model: any causal language model of transformers.
@@ -98,6 +103,7 @@ class LanguageModel:
     """
 
     def __init__(self, model: PreTrainedModel, *, autocast: bool = False, name: str = "model"):
+        super().__init__()
         self.model = model
         self.autocast_enabled = autocast
         self.name = name
@@ -139,12 +145,24 @@ class LanguageModel:
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
-    def states(self, tokens: Tokens) -> Tensor:
-        """[tokens, hidden]: the last hidden states that predict the windows' tokens.
+    def forward(self, tokens: Tokens, readout: "Readout") -> Any:
+        """What `readout` makes of the last hidden states that predict the windows' tokens.
+
+        Args:
+            readout: is called with this model, the states [tokens, hidden] and the tokens' ids [tokens]; returns
+                tensors, alone or in a tuple.
 
         Raises:
             ModelError: gradients are wanted and the architecture makes none in evaluation mode.
         """
+        with self.autocast():
+            return readout(self, self._states(tokens), tokens.targets)
+
+    def token_logprobs(self, tokens: Tokens) -> Tensor:
+        """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""
+        return self(tokens, LanguageModel.logprobs_of)
+
+    def _states(self, tokens: Tokens) -> Tensor:
         whole = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         states = whole[tokens.rows, tokens.columns]
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
@@ -168,13 +186,8 @@ class LanguageModel:
         with self.autocast():
             return self.logits(self.output_embeddings(states))
 
-    def token_logprobs(self, tokens: Tokens) -> Tensor:
-        """[tokens]: log-probs of the windows' tokens, nats, float32, differentiable unless under no_grad."""
-        with self.autocast():
-            return self.logprobs_of(self.states(tokens), tokens.targets)
-
     def logprobs_of(self, states: Tensor, targets: Tensor) -> Tensor:
-        """[tokens] log-probs from hidden states, by the cheapest way the head allows."""
+        """A readout: [tokens] log-probs from hidden states, nats, by the cheapest way the head allows."""
         if not self._plain_head:
             return chunked_token_logprobs(states, targets, self.head, self.chunk)
         dtype, weight = torch.bfloat16 if self.autocast_enabled else None, self.output_embeddings.weight
@@ -221,6 +234,9 @@ class LanguageModel:
                 "its head's matrix, scaled or capped); name another model, and please report the architecture"
             )
         self.logits = found
+
+
+Readout = Callable[[LanguageModel, Tensor, Tensor], Any]
 
 
 def _close(whole: Tensor, made: Tensor) -> bool:

@@ -10,7 +10,6 @@ any other callable, soft-capped or LoRA-adapted, is recomputed by `torch.utils.c
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,21 +23,13 @@ Head = Callable[[Tensor], Tensor]
 COPIED = 2**20  # numbers that are copied at one time from one dtype to another
 
 
-@dataclass(frozen=True)
-class ChunkedScores:
-    """Per token, float32: full-vocabulary reverse KL and both log-probs of the token itself, in nats."""
-
-    reverse_kl: Tensor
-    logprobs: Tensor
-    teacher_logprobs: Tensor
-
-
 def _gather(logits: Tensor, targets: Tensor) -> Tensor:
     # log_softmax at one place, without a second [chunk × vocabulary] tensor.
     return logits.gather(-1, targets[:, None]).squeeze(-1) - torch.logsumexp(logits, dim=-1)
 
 
-def _run(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def run_chunk(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function` of the tensors, run again in backward, so that nothing of a chunk is kept until then."""
     if torch.is_grad_enabled():
         # Nothing random happens inside, so the RNG state need not be kept.
         return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
@@ -58,7 +49,9 @@ def chunked_token_logprobs(
         logits = head(states)
         return _gather(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids)
 
-    parts = [_run(scored, states, ids) for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+    parts = [
+        run_chunk(scored, states, ids) for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
     return torch.cat(parts)
 
 
@@ -134,32 +127,3 @@ def _logits(states: Tensor, matrix: Tensor, buffer: Tensor) -> Tensor:
     if matrix.dtype == buffer.dtype:
         return torch.mm(states, matrix.T, out=out)
     return out.copy_(states @ matrix.T)
-
-
-def chunked_reverse_kl(
-    hidden: Float[Tensor, "tokens width"],
-    teacher_hidden: Float[Tensor, "tokens teacher_width"],
-    targets: Int[Tensor, " tokens"],
-    head: Head,
-    teacher_head: Head,
-    chunk: int,
-) -> ChunkedScores:
-    """KL(π_θ ‖ π_T) = Σ_v π_θ(v) (log π_θ(v) − log π_T(v)) per token, over the vocabulary both models have.
-
-    The log-probs of the sampled tokens come with it, so a full-vocabulary loss needs no further pass; only
-    `reverse_kl` carries gradients.
-    """
-
-    def scored(states: Tensor, teacher_states: Tensor, ids: Tensor) -> Tensor:
-        logits, teacher_logits = head(states), teacher_head(teacher_states).detach()
-        shared = min(logits.shape[-1], teacher_logits.shape[-1])  # padded vocabularies may differ in size
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        student = torch.log_softmax(logits[:, :shared].to(wide), dim=-1)
-        teacher = torch.log_softmax(teacher_logits[:, :shared].to(wide), dim=-1)
-        kl = (student.exp() * (student - teacher)).sum(-1)
-        at_token = torch.stack([student, teacher]).detach().gather(-1, ids.expand(2, -1)[..., None]).squeeze(-1)
-        return torch.cat([kl[None], at_token])
-
-    pieces = zip(hidden.split(chunk), teacher_hidden.split(chunk), targets.split(chunk), strict=True)
-    kl, logprobs, teacher_logprobs = torch.cat([_run(scored, *piece) for piece in pieces], dim=-1)
-    return ChunkedScores(kl, logprobs.detach(), teacher_logprobs.detach())

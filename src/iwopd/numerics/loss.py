@@ -21,6 +21,29 @@ class LossResult:
 
 
 @dataclass(frozen=True)
+class LossInput:
+    """What a loss sees of a micro-batch, [batch, time].
+
+    Attributes:
+        logprobs: nats, of the policy being trained; gradients flow to them, unless they flow to `divergence`.
+        old_logprobs: nats, the policy's when the batch was made.
+        sampler_logprobs: nats, as the engine reported them while sampling.
+        advantages: A_t, nats, not weighted.
+        weights: w_t.
+        mask: the tokens that count.
+        divergence: nats, of losses over the vocabulary.
+    """
+
+    logprobs: Float[Tensor, "batch time"]
+    old_logprobs: Float[Tensor, "batch time"]
+    sampler_logprobs: Float[Tensor, "batch time"]
+    advantages: Float[Tensor, "batch time"]
+    weights: Float[Tensor, "batch time"]
+    mask: Bool[Tensor, "batch time"]
+    divergence: Float[Tensor, "batch time"] | None = None
+
+
+@dataclass(frozen=True)
 class TokenLosses:
     """Loss and clip marks of each token, before any sum.
 
@@ -92,6 +115,18 @@ def policy_token_losses(
         clipped=(clipped > unclipped) & mask,
         clipped_dual=(surrogate > bound) & (advantages < 0) & mask,
     )
+
+
+def divergence_token_losses(given: LossInput) -> TokenLosses:
+    """w_t · divergence_t of each token; nothing is clipped.
+
+    Raises:
+        ValueError: no divergence was made.
+    """
+    if given.divergence is None:
+        raise ValueError("the loss needs a divergence, and the forward pass made none")
+    nothing = torch.zeros_like(given.mask)
+    return TokenLosses(given.weights * given.divergence, nothing, nothing)
 
 
 def policy_loss(

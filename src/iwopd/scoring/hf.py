@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.readouts import logprobs_and_states
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
@@ -102,11 +103,8 @@ class HfTeacher(Teacher):
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
         with self.loaded() as model, _onednn(model.model, self.device):
 
-            def function(tokens: Tokens) -> list[Tensor]:
-                with model.autocast():
-                    states = model.states(tokens)
-                    logprobs = model.logprobs_of(states, tokens.targets)
-                return [logprobs, states] if hidden else [logprobs]
+            def function(tokens: Tokens) -> Sequence[Tensor]:
+                return model(tokens, logprobs_and_states) if hidden else [model.token_logprobs(tokens)]
 
             results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
         scored = []
@@ -122,7 +120,8 @@ class HfTeacher(Teacher):
         return scored
 
     def head(self) -> Head:
-        """The LM head alone on the student's device; the rest may stay offloaded."""
+        """The LM head alone on the student's device; the rest may stay offloaded. It has no gradient, so it may be
+        called within the student's forward pass however its weights came there."""
         self.model.output_embeddings.to(self.device)
         return self.model.head
 

@@ -14,7 +14,7 @@ from iwopd.training.schedule import Schedule
 from iwopd.training.score import score
 from iwopd.training.stages import Stages
 from iwopd.training.state import Components, State
-from iwopd.training.update import needs_trainer_logprobs, update
+from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout, ScoredRollout
 
 
@@ -56,7 +56,7 @@ class Loop:
         parts, state = self.components, self.state
         progress = self.schedule.progress(state)
         horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
-        window = parts.weighting.window(progress)
+        window = parts.objective.weighting.window(progress)
         with self.stage("rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
@@ -76,17 +76,17 @@ class Loop:
             return score(
                 self.components.teacher,
                 rollouts,
-                self.components.weighting.window(self.schedule.progress(self.state)),
+                self.components.objective.weighting.window(self.schedule.progress(self.state)),
                 student=self._student_that_scores,
                 base=self.components.base,
-                hidden=self.components.loss.over_vocabulary,
+                hidden=self.components.objective.loss.signal == "full",
                 progress=advance,
             )
 
     @property
     def _student_that_scores(self) -> Student | None:
-        parts, updates = self.components, self.config.optim.updates_per_batch
-        return parts.student if needs_trainer_logprobs(parts.weighting, parts.loss, updates) else None
+        first = self.components.objective.needs_student_first(self.config.optim.updates_per_batch)
+        return self.components.student if first else None
 
     def update(self, scored: Sequence[ScoredRollout]) -> None:
         """Weights, loss, gradients and one optimiser step, or several; then the step counts as taken.
@@ -100,12 +100,11 @@ class Loop:
             self.metrics |= update(
                 parts.student,
                 scored,
-                parts.weighting,
-                parts.loss,
+                parts.objective,
                 seeds=[derive_seed(seed, state.step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
                 updates=self.config.optim.updates_per_batch,
-                teacher_head=parts.teacher.head() if parts.loss.over_vocabulary else None,
+                teacher_head=parts.teacher.head() if parts.objective.loss.signal == "full" else None,
                 advance=advance,
             )
             parts.gaps.see(self.metrics["train/sampler_gap_mean"])

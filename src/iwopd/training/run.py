@@ -177,11 +177,10 @@ class TrainingRun:
                 evaluation.graded[:: config.eval.n or config.eval.k][: config.run.samples],
                 parts.teacher,
                 parts.student,
-                parts.weighting,
+                parts.objective,
                 progress=self.schedule.progress(self.state),
                 tokenizer=parts.tokenizer,
                 base=parts.base,
-                exopd_lambda=parts.loss.exopd_lambda,
             )
             rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
         return rows

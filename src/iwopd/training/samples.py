@@ -1,14 +1,15 @@
 """A few responses, token by token: what the teacher thinks of each token, and what the weighting makes of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from iwopd.evaluation.evaluate import Graded
 from iwopd.models.student import Student
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.weighting.base import Weighting, whole_batch_weights
 
 DIGITS = 5  # of the floats in samples.jsonl
 
@@ -17,21 +18,21 @@ def sample_rows(
     graded: Sequence[Graded],
     teacher: Teacher,
     student: Student,
-    weighting: Weighting,
+    objective: Objective,
     *,
     progress: float,
     tokenizer: Any,
     base: Teacher | None = None,
-    exopd_lambda: float = 1.0,
 ) -> list[dict[str, Any]]:
     """One row per response. ``weights`` and ``advantages`` (nats) count from token ``start``, where the scheme's
     window begins; weights of a scheme that needs the whole batch are made from these few alone."""
     if not graded:
         return []
     rollouts = [item.rollout for item in graded]
-    scored = score(teacher, rollouts, weighting.window(progress), student=student, base=base)
+    scored = score(teacher, rollouts, objective.weighting.window(progress), student=student, base=base)
     seeds = [derive_seed("samples", rollout.name) for rollout in rollouts]
-    weights, advantages = whole_batch_weights(weighting, scored, seeds, "trainer", progress, exopd_lambda)
+    own = replace(objective, student_logprobs="trainer")
+    weights, advantages = own.of_whole_batch(scored, seeds, progress)
     rows = []
     for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
         rollout, prompt = item.rollout, item.prompt

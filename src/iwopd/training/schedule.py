@@ -18,7 +18,7 @@ that it would reach its end only after the last step, which must not be wasted o
 import math
 from dataclasses import dataclass, field
 
-from iwopd.config import AnnealedPrefixWeighting, Config, CustomWeighting, OptimConfig
+from iwopd.config import Config, OptimConfig
 
 
 @dataclass
@@ -173,10 +173,8 @@ def depending_on_the_end(config: Config) -> list[str]:
     found: list[str] = []
     if optim.schedule != "constant" and optim.final_lr < 1:
         found.append(f"optim.schedule={optim.schedule}")
-    if isinstance(weighting, AnnealedPrefixWeighting) and weighting.start != weighting.end:
-        found.append(f"weighting.scheme={weighting.scheme}")
-    if isinstance(weighting, CustomWeighting):
-        found.append(f"weighting.path={weighting.path} (which is told the progress)")
+    if weighting.annealed:
+        found.append(weighting.annealed)
     if rollout.horizon_end is not None and rollout.horizon_end != rollout.horizon:
         found.append(f"rollout.horizon_end={rollout.horizon_end:g}")
     return found

@@ -26,8 +26,8 @@ def score(
     """Log-probs of each rollout's window, in the order given.
 
     Args:
-        student: also record the trainer's own log-probs, where `needs_trainer_logprobs` of `update` says so. Otherwise
-            they come from the update's own forward pass.
+        student: also record the trainer's own log-probs, where `Objective.needs_student_first` says so. Otherwise they
+            come from the update's own forward pass.
         base: also record the log-probs of this model, which ExOPD measures the teacher's gain from.
         hidden: keep the teacher's hidden states, for full-vocabulary losses.
     """

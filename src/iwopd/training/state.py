@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from iwopd.models.student import Student
     from iwopd.rollout.base import Engine, Sampling
     from iwopd.scoring.base import Teacher
+    from iwopd.training.objective import Objective
     from iwopd.training.parity import GapWatch, Thresholds
-    from iwopd.training.update import LossSettings
-    from iwopd.weighting.base import Weighting
 
 
 @dataclass
@@ -63,8 +62,7 @@ class Components:
     teacher: "Teacher"
     base: "Teacher | None"
     engine: "Engine"
-    weighting: "Weighting"
-    loss: "LossSettings"
+    objective: "Objective"
     stream: "Prompts"
     benchmarks: "list[Benchmark]"
     tokenizer: Any

@@ -1,0 +1,122 @@
+"""One micro-batch: the student's forward pass, w_t · ℓ_t, and backward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iwopd.models.batch import Batch
+from iwopd.models.language_model import LanguageModel
+from iwopd.models.readouts import divergence_from
+from iwopd.numerics import Head, LossInput, loss_scale
+from iwopd.training.objective import Objective, check_finite
+from iwopd.training.sums import Sums
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward pass says, nats, [batch, time].
+
+    Attributes:
+        logprobs, teacher_logprobs: of the sampled tokens; for a loss over the vocabulary, among the tokens that both
+            models have, so that A_t and the divergence speak of the same distributions.
+        divergence, reverse_kl: of a loss over the vocabulary.
+    """
+
+    logprobs: Tensor
+    teacher_logprobs: Tensor
+    divergence: Tensor | None = None
+    reverse_kl: Tensor | None = None
+
+
+def train_on(
+    lm: LanguageModel,
+    batch: Batch,
+    objective: Objective,
+    *,
+    weights: Tensor | None,
+    progress: float,
+    teacher_head: Head | None,
+    dropouts: list[nn.Module],
+) -> Sums:
+    """Add the gradient of Σ scale · loss, to be divided by the batch's whole denominator afterwards.
+
+    Args:
+        weights: [batch, time], of a scheme that saw the whole batch; None to make them here.
+        dropouts: the adapters', applied to the pass that gradients flow through and to no other.
+
+    Raises:
+        NonFiniteError: a log-prob, an advantage or the loss is NaN or infinite; names the rollouts.
+    """
+    mask = batch.tokens.mask
+    trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_head))
+    now = exact.logprobs.detach()
+    check_finite(now, "student's log-prob", batch)
+    batch = replace(batch, teacher_logprobs=exact.teacher_logprobs)
+    old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
+    advantages = objective.advantages(batch, old)
+    if weights is None:
+        weights = objective.weights(batch, advantages, progress)
+    given = LossInput(
+        logprobs=now
+        + (trained.logprobs - trained.logprobs.detach()),  # the value without dropout, the gradient with it
+        old_logprobs=old,
+        sampler_logprobs=batch.sampler_logprobs,
+        advantages=advantages,
+        weights=weights,
+        mask=mask,
+        divergence=trained.divergence,
+    )
+    found = objective.loss.token_losses(given)
+    kept = objective.kept(weights, mask)
+    normalize: Any = objective.loss.normalize  # its choices are checked by the schema
+    scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, normalize, kept)
+    total = (found.losses * scale).sum()
+    check_finite(found.losses.detach(), "loss", batch)
+    total.backward()
+
+    inside, reverse_kl = weights[mask], exact.reverse_kl
+    if reverse_kl is None:
+        reverse_kl = objective.reverse_kl(batch, old)
+    totals = {
+        "loss": total.detach(),
+        "tokens": mask.sum(),
+        "advantage": advantages.sum(),
+        "abs_advantage": advantages.abs().sum(),
+        "reverse_kl": reverse_kl[mask].sum(),
+        "sampler_gap": (old - batch.sampler_logprobs).abs()[mask].sum(),
+        "weight": inside.sum(),
+        "weight_min": inside.min(),
+        "weight_max": inside.max(),
+        "kept": kept.sum(),
+        "clipped": found.clipped.sum(),
+        "clipped_dual": found.clipped_dual.sum(),
+    }
+    numbers = torch.stack([value.float() for value in totals.values()]).tolist()  # from the device in one go
+    return Sums(denominator=denominator, **dict(zip(totals, numbers, strict=True)))
+
+
+def _passes(dropouts: list[nn.Module], forward: Callable[[], Forward]) -> tuple[Forward, Forward]:
+    """The pass that gradients flow through, and the same one without dropout; without any, one pass is both."""
+    if not dropouts:
+        only = forward()
+        return only, only
+    for each in dropouts:
+        each.eval()
+    with torch.no_grad():
+        exact = forward()
+    for each in dropouts:
+        each.train()  # in backward, too, where checkpointed layers are computed again
+    return forward(), exact
+
+
+def _forward(lm: LanguageModel, batch: Batch, objective: Objective, teacher_head: Head | None) -> Forward:
+    tokens, loss = batch.tokens, objective.loss
+    if loss.signal == "sampled":
+        return Forward(tokens.spread(lm.token_logprobs(tokens)), batch.teacher_logprobs)
+    assert batch.teacher_hidden is not None, "score() keeps hidden states for losses over the vocabulary"
+    assert teacher_head is not None, "update() is given the teacher's head for losses over the vocabulary"
+    scores = lm(tokens, divergence_from(batch.teacher_hidden, teacher_head, loss.divergence()))
+    return Forward(**{name: tokens.spread(flat) for name, flat in scores._asdict().items()})
