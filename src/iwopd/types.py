@@ -46,8 +46,8 @@ def as_logprobs(values: "Sequence[float] | numpy.typing.NDArray[numpy.floating]"
 
 
 def _described(found: "numpy.typing.NDArray[Any]") -> str:
-    first = f", {found.flat[0]!r} first" if found.size else ""
-    return f"{found.dtype} {list(found.shape)}{first}"
+    first = f" that begin with {found.flat[0]}" if found.size else ""
+    return f"values of shape {list(found.shape)} and dtype {found.dtype}{first}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _check_array(rollout: str, name: str, values: Any, dtype: type, count: int | None = None) -> None:
-    if not isinstance(values, numpy.ndarray) or values.dtype != dtype or values.ndim != 1:
+    found: numpy.typing.NDArray[Any] = values
+    if not isinstance(values, numpy.ndarray) or found.dtype != dtype or found.ndim != 1:
         maker = "as_ids" if dtype is numpy.int32 else "as_logprobs"
         raise ValueError(f"rollout {rollout}: {name} is no {dtype.__name__} array; make it with iwopd.types.{maker}")
-    if count is not None and len(values) != count:
-        raise ValueError(f"rollout {rollout}: {len(values)} {name} for {count} tokens")
+    if count is not None and len(found) != count:
+        raise ValueError(f"rollout {rollout}: {len(found)} {name} for {count} tokens")
