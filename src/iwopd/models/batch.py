@@ -77,15 +77,15 @@ def collate_tokens(
 
     The last token of a window is predicted, never read, so it is not part of the input.
     """
-    inputs = [rollout.ids(stop)[:-1] for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
-    width, time = max(map(len, inputs)), max(stop - start for start, stop in windows)
-    input_ids = torch.zeros(len(inputs), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(inputs), width, dtype=torch.long) if padding == "left" else None
-    mask = torch.zeros(len(inputs), time, dtype=torch.bool)
+    sizes = [len(rollout.prompt_ids) + stop - 1 for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    width, time = max(sizes), max(stop - start for start, stop in windows)
+    input_ids = torch.zeros(len(sizes), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(sizes), width, dtype=torch.long) if padding == "left" else None
+    mask = torch.zeros(len(sizes), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
-    for row, (ids, rollout, (start, stop)) in enumerate(zip(inputs, rollouts, windows, strict=True)):
-        pad = width - len(ids) if padding == "left" else 0
-        input_ids[row, pad : pad + len(ids)] = torch.from_numpy(ids)
+    for row, (size, rollout, (start, stop)) in enumerate(zip(sizes, rollouts, windows, strict=True)):
+        pad = width - size if padding == "left" else 0
+        input_ids[row, pad : pad + size] = torch.from_numpy(rollout.ids(stop)[:-1])
         if attention_mask is not None:
             attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
