@@ -48,7 +48,7 @@ from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
 from iwopd.training.update import update
-from iwopd.types import Rollout
+from iwopd.types import Rollout, as_ids, as_logprobs
 from iwopd.weighting.iw import Iw
 
 VOCABULARY = 151_936
@@ -252,8 +252,10 @@ def make_rollouts(response: int, vocabulary: int) -> list[Rollout]:
     """Random tokens behind prompts of 16; the sampler's log-probs are a uniform distribution's."""
     torch.manual_seed(0)
     logprob = -torch.tensor(float(vocabulary)).log().item()
-    ids = torch.randint(vocabulary, (SEQUENCES, 16 + response)).tolist()
-    return [Rollout(f"rollout-{i}", row[:16], row[16:], [logprob] * response, "length") for i, row in enumerate(ids)]
+    ids, logprobs = torch.randint(vocabulary, (SEQUENCES, 16 + response)).numpy(), as_logprobs([logprob] * response)
+    return [
+        Rollout(f"rollout-{i}", as_ids(row[:16]), as_ids(row[16:]), logprobs, "length") for i, row in enumerate(ids)
+    ]
 
 
 def size(module: torch.nn.Module) -> int:

@@ -39,7 +39,7 @@ from iwopd.toy.models import ensure_models
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
 from iwopd.training.update import update
-from iwopd.types import Rollout
+from iwopd.types import Ids, Rollout, as_ids, as_logprobs
 from iwopd.weighting import Weighting
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
@@ -141,12 +141,11 @@ def random_pair() -> Pair:
     size = sum(parameter.numel() for parameter in models[0].model.parameters())
     drawn = torch.Generator().manual_seed(0)
 
-    def ids(count: int) -> list[int]:
-        return torch.randint(models[0].vocabulary, (count,), generator=drawn).tolist()
+    def ids(count: int) -> Ids:
+        return as_ids(torch.randint(models[0].vocabulary, (count,), generator=drawn).numpy())
 
-    rollouts = [
-        Rollout(f"p{index}", ids(PROMPT), ids(RESPONSE), [-9.0] * RESPONSE, "length") for index in range(SEQUENCES)
-    ]
+    logprobs = as_logprobs([-9.0] * RESPONSE)
+    rollouts = [Rollout(f"p{index}", ids(PROMPT), ids(RESPONSE), logprobs, "length") for index in range(SEQUENCES)]
     about = f"{size / 1e6:.1f} M parameters, {SEQUENCES} rollouts, prompts of {PROMPT}, responses of {RESPONSE} tokens"
     return trainable(models[0], 8192), HfTeacher(models[1], torch.device("cpu")), rollouts, about
 

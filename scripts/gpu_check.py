@@ -46,7 +46,7 @@ from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
 from iwopd.training.update import update
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.weighting.iw import Iw
 
 # Dense bfloat16 FLOP/s of the SXM parts, by a piece of the device's name.
@@ -178,15 +178,15 @@ class Traced:
         self.student = Recorder(place(student, device), OptimSettings(lr=1e-4), micro_batch_tokens=256)
         engine = HfEngine(self.student.lm, [NEVER], batch_size=16)
         sampled = engine.generate(make_prompts(32, 16), Sampling(max_tokens=64), seed=0, stream=0)
-        self.sampled = torch.tensor([rollout.response_ids for rollout in sampled])
+        self.sampled = torch.tensor([rollout.response_ids.tolist() for rollout in sampled])
 
         vocabulary = TINY_SHAPE["vocab_size"]
         rollouts = [make_rollout(i, prompt=3 + i, response=20 + 7 * i, vocabulary=vocabulary) for i in range(8)]
         scorer = HfTeacher(place(teacher, device), device, batch_tokens=256)
         scored = score(scorer, rollouts, WEIGHTING.window(0.0), student=self.student)
         self.loss = update(self.student, scored, Objective(WEIGHTING), seeds=range(8))["train/loss"]
-        records = [(record.teacher_logprobs, record.trainer_logprobs) for record in scored]
-        self.logprobs = torch.cat([torch.tensor(pair).flatten() for pair in records])
+        records = [values for record in scored for values in (record.teacher_logprobs, record.trainer_logprobs)]
+        self.logprobs = torch.cat([torch.tensor(values) for values in records])
 
 
 def speed(device: torch.device, work: Workload, micro_batch_tokens: int) -> dict[str, Any]:
@@ -321,9 +321,9 @@ def make_prompts(count: int, length: int) -> list[Prompt]:
 def make_rollout(index: int, prompt: int, response: int, vocabulary: int) -> Rollout:
     """Random tokens; the sampler's log-probs are a uniform distribution's, a little off."""
     generator = torch.Generator().manual_seed(index)
-    ids = torch.randint(vocabulary, (prompt + response,), generator=generator).tolist()
+    ids = as_ids(torch.randint(vocabulary, (prompt + response,), generator=generator).numpy())
     noise = 0.1 * torch.randn(response, generator=generator)
-    logprobs = (noise - torch.tensor(vocabulary).log()).tolist()
+    logprobs = as_logprobs((noise - torch.tensor(vocabulary).log()).numpy())
     return Rollout(f"rollout-{index}", ids[:prompt], ids[prompt:], logprobs, "length")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from support.records import plain_rollout
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from iwopd.models.language_model import LanguageModel
@@ -64,11 +65,11 @@ def make_ragged_rollouts(
     for index in range(n):
         length = drawn.randint(1, longest)
         rollouts.append(
-            Rollout(
+            plain_rollout(
+                [drawn.randrange(vocabulary) for _ in range(drawn.randint(1, longest_prompt))],
+                [drawn.randrange(vocabulary) for _ in range(length)],
+                [-drawn.expovariate(0.3) for _ in range(length)],
                 prompt_id=f"p{index}",
-                prompt_ids=[drawn.randrange(vocabulary) for _ in range(drawn.randint(1, longest_prompt))],
-                response_ids=[drawn.randrange(vocabulary) for _ in range(length)],
-                sampler_logprobs=[-drawn.expovariate(0.3) for _ in range(length)],
                 finish_reason=drawn.choice(["stop", "length"]),
                 sample=index % 2,
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.records import plain_rollout
 from support.running import SMALL, iwopd, process, refused
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -53,7 +54,7 @@ def measured(tiny_model, rollouts):
 @torch.no_grad()
 def distributions(lm, rollout, size=50):
     """[response, vocabulary] log-probs, float64, from all logits at once."""
-    ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+    ids = torch.tensor(rollout.ids())[None].long()
     logits = lm.model(ids).logits[0, len(rollout.prompt_ids) - 1 : -1, :size]
     return torch.log_softmax(logits.double(), -1)
 
@@ -62,7 +63,7 @@ def test_every_token_is_compared_as_by_plain_forwards(measured, rollouts, tiny_m
     student, teacher = tiny_model(0), tiny_model(1, vocabulary=64)
     for row, rollout in enumerate(rollouts):
         p, q = distributions(student, rollout), distributions(teacher, rollout)
-        at = torch.tensor(rollout.response_ids)[:, None]
+        at = torch.tensor(rollout.response_ids).long()[:, None]
         advantages = (q - p).gather(-1, at)[:, 0]
         sampler = torch.tensor(rollout.sampler_logprobs, dtype=torch.float64)
         expected = {
@@ -80,7 +81,8 @@ def test_every_token_is_compared_as_by_plain_forwards(measured, rollouts, tiny_m
 def test_a_teacher_without_distributions_gives_the_sampled_tokens_kl(tiny_model, rollouts):
     found = measure(tiny_model(0), FakeTeacher(-2.0), rollouts, full=False, top_k=4, batch_tokens=60)
     assert set(found.quantities) == {"abs_advantage", "reverse_kl", "sampler_gap"}
-    first = distributions(tiny_model(0), rollouts[0]).gather(-1, torch.tensor(rollouts[0].response_ids)[:, None])[:, 0]
+    at = torch.tensor(rollouts[0].response_ids).long()[:, None]
+    first = distributions(tiny_model(0), rollouts[0]).gather(-1, at)[:, 0]
     kl = found.quantities["reverse_kl"][0][found.mask[0]]
     torch.testing.assert_close(kl.double(), first + 2.0, rtol=1e-4, atol=1e-4)
 
@@ -146,7 +148,7 @@ def test_continuations_are_fed_ids_and_share_the_rollouts_limit(make_rollouts):
         texts.append(list(ids))
         return "right" if len(ids) % 2 else "wrong"
 
-    prompts = [Prompt(rollout.prompt_id, rollout.prompt_ids, "", answer="right") for rollout in rollouts]
+    prompts = [Prompt(rollout.prompt_id, rollout.prompt_ids.tolist(), "", answer="right") for rollout in rollouts]
     benchmark = Benchmark("b", prompts, ExactGrader())
     curve = continuation_curve(
         Recording(length=6), benchmark, rollouts, Sampling(n=3, max_tokens=22), seed=0, decode=decode
@@ -154,10 +156,10 @@ def test_continuations_are_fed_ids_and_share_the_rollouts_limit(make_rollouts):
     assert len(fed) == 10, "at 100 % nothing is left to be written"
     for point, (ids, sampling) in enumerate(fed):
         sizes = [len(rollout.response_ids) * point // 10 for rollout in rollouts]
-        assert ids == [item.prompt_ids + item.response_ids[:k] for item, k in zip(rollouts, sizes, strict=True)]
+        assert ids == [item.ids(k).tolist() for item, k in zip(rollouts, sizes, strict=True)]
         assert (sampling.n, sampling.max_tokens) == (1, 22 - min(sizes))
         for item, k, text in zip(rollouts, sizes, texts[5 * point :], strict=False):
-            assert text[:k] == item.response_ids[:k]
+            assert text[:k] == item.response_ids[:k].tolist()
             assert len(text) == min(22, k + min(6, 22 - min(sizes)))
     own = [len(rollout.response_ids) % 2 for rollout in rollouts]
     assert curve.accuracy[-1] == sum(own) / 5
@@ -177,12 +179,12 @@ class Long(FakeEngine):
 
 
 @pytest.mark.parametrize("context", [None, 40, 30])
-def test_continuations_are_cut_at_the_limit_and_stay_within_the_context(make_rollouts, context):
+def test_continuations_are_cut_at_the_limit_and_stay_within_the_context(context):
     """Rows share a call, so the shortest prefix decides how much is written: the others' surplus is cut off."""
     lengths, prompts = [20, 3, 11, 20, 7], [10, 4, 10, 2, 9]
     rollouts = [
-        replace(item, sample=0, prompt_ids=[1] * prompt, response_ids=list(range(length)))
-        for item, prompt, length in zip(make_rollouts(5), prompts, lengths, strict=True)
+        plain_rollout([1] * prompt, range(length), prompt_id=f"p{index}")
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
     engine, texts = Long(), []
 
@@ -190,8 +192,9 @@ def test_continuations_are_cut_at_the_limit_and_stay_within_the_context(make_rol
         texts.append(list(ids))
         return "right"
 
-    benchmark = Benchmark("b", [Prompt(item.prompt_id, item.prompt_ids, "", answer="right") for item in rollouts],
-                          ExactGrader())  # fmt: skip
+    benchmark = Benchmark(
+        "b", [Prompt(item.prompt_id, item.prompt_ids.tolist(), "", answer="right") for item in rollouts], ExactGrader()
+    )
     curve = continuation_curve(
         engine, benchmark, rollouts, Sampling(max_tokens=20), seed=0, decode=decode, context=context
     )
@@ -212,7 +215,7 @@ def test_a_model_whose_context_the_rollouts_fill_is_continued_within_it(make_rol
                        max_position_embeddings=32, word_embed_proj_dim=16)  # fmt: skip
     model = LanguageModel(OPTForCausalLM(config))
     rollouts = [replace(item, sample=0) for item in make_rollouts(6, seed=2, longest=25)]
-    prompts = [Prompt(item.prompt_id, item.prompt_ids, "", answer="x") for item in rollouts]
+    prompts = [Prompt(item.prompt_id, item.prompt_ids.tolist(), "", answer="x") for item in rollouts]
     curve = continuation_curve(
         HfEngine(model, stop_ids=[]), Benchmark("b", prompts, ExactGrader()), rollouts, Sampling(max_tokens=25), seed=0,
         decode=str, context=32,

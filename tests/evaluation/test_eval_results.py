@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.paths import SHARED
+from support.records import plain_rollout
 from support.running import SMALL, iwopd, refused, rows, start
 
 from iwopd.errors import RunFolderError
@@ -18,7 +19,7 @@ from iwopd.evaluation.grading import Verdict
 from iwopd.evaluation.results import SampleFile, read_samples
 from iwopd.preflight.digests import model_digest
 from iwopd.report.stats import mean_interval
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt
 
 EVAL = (*SMALL, "eval.benchmarks.smoke.limit=24", "eval.model=toy://smoke/student", "eval.k=3", "eval.chunk=12")
 
@@ -152,8 +153,8 @@ def test_another_model_under_the_same_name_is_refused(
 
 
 def graded(prompt: str, sample: int, correct: bool, tokens: int = 1) -> Graded:
-    rollout = Rollout(prompt, [1], [1] * tokens, [0.0] * tokens, "stop", sample)
-    return Graded(Prompt(prompt, [1], "", answer="1"), rollout, "text", Verdict(correct, "1"))
+    answer = plain_rollout([1], [1] * tokens, prompt_id=prompt, sample=sample)
+    return Graded(Prompt(prompt, [1], "", answer="1"), answer, "text", Verdict(correct, "1"))
 
 
 def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,10 @@
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import pytest
+from support.records import plain_rollout
 
 from iwopd.evaluation.evaluate import Benchmark, Evaluation, evaluate, evaluation_metrics
 from iwopd.evaluation.grading import ExactGrader, MathGrader
@@ -15,7 +16,7 @@ from iwopd.rollout.fake import FakeEngine
 from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.training.score import score
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Rollout
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,12 @@ def test_exact_grading(pattern: str | None, response: str, answer: str, right: b
     assert verdict.correct is right
 
 
+def written(answer: Rollout, response: list[int], **fields: Any) -> Rollout:
+    """As if these tokens had been sampled."""
+    given = {"prompt_id": answer.prompt_id, "sample": answer.sample} | fields
+    return plain_rollout(answer.prompt_ids, response, **given)
+
+
 class Script(FakeEngine):
     """Says whether each problem's samples are right: 1 is right, 0 is wrong; greedy answers are right."""
 
@@ -47,8 +54,8 @@ class Script(FakeEngine):
         made = super().generate(prompts, sampling, seed=seed, stream=stream)
         said = [1] * len(made) if sampling.temperature == 0 else [v for row in self.verdicts for v in row]
         return [
-            replace(rollout, response_ids=[verdict], finish_reason="stop" if verdict else "length")
-            for rollout, verdict in zip(made, said, strict=True)
+            written(answer, [verdict], finish_reason="stop" if verdict else "length")
+            for answer, verdict in zip(made, said, strict=True)
         ]
 
 
@@ -78,7 +85,7 @@ def test_mathematics_is_graded_in_every_sample() -> None:
     class Writer(FakeEngine):
         def generate(self, prompts, sampling, *, seed, stream, progress=lambda done, total: None):
             made = super().generate(prompts, sampling, seed=seed, stream=stream)
-            return [replace(rollout, response_ids=[int(rollout.prompt_id), rollout.sample]) for rollout in made]
+            return [written(answer, [int(answer.prompt_id), answer.sample]) for answer in made]
 
     found = evaluate(
         Writer(),
@@ -108,7 +115,7 @@ def test_the_fakes_serve_the_stages() -> None:
         prompts = [Prompt(str(index), [1, 2], "") for index in range(3)]
         rollouts = engine.generate(prompts, Sampling(n=2), seed=1, stream=0)
         scored = score(teacher, rollouts, lambda length: (1, length))
-    assert [record.teacher_logprobs for record in scored] == [[-2.0] * 4] * 6
+    assert [record.teacher_logprobs.tolist() for record in scored] == [[-2.0] * 4] * 6
     assert engine.closed
     assert teacher.closed
     assert rollouts == FakeEngine().generate(prompts, Sampling(n=2), seed=1, stream=0)

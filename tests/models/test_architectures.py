@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from support.architectures import ARCHITECTURES, EOS, SMALL, load, make, problems, save
+from support.records import plain_rollout
 from support.running import iwopd, refused, rows
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -34,9 +35,9 @@ def sampled(lm: LanguageModel) -> list[Rollout]:
 
 def own_logprobs(model: PreTrainedModel, rollout: Rollout) -> torch.Tensor:
     """[time] by the model's own forward pass over this rollout alone."""
-    logits = model(torch.tensor([rollout.prompt_ids + rollout.response_ids])).logits[0]
+    logits = model(torch.tensor(rollout.ids())[None].long()).logits[0]
     predicting = logits[len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1)
-    return predicting.gather(-1, torch.tensor(rollout.response_ids)[:, None]).squeeze(-1)
+    return predicting.gather(-1, torch.tensor(rollout.response_ids).long()[:, None]).squeeze(-1)
 
 
 def flat_gradient(model: PreTrainedModel) -> torch.Tensor:
@@ -138,7 +139,7 @@ def assert_final_is_what_was_measured(model: PreTrainedModel, run: Path) -> None
     ids = [by_text[token] for token in last["tokens"][:known]]
     prompt = tokenizer.encode(last["prompt"], add_special_tokens=False)
     with torch.no_grad():
-        found = own_logprobs(model, Rollout("p", prompt, ids, [], "length"))
+        found = own_logprobs(model, plain_rollout(prompt, ids))
     assert_close(found, torch.tensor(last["sampler_logprobs"][:known]), rtol=0, atol=2e-4)
 
 

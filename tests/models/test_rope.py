@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.architectures import _GROUPED, ARCHITECTURES, EOS, SMALL, make, problems, save
+from support.records import plain_rollout
 from support.running import iwopd, refused, rows
 from torch.testing import assert_close
 from transformers import LlamaConfig
@@ -41,7 +42,7 @@ def tiny(name: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Any:
 def rollout(size: int, seed: int) -> Rollout:
     drawn = torch.Generator().manual_seed(seed)
     prompt, response = (torch.randint(0, 250, (length,), generator=drawn).tolist() for length in (8, size))
-    return Rollout(str(seed), prompt, response, [0.0] * size, "length")
+    return plain_rollout(prompt, response, prompt_id=str(seed))
 
 
 def logprobs(lm: LanguageModel, *windows: tuple[Rollout, int]) -> torch.Tensor:

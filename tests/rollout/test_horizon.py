@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.records import plain_rollout
 from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.config import HfRolloutConfig
@@ -23,7 +24,7 @@ GROWING = (*SMALL, "weighting=growing_horizon", "eval.greedy=false")
 
 
 def rollout_of(length: int) -> Rollout:
-    return Rollout("p", [1], [2] * length, [-1.0] * length, "stop")
+    return plain_rollout([1], [2] * length)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
     )
     assert {rollout.finish_reason for rollout in cut} == {"stop", "length"}
     for long, short in zip(whole, cut, strict=True):
-        assert short.response_ids == long.response_ids[:5]
+        assert short.response_ids.tolist() == long.response_ids[:5].tolist()
         assert short.finish_reason == (long.finish_reason if len(long.response_ids) <= 5 else "length")
 
 

@@ -31,11 +31,11 @@ def rollouts(make_rollouts):
 
 def direct(lm: LanguageModel, rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's own forward of one rollout: log-probs and last hidden states, by response token."""
-    ids, length = torch.tensor([rollout.prompt_ids + rollout.response_ids]), len(rollout.response_ids)
+    ids, length = torch.tensor(rollout.ids())[None].long(), len(rollout.response_ids)
     with torch.no_grad():
         output = lm.model(ids, output_hidden_states=True)
     logprobs = torch.log_softmax(output.logits[0, -length - 1 : -1], dim=-1)
-    chosen = logprobs.gather(-1, torch.tensor(rollout.response_ids)[:, None]).squeeze(-1)
+    chosen = logprobs.gather(-1, torch.tensor(rollout.response_ids).long()[:, None]).squeeze(-1)
     return chosen, output.hidden_states[-1][0, -length - 1 : -1]
 
 
@@ -58,7 +58,7 @@ def test_hidden_states_are_kept_where_asked_for(window, lm, rollouts):
         _, states = direct(lm, record.rollout)
         assert_close(record.teacher_hidden, states[record.start : record.stop], rtol=1e-4, atol=1e-5)
         logits = teacher.head()(record.teacher_hidden)
-        targets = torch.tensor(record.rollout.response_ids[record.start : record.stop])
+        targets = torch.tensor(record.rollout.response_ids[record.start : record.stop]).long()
         logprobs = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
         assert_close(torch.tensor(record.teacher_logprobs), logprobs, rtol=1e-5, atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_score_adds_the_students_own_logprobs_where_asked_for(lm, rollouts, tiny
 def test_damaged_weights_are_an_error_that_names_the_rollout(tiny_model, rollouts):
     broken = tiny_model(1)
     token = rollouts[5].prompt_ids[0]
-    clean = [rollout for rollout in rollouts if token not in rollout.prompt_ids + rollout.response_ids]
+    clean = [rollout for rollout in rollouts if token not in rollout.ids()]
     assert clean
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[token] = torch.nan

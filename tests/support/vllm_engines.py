@@ -17,7 +17,7 @@ from iwopd.types import Prompt, Rollout
 
 def logits_of(model: Any, rollout: Rollout) -> torch.Tensor:
     """[tokens, vocabulary] by the model's own forward."""
-    ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+    ids = torch.tensor(rollout.ids())[None].long()
     with torch.no_grad():
         return model(ids).logits[0, -len(rollout.response_ids) - 1 : -1]
 
@@ -43,5 +43,5 @@ def disturb(student: Student, scale: float, seed: int = 0) -> None:
 def assert_logprobs_of(model: Any, rollouts: list[Rollout], sampling: Sampling) -> None:
     for rollout in rollouts:
         expected = sampling_logprobs(logits_of(model, rollout), sampling)
-        expected = expected.gather(-1, torch.tensor(rollout.response_ids)[:, None]).squeeze(-1)
+        expected = expected.gather(-1, torch.tensor(rollout.response_ids).long()[:, None]).squeeze(-1)
         assert_close(torch.tensor(rollout.sampler_logprobs), expected, rtol=0, atol=1e-4)

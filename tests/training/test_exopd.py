@@ -70,10 +70,10 @@ def test_the_update_follows_the_formula(
     reference = tiny_student(0).lm.model
     total, tokens, gaps = torch.zeros(()), 0, []
     for record in scored:
-        ids = record.rollout.prompt_ids + record.rollout.response_ids
+        ids = record.rollout.ids()
         count = len(record.rollout.response_ids)
-        logits = reference(torch.tensor([ids])).logits[0, -count - 1 : -1].log_softmax(-1)
-        own = logits.gather(-1, torch.tensor(record.rollout.response_ids)[:, None]).squeeze(-1)
+        logits = reference(torch.tensor(ids)[None].long()).logits[0, -count - 1 : -1].log_softmax(-1)
+        own = logits.gather(-1, torch.tensor(record.rollout.response_ids).long()[:, None]).squeeze(-1)
         of_teacher, of_base = torch.tensor(record.teacher_logprobs), torch.tensor(record.base_logprobs)
         advantage = 1.25 * (of_teacher - of_base) - (own.detach() - of_base)
         weight = torch.ones(count)

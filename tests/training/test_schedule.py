@@ -7,13 +7,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.composing import composed
+from support.records import plain_rollout
 
 from iwopd.config import OptimConfig
 from iwopd.evaluation.evaluate import Benchmark, evaluate
 from iwopd.evaluation.grading import ExactGrader
 from iwopd.rollout.base import Sampling
 from iwopd.training.schedule import Position, Schedule, depending_on_the_end
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt
 
 
 def walked(schedule: Schedule, generated: list[int]) -> list[Position]:
@@ -204,7 +205,7 @@ class Listening:
 
     def generate(self, prompts, sampling, *, seed, stream, **_):
         self.asked.append((seed, stream))
-        return [Rollout(prompt.id, prompt.ids, [1], [0.0], "stop", sample=0) for prompt in prompts]
+        return [plain_rollout(prompt.ids, [1], prompt_id=prompt.id) for prompt in prompts]
 
 
 def test_an_evaluation_draws_with_the_runs_own_seed() -> None:

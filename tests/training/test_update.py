@@ -10,6 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from iwopd.models.student import Student
 from iwopd.numerics import iw_weights, window_bounds
 from iwopd.training.objective import Objective
 from iwopd.training.update import update
-from iwopd.types import ScoredRollout
+from iwopd.types import ScoredRollout, as_logprobs
 from iwopd.weighting import Weighting
 from iwopd.weighting.iw import Iw
 from iwopd.weighting.prefix_ratio import PrefixRatio
@@ -142,11 +143,11 @@ def direct_loss(
     losses = []
     for record in records:
         rollout, length = record.rollout, len(record.rollout.response_ids)
-        ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+        ids = torch.tensor(rollout.ids())[None].long()
         ours, theirs = (
             log_softmax(model(ids).logits[0, -length - 1 : -1, :VOCABULARY], dim=-1) for model in (student, teacher)
         )
-        targets = torch.tensor(rollout.response_ids)[:, None]
+        targets = torch.tensor(rollout.response_ids).long()[:, None]
         logprobs, teacher_logprobs = ours.gather(-1, targets)[:, 0], theirs.gather(-1, targets)[:, 0].detach()
         advantages = teacher_logprobs - logprobs.detach()
         [weights] = iw_weights(advantages[None], torch.ones(1, length, dtype=torch.bool), 0.5)
@@ -331,7 +332,7 @@ def test_a_token_is_kept_however_small_its_weight(make_scored, rollouts, teacher
     """The theory's ratio falls below what float32 holds; the mean is over all tokens all the same."""
     count = sum(record.stop for record in records)
     steep = [
-        replace(record, teacher_logprobs=[p - 60.0 * (index % 2) for p in record.teacher_logprobs])
+        replace(record, teacher_logprobs=record.teacher_logprobs - 60.0 * (index % 2))
         for index, record in enumerate(records)
     ]
     raw = PrefixRatio(alpha=1.0)
@@ -362,10 +363,8 @@ def test_shares_of_several_updates_add_up_to_the_whole_batch(weighting, trial, r
 
 
 def test_the_ratio_is_to_the_recorded_logprobs(trial, records):
-    recorded = [
-        replace(record, trainer_logprobs=[p + math.log(2) for p in record.trainer_logprobs]) for record in records
-    ]
-    hopeless = [replace(record, teacher_logprobs=[-99.0] * len(record.teacher_logprobs)) for record in recorded]
+    recorded = [replace(record, trainer_logprobs=record.trainer_logprobs + math.log(2)) for record in records]
+    hopeless = [replace(record, teacher_logprobs=np.full_like(record.teacher_logprobs, -99)) for record in recorded]
     # ρ = 1/2 everywhere: with A < 0 that is beyond the clip, without its effect on the gradient.
     found = trial(UNIFORM, hopeless)
     assert found.metrics["train/clip_fraction"] == 1
@@ -374,7 +373,7 @@ def test_the_ratio_is_to_the_recorded_logprobs(trial, records):
 
 
 def test_advantages_are_to_the_recorded_logprobs(trial, records):
-    recorded = [replace(record, trainer_logprobs=[-2.0] * record.stop) for record in records]
+    recorded = [replace(record, trainer_logprobs=np.full_like(record.teacher_logprobs, -2)) for record in records]
     mean = sum(sum(record.teacher_logprobs) for record in records) / sum(record.stop for record in records)
     assert trial(UNIFORM, recorded).metrics["train/advantage_mean"] == pytest.approx(mean + 2.0, rel=1e-5)
 
@@ -427,7 +426,7 @@ def test_a_non_finite_teacher_names_the_rollout_and_changes_nothing(
     student = tiny_student(0, micro_batch_tokens=micro_batch_tokens)
     before = weights_of(student)
     damaged = list(records if weighting.needs_batch else scored)
-    damaged[3] = replace(damaged[3], teacher_logprobs=[value, *damaged[3].teacher_logprobs[1:]])
+    damaged[3] = replace(damaged[3], teacher_logprobs=as_logprobs([value, *damaged[3].teacher_logprobs[1:]]))
     with pytest.raises(NonFiniteError, match=r"p3#1;"):
         update(student, damaged, Objective(weighting), seeds=range(N))
     assert torch.equal(weights_of(student), before)
@@ -437,7 +436,7 @@ def test_a_non_finite_teacher_names_the_rollout_and_changes_nothing(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_student_names_the_rollout(kind, tiny_student, teacher, records):
     student, token = tiny_student(0), records[3].rollout.prompt_ids[0]
-    clean = [record for record in records if token not in record.rollout.prompt_ids + record.rollout.response_ids]
+    clean = [record for record in records if token not in record.rollout.ids()]
     assert clean
     with torch.no_grad():
         student.model.get_input_embeddings().weight[token] = torch.nan

@@ -110,10 +110,10 @@ def test_each_sample_has_its_own_seed_whatever_else_is_sampled(engine: VllmEngin
     sampling = Sampling(n=2, max_tokens=16)
     together = engine.generate(PROMPTS, sampling, seed=1, stream=3)
     alone = [item for prompt in PROMPTS for item in engine.generate([prompt], sampling, seed=1, stream=3)]
-    assert [item.response_ids for item in alone] == [item.response_ids for item in together]
-    assert together[0].response_ids != together[1].response_ids
+    assert [item.response_ids.tolist() for item in alone] == [item.response_ids.tolist() for item in together]
+    assert together[0].response_ids.tolist() != together[1].response_ids.tolist()
     other = engine.generate(PROMPTS, sampling, seed=1, stream=4)
-    assert [item.response_ids for item in other] != [item.response_ids for item in together]
+    assert [item.response_ids.tolist() for item in other] != [item.response_ids.tolist() for item in together]
 
 
 def test_twice_the_same_to_the_bit(engine: VllmEngine) -> None:
@@ -182,7 +182,7 @@ def test_after_a_sync_it_answers_with_the_students_weights(engine: VllmEngine, s
     disturb(student, 0.3)
     engine.sync_weights(student, 5)
     after = engine.generate(PROMPTS, Sampling(max_tokens=16), seed=1, stream=0)
-    assert [item.response_ids for item in after] != [item.response_ids for item in before]
+    assert [item.response_ids.tolist() for item in after] != [item.response_ids.tolist() for item in before]
     assert {item.policy_version for item in after} == {5}
     assert_logprobs_of(student.model, after, Sampling())
     assert check_parity(engine, student, PROMPTS, Thresholds(), seed=0).max_gap < 1e-4

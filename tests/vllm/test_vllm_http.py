@@ -14,18 +14,18 @@ import pytest
 import torch
 import trustme
 from support.fake_server import QUICK, FakeServer, ask, make_engine
+from support.records import plain_rollout
 from support.running import SMALL, refused, start
 from support.servers import Gate
 
 from iwopd.errors import EngineError
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.vllm_server import VllmServerTeacher
-from iwopd.types import Rollout
 from iwopd.vllm.http import is_loopback
 from iwopd.vllm.servers import HttpSettings, Servers
 from iwopd.vllm.transfer import SharedFile, _ServerClient
 
-ROLLOUT = Rollout("p", [1, 2], [3, 4], [-1.0, -1.0], "stop")
+ROLLOUT = plain_rollout([1, 2], [3, 4])
 
 
 def make_teacher(*urls: str, names: tuple[str, ...] = ()) -> VllmServerTeacher:
@@ -34,7 +34,7 @@ def make_teacher(*urls: str, names: tuple[str, ...] = ()) -> VllmServerTeacher:
 
 def score(teacher: VllmServerTeacher) -> list[float]:
     (scored,) = teacher.score([ROLLOUT], lambda length: (0, length))
-    return list(scored.teacher_logprobs)
+    return scored.teacher_logprobs.tolist()
 
 
 # ------------------------------------------------------------------------------------- which model a server serves

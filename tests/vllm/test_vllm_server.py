@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_server import QUICK, FakeServer, ask, make_engine
+from support.records import plain_rollout
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
 from support.vllm_engines import PROMPTS, assert_logprobs_of, disturb, load_student
@@ -22,7 +23,7 @@ from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.training.parity import Thresholds, check_parity
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, ScoredRollout, as_logprobs
 from iwopd.vllm.servers import HttpSettings, Servers
 from iwopd.vllm.transfer import SharedFile
 
@@ -53,7 +54,7 @@ FAILURES: dict[str, Callable[[], tuple[int, Any]]] = {
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 def test_a_failed_request_is_tried_again(failure: Callable[[], tuple[int, Any]]) -> None:
     with FakeServer(lambda count: failure() if count <= 2 else None) as fake, make_engine(fake.url) as engine:
-        assert [rollout.response_ids for rollout in ask(engine)] == [[7] * 4] * 4
+        assert [answer.response_ids.tolist() for answer in ask(engine)] == [[7] * 4] * 4
         assert fake.completions == 6
 
 
@@ -174,36 +175,36 @@ def test_an_address_without_a_server_is_one_line(address: str) -> None:
 
 
 def test_too_few_prompt_logprobs_are_asked_for_again_and_then_an_error() -> None:
-    rollout = Rollout("p", [1, 2, 3], [4, 5], [-1.0, -1.0], "stop")
+    answer = plain_rollout([1, 2, 3], [4, 5])
 
     def cut(count: int) -> tuple[int, Any]:
         return broken_completion(lambda choice: choice["prompt_logprobs"].pop())
 
     with FakeServer(lambda count: cut(count) if count == 1 else None) as fake:
         teacher = VllmServerTeacher(Servers("scoring.urls", [fake.url], QUICK))
-        (scored,) = teacher.score([rollout], lambda length: (1, length))
-        assert (scored.start, scored.stop, scored.teacher_logprobs) == (1, 2, [-5.0])
+        (scored,) = teacher.score([answer], lambda length: (1, length))
+        assert scored == ScoredRollout(answer, 1, 2, as_logprobs([-5.0]))
         teacher.close()
     with FakeServer(cut) as fake:
         teacher = VllmServerTeacher(Servers("scoring.urls", [fake.url], QUICK))
         with pytest.raises(EngineError, match="2 prompt log-probs for 5 tokens"):
-            teacher.score([rollout], lambda length: (0, length))
+            teacher.score([answer], lambda length: (0, length))
         teacher.close()
 
 
 def test_each_rollout_is_scored_once_with_overlap_and_without() -> None:
-    rollouts = [Rollout(str(index), [1, 2], [3 + index, 4], [-1.0, -1.0], "stop") for index in range(3)]
+    answers = [plain_rollout([1, 2], [3 + index, 4], prompt_id=str(index)) for index in range(3)]
     found = {}
     for overlap in (True, False):
         with FakeServer() as fake:
             teacher = VllmServerTeacher(Servers("scoring.urls", [fake.url], QUICK), overlap)
-            for rollout in rollouts[:2]:
-                teacher.expect(rollout, lambda length: (0, length))
-            found[overlap] = teacher.score(rollouts, lambda length: (0, length))
+            for answer in answers[:2]:
+                teacher.expect(answer, lambda length: (0, length))
+            found[overlap] = teacher.score(answers, lambda length: (0, length))
             teacher.close()
             assert fake.completions == 3
     assert found[True] == found[False]
-    assert [record.teacher_logprobs for record in found[True]] == [[-3.0, -4.0], [-4.0, -4.0], [-5.0, -4.0]]
+    assert [record.teacher_logprobs.tolist() for record in found[True]] == [[-3.0, -4.0], [-4.0, -4.0], [-5.0, -4.0]]
 
 
 def test_a_server_that_reports_the_models_own_logprobs_is_refused_where_they_are_not_sampled_from() -> None:

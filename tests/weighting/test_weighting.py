@@ -21,7 +21,7 @@ from iwopd.models.batch import collate
 from iwopd.numerics import WeightInput, iw_weights, opd_advantage, window_bounds, window_weights
 from iwopd.numerics import weighting as schemes
 from iwopd.training.objective import Objective
-from iwopd.types import ScoredRollout
+from iwopd.types import ScoredRollout, as_logprobs
 from iwopd.weighting import SCHEMES, Weighting
 from iwopd.weighting.iw import Iw
 from iwopd.weighting.prefix_ratio import PrefixRatio
@@ -375,7 +375,7 @@ def scored(make_rollouts) -> Callable[..., list[ScoredRollout]]:
         rollouts = make_rollouts(8, seed=1, longest=30)
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
         return [
-            ScoredRollout(rollout, start, stop, [-1.0 - t % 2 for t in range(start, stop)])
+            ScoredRollout(rollout, start, stop, as_logprobs([-1 - t % 2 for t in range(start, stop)]))
             for rollout, (start, stop) in zip(rollouts, windows, strict=True)
         ]
 

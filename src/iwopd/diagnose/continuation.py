@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy
+
 from iwopd.diagnose.records import BINS, POINTS, Curve
 from iwopd.evaluation.evaluate import Benchmark, grade
 from iwopd.numerics.position import prefix_size
@@ -55,18 +57,19 @@ def _continued(
     sizes = [prefix_size(len(rollout.response_ids), share) for rollout in rollouts]
     ended: dict[int, Rollout] = {}
     for group in _groups(rollouts, sizes, sampling.max_tokens, context):
-        chosen = [(rollouts[index], rollouts[index].response_ids[: sizes[index]]) for index in group]
-        prompts = [Prompt(rollout.prompt_id, rollout.prompt_ids + prefix, text="") for rollout, prefix in chosen]
-        longest = sampling.max_tokens - min(len(prefix) for _, prefix in chosen)
+        chosen = [(rollouts[index], sizes[index]) for index in group]
+        prompts = [Prompt(rollout.prompt_id, rollout.ids(size).tolist(), text="") for rollout, size in chosen]
+        longest = sampling.max_tokens - min(size for _, size in chosen)
         made = engine.generate(
             prompts, replace(sampling, n=1, max_tokens=longest), seed=seed, stream=f"continue from {share:.0%}"
         )
-        for index, (rollout, prefix), new in zip(group, chosen, made, strict=True):
-            response = prefix + new.response_ids
+        for index, (rollout, size), new in zip(group, chosen, made, strict=True):
+            response = numpy.concatenate([rollout.response_ids[:size], new.response_ids])
+            logprobs = numpy.concatenate([rollout.sampler_logprobs[:size], new.sampler_logprobs])
             ended[index] = replace(
                 rollout,
                 response_ids=response[: sampling.max_tokens],
-                sampler_logprobs=[],
+                sampler_logprobs=logprobs[: sampling.max_tokens],
                 finish_reason=new.finish_reason if len(response) <= sampling.max_tokens else "length",
             )
     return [ended[index] for index in range(len(rollouts))]

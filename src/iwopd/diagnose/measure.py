@@ -27,7 +27,7 @@ from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Rollout, ScoredRollout, as_logprobs
 from iwopd.weighting import SCHEMES, Weighting
 
 POSITIONS = 100  # bins of absolute position, at most
@@ -92,10 +92,15 @@ def measure(
         **{name: padded[name] for name in ("entropy", "teacher_entropy", "overlap") if name in padded},
     }
     records = [
-        replace(record, teacher_logprobs=row["teacher_logprobs"].tolist(), trainer_logprobs=row["logprobs"].tolist())
+        replace(
+            record,
+            teacher_logprobs=as_logprobs(row["teacher_logprobs"].numpy()),
+            trainer_logprobs=as_logprobs(row["logprobs"].numpy()),
+            teacher_hidden=None,
+        )
         for record, row in zip(scored, ordered, strict=True)
     ]
-    return Measured([replace(record, teacher_hidden=None) for record in records], mask, advantages, quantities)
+    return Measured(records, mask, advantages, quantities)
 
 
 @torch.no_grad()
@@ -139,7 +144,7 @@ def log_ratio(measured: Measured, tokenizer: Any, examples: int) -> LogRatio:
     at = ratios.quantile(torch.tensor(QUANTILES, dtype=ratios.dtype), dim=0)
     shown = []
     for record, advantages in zip(measured.records[:examples], measured.advantages, strict=False):
-        ids = record.rollout.response_ids
+        ids = record.rollout.response_ids.tolist()
         running = advantages[: len(ids)].double().cumsum(-1).tolist()
         shown.append(
             {

@@ -91,7 +91,7 @@ def _try(
 
 
 def _mean(scored: list) -> float:
-    values = [value for record in scored for value in record.teacher_logprobs]
+    values = [value for record in scored for value in record.teacher_logprobs.tolist()]
     return sum(values) / max(1, len(values))
 
 

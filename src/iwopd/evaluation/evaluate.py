@@ -157,7 +157,7 @@ def _answers(
 def grade(benchmark: Benchmark, rollouts: Sequence[Rollout], decode: Decode) -> list[Graded]:
     """Each rollout with its verdict."""
     prompts = {prompt.id: prompt for prompt in benchmark.prompts}
-    answered = [(decode(rollout.response_ids), prompts[rollout.prompt_id]) for rollout in rollouts]
+    answered = [(decode(rollout.response_ids.tolist()), prompts[rollout.prompt_id]) for rollout in rollouts]
     verdicts = benchmark.grader(answered)
     return [
         Graded(prompt, rollout, text, verdict)

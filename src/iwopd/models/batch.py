@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy
 import torch
 from torch import Tensor
 
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Logprobs, Rollout, ScoredRollout
 
 Window = Callable[[int], tuple[int, int]]
 
@@ -76,32 +77,30 @@ def collate_tokens(
 
     The last token of a window is predicted, never read, so it is not part of the input.
     """
-    inputs = [
-        (rollout.prompt_ids + rollout.response_ids[:stop])[:-1]
-        for rollout, (_, stop) in zip(rollouts, windows, strict=True)
-    ]
-    width, time = max(map(len, inputs)), max(stop - start for start, stop in windows)
-    input_ids = torch.zeros(len(inputs), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(inputs), width, dtype=torch.long)
-    mask = torch.zeros(len(inputs), time, dtype=torch.bool)
+    sizes = [len(rollout.prompt_ids) + stop - 1 for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    width, time = max(sizes), max(stop - start for start, stop in windows)
+    input_ids = torch.zeros(len(sizes), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(sizes), width, dtype=torch.long) if padding == "left" else None
+    mask = torch.zeros(len(sizes), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
-    for row, (ids, rollout, (start, stop)) in enumerate(zip(inputs, rollouts, windows, strict=True)):
-        pad = width - len(ids) if padding == "left" else 0
-        input_ids[row, pad : pad + len(ids)] = torch.tensor(ids)
-        attention_mask[row, pad : pad + len(ids)] = 1
+    for row, (size, rollout, (start, stop)) in enumerate(zip(sizes, rollouts, windows, strict=True)):
+        pad = width - size if padding == "left" else 0
+        input_ids[row, pad : pad + size] = torch.from_numpy(rollout.ids(stop)[:-1])
+        if attention_mask is not None:
+            attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
         # The state that predicts response token t stands one column before that token.
         first = pad + len(rollout.prompt_ids) + start - 1
         rows.append(torch.full((stop - start,), row))
         columns.append(torch.arange(first, first + stop - start))
-        targets.append(torch.tensor(rollout.response_ids[start:stop], dtype=torch.long))
+        targets.append(rollout.response_ids[start:stop])
     return Tokens(
         input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device) if padding == "left" else None,
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0).to(device) if padding == "left" else None,
+        attention_mask=None if attention_mask is None else attention_mask.to(device),
+        position_ids=None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0).to(device),
         rows=torch.cat(rows).to(device),
         columns=torch.cat(columns).to(device),
-        targets=torch.cat(targets).to(device),
+        targets=torch.from_numpy(numpy.concatenate(targets)).long().to(device),
         mask=mask.to(device),
         positions=(torch.tensor([start for start, _ in windows])[:, None] + torch.arange(time)).to(device),
         lengths=torch.tensor([len(rollout.response_ids) for rollout in rollouts], device=device),
@@ -115,19 +114,12 @@ def collate(
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
 ) -> Batch:
-    """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random.
-
-    Raises:
-        ValueError: log-probs that do not count as many as their tokens.
-    """
-    for record in scored:
-        _check_counts(record)
+    """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random."""
     windows = [(record.start, record.stop) for record in scored]
     tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
 
-    def spread(values: list[Sequence[float]]) -> Tensor:
-        flat = torch.tensor([value for row in values for value in row], dtype=torch.float32, device=device)
-        return tokens.spread(flat)
+    def spread(rows: list[Logprobs]) -> Tensor:
+        return tokens.spread(torch.from_numpy(numpy.concatenate(rows)).to(device))
 
     trainer = [record.trainer_logprobs for record in scored if record.trainer_logprobs is not None]
     base = [record.base_logprobs for record in scored if record.base_logprobs is not None]
@@ -142,19 +134,6 @@ def collate(
         seeds=list(seeds),
         names=[record.rollout.name for record in scored],
     )
-
-
-def _check_counts(record: ScoredRollout) -> None:
-    rollout, size = record.rollout, record.stop - record.start
-    counts = {
-        "sampler": (len(rollout.sampler_logprobs), len(rollout.response_ids)),
-        "teacher": (len(record.teacher_logprobs), size),
-        "trainer": (size if record.trainer_logprobs is None else len(record.trainer_logprobs), size),
-        "base": (size if record.base_logprobs is None else len(record.base_logprobs), size),
-    }
-    for whose, (found, wanted) in counts.items():
-        if found != wanted:
-            raise ValueError(f"rollout {rollout.name}: {found} {whose} log-probs for {wanted} tokens")
 
 
 def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:

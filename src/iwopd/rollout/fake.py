@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unheard
 from iwopd.seeding import derive_seed
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, as_ids
 
 
 class FakeEngine(Engine):
@@ -37,11 +39,11 @@ class FakeEngine(Engine):
         made = [
             Rollout(
                 prompt_id=prompt.id,
-                prompt_ids=prompt.ids,
-                response_ids=[
-                    derive_seed(seed, stream, prompt.id, sample, time) % self.vocabulary for time in range(length)
-                ],
-                sampler_logprobs=[-1.0] * length,
+                prompt_ids=as_ids(prompt.ids),
+                response_ids=as_ids(
+                    [derive_seed(seed, stream, prompt.id, sample, time) % self.vocabulary for time in range(length)]
+                ),
+                sampler_logprobs=numpy.full(length, -1, numpy.float32),
                 finish_reason="stop" if length == self.length else "length",
                 sample=sample,
                 policy_version=self.version,

@@ -1,10 +1,10 @@
 """Sampling with transformers in the training process: batched, with a KV cache, the same text at any batch size."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unh
 from iwopd.rollout.decoding import Decoding, cache_argument
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -158,17 +158,17 @@ class HfEngine(Engine):
                 decoding.keep(running)
                 alive, chosen = alive[running], chosen[running]
             logits = decoding.next_logits(chosen)
-        return self._records(requests, tokens.tolist(), logprobs, lengths.tolist(), stopped.tolist())
+        return self._records(requests, tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
 
     def _records(
-        self, requests: list[tuple[Prompt, int]], tokens: Any, logprobs: Tensor, lengths: Any, stopped: Any
+        self, requests: list[tuple[Prompt, int]], tokens: Tensor, logprobs: Tensor, lengths: Any, stopped: Any
     ) -> list[Rollout]:
         made = [
             Rollout(
                 prompt_id=prompt.id,
-                prompt_ids=prompt.ids,
-                response_ids=tokens[row][: lengths[row]],
-                sampler_logprobs=logprobs[row, : lengths[row]].tolist(),
+                prompt_ids=as_ids(prompt.ids),
+                response_ids=as_ids(tokens[row, : lengths[row]].numpy()),
+                sampler_logprobs=as_logprobs(logprobs[row, : lengths[row]].numpy()),
                 finish_reason="stop" if stopped[row] else "length",
                 sample=sample,
                 policy_version=self.version,
@@ -232,7 +232,7 @@ class HfEngine(Engine):
 
         together = trainers(slice(None))
         alone = torch.cat([trainers(slice(row, row + 1)) for row in range(len(rollouts))])
-        sampled = torch.tensor([value for rollout in rollouts for value in rollout.sampler_logprobs])
+        sampled = torch.from_numpy(numpy.concatenate([rollout.sampler_logprobs for rollout in rollouts]))
         return (sampled - together).abs(), (together - alone).abs()
 
     def sync_weights(self, student: Any, version: int) -> None:
@@ -249,8 +249,8 @@ def cache_agrees(gaps: Tensor, noise: Tensor, dtype: torch.dtype) -> bool:
 def _answers(model: LanguageModel, prompts: Sequence[Prompt], tokens: int) -> list[Rollout]:
     """One answer of `tokens` tokens to each of three prompts; the one in the middle has half of them."""
     given = Sampling(max_tokens=tokens)
-    rollouts = [Rollout(prompt.id, prompt.ids, [], [], "length", row) for row, prompt in enumerate(prompts)]
-    seeds = [derive_seed("check", rollout.prompt_id, rollout.sample) for rollout in rollouts]
+    ids, logprobs = ([list[Any]() for _ in prompts] for _ in range(2))
+    seeds = [derive_seed("check", prompt.id, row) for row, prompt in enumerate(prompts)]
     uniforms = torch.stack([_uniforms(seed, given) for seed in seeds]).to(model.device)
     alive = torch.arange(len(prompts), device=model.device)
     decoding = Decoding(model, [prompt.ids for prompt in prompts])
@@ -260,20 +260,23 @@ def _answers(model: LanguageModel, prompts: Sequence[Prompt], tokens: int) -> li
         chosen = draw(choices, uniforms[alive, time])
         drawn = choices.gather(-1, chosen[:, None]).squeeze(-1)
         for row, token, logprob in zip(alive.tolist(), chosen.tolist(), drawn.tolist(), strict=True):
-            rollouts[row].response_ids.append(token)
-            rollouts[row].sampler_logprobs.append(logprob)
+            ids[row].append(token)
+            logprobs[row].append(logprob)
         if time == tokens // 2:
             kept = torch.tensor([0, len(prompts) - 1], device=model.device)
             decoding.keep(kept)
             alive, chosen = alive[kept], chosen[kept]
         if time + 1 < tokens:
             logits = decoding.next_logits(chosen)
-    return rollouts
+    return [
+        Rollout(prompt.id, as_ids(prompt.ids), as_ids(ids[row]), as_logprobs(logprobs[row]), "length", row)
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def _check_finite(rollouts: Sequence[Rollout], name: str, version: int) -> None:
     for rollout in rollouts:
-        if not all(map(math.isfinite, rollout.sampler_logprobs)):
+        if not numpy.isfinite(rollout.sampler_logprobs).all():
             raise NonFiniteError(
                 f"the {name}'s log-probs are NaN or infinite while it answers {rollout.name}, after {version} steps; "
                 "its weights have diverged or are damaged: lower optim.lr, or go back to an earlier checkpoint"

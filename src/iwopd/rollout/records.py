@@ -1,19 +1,20 @@
 """From what vLLM answers, in process or over HTTP, to a `Rollout`."""
 
-import math
 from dataclasses import dataclass
+
+import numpy
 
 from iwopd.errors import NonFiniteError
 from iwopd.rollout.base import Sampling
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Ids, Logprobs, Prompt, Rollout, as_ids
 
 
 @dataclass(frozen=True)
 class Answer:
     """Token ids, their log-probs (nats) under the distribution sampled from, and why it ended."""
 
-    ids: list[int]
-    logprobs: list[float]
+    ids: Ids
+    logprobs: Logprobs
     finish_reason: str
 
 
@@ -25,15 +26,15 @@ def make_rollout(prompt: Prompt, sample: int, answer: Answer, sampling: Sampling
     """
     rollout = Rollout(
         prompt_id=prompt.id,
-        prompt_ids=prompt.ids,
+        prompt_ids=as_ids(prompt.ids),
         response_ids=answer.ids,
         # A greedy choice is certain; vLLM reports what the model gives it.
-        sampler_logprobs=answer.logprobs if sampling.temperature > 0 else [0.0] * len(answer.ids),
+        sampler_logprobs=answer.logprobs if sampling.temperature > 0 else numpy.zeros_like(answer.logprobs),
         finish_reason="stop" if answer.finish_reason == "stop" else "length",
         sample=sample,
         policy_version=version,
     )
-    if not all(map(math.isfinite, answer.logprobs)):
+    if not numpy.isfinite(answer.logprobs).all():
         raise NonFiniteError(
             f"the engine's log-probs are NaN or infinite while it answers {rollout.name}, after {version} steps; "
             "the student's weights have diverged or are damaged: lower optim.lr, or go back to an earlier checkpoint"

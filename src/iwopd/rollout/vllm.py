@@ -7,7 +7,7 @@ from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unh
 from iwopd.rollout.records import Answer, make_rollout
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.in_process import InProcess
 from iwopd.vllm.transfer import Weighted
 
@@ -62,10 +62,12 @@ class VllmEngine(Engine):
         def take(place: int, output: Any) -> None:
             prompt, sample = requests[place]
             choice = output.outputs[0]
-            answer = Answer(list(choice.token_ids), list(choice.logprobs.logprobs), choice.finish_reason)
-            rollouts[place] = make_rollout(prompt, sample, answer, sampling, self.version)
+            ids, logprobs = as_ids(list(choice.token_ids)), as_logprobs(list(choice.logprobs.logprobs))
+            rollouts[place] = make_rollout(
+                prompt, sample, Answer(ids, logprobs, choice.finish_reason), sampling, self.version
+            )
             finished(rollouts[place])
-            tally.keep(1, len(answer.ids))
+            tally.keep(1, len(ids))
 
         self.vllm.wake()
         # What a run computes may not depend on what it computed before: a resumed one has an empty cache too.

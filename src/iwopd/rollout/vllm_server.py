@@ -12,7 +12,7 @@ from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unh
 from iwopd.rollout.records import Answer, make_rollout
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.servers import BadAnswer, Server, Servers
 from iwopd.vllm.transfer import Route, Weighted
 
@@ -119,8 +119,8 @@ class VllmServerEngine(Engine):
 
     def _read(self, choice: dict[str, Any]) -> Answer:
         answer = read_answer(choice)
-        if self.vocabulary is not None and max(answer.ids) >= self.vocabulary:
-            raise BadAnswer(f"token {max(answer.ids)}, which the teacher does not have")
+        if self.vocabulary is not None and answer.ids.max() >= self.vocabulary:
+            raise BadAnswer(f"token {answer.ids.max()}, which the teacher does not have")
         return answer
 
     def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
@@ -246,4 +246,4 @@ def read_answer(choice: dict[str, Any]) -> Answer:
         raise BadAnswer(f"{len(logprobs)} log-probs for {len(ids)} tokens")
     if choice.get("finish_reason") not in ("stop", "length"):
         raise BadAnswer(f"an answer that ended with {choice.get('finish_reason')!r}")
-    return Answer(ids, [float(value) for value in logprobs], choice["finish_reason"])
+    return Answer(as_ids(ids), as_logprobs(logprobs), choice["finish_reason"])

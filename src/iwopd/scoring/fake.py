@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy
+
 from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
@@ -26,7 +28,7 @@ class FakeTeacher(Teacher):
         self.scored += len(rollouts)
         progress(len(rollouts), len(rollouts))
         return [
-            ScoredRollout(rollout, start, stop, [self.logprob] * (stop - start))
+            ScoredRollout(rollout, start, stop, numpy.full(stop - start, self.logprob, numpy.float32))
             for rollout, (start, stop) in zip(rollouts, windows, strict=True)
         ]
 

@@ -16,7 +16,7 @@ from iwopd.models.readouts import logprobs_and_states
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Rollout, ScoredRollout, as_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +114,8 @@ class HfTeacher(Teacher):
                     f"the teacher's log-probs of rollout {rollout.name} are NaN or infinite; its weights are damaged "
                     "or overflow: try teacher.dtype=float32"
                 )
-            scored.append(
-                ScoredRollout(rollout, start, stop, logprobs.tolist(), teacher_hidden=states[0] if states else None)
-            )
+            own = as_logprobs(logprobs.float().numpy())
+            scored.append(ScoredRollout(rollout, start, stop, own, teacher_hidden=states[0] if states else None))
         return scored
 
     def head(self) -> Head:

@@ -1,10 +1,11 @@
 """From vLLM's prompt log-probs to a `ScoredRollout`."""
 
-import math
 from collections.abc import Sequence
 
+import numpy
+
 from iwopd.errors import NonFiniteError
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Rollout, ScoredRollout, as_logprobs
 
 
 def scored_rollout(rollout: Rollout, window: tuple[int, int], logprobs: Sequence[float]) -> ScoredRollout:
@@ -18,8 +19,8 @@ def scored_rollout(rollout: Rollout, window: tuple[int, int], logprobs: Sequence
     wanted = len(rollout.prompt_ids) + stop - 1
     if len(logprobs) != wanted:
         raise ValueError(f"rollout {rollout.name}: {len(logprobs)} teacher log-probs for {wanted} tokens")
-    own = list(logprobs[wanted - (stop - start) :])
-    if not all(map(math.isfinite, own)):
+    own = as_logprobs(logprobs[wanted - (stop - start) :])
+    if not numpy.isfinite(own).all():
         raise NonFiniteError(
             f"the teacher's log-probs of rollout {rollout.name} are NaN or infinite; its weights are damaged "
             "or overflow: try teacher.dtype=float32"

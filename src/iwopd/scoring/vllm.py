@@ -71,10 +71,7 @@ class VllmTeacher(Teacher):
         self.vllm.wake()
         # One token is sampled because vLLM always samples; nobody looks at it.
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        prompts = [
-            rollout.prompt_ids + rollout.response_ids[:stop]
-            for (rollout, _), (_, stop) in zip(items, windows, strict=True)
-        ]
+        prompts = [rollout.ids(stop).tolist() for (rollout, _), (_, stop) in zip(items, windows, strict=True)]
         self.vllm.run(prompts, [params.clone() for _ in prompts], take)
         self.vllm.sleep()
 

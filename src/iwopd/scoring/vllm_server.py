@@ -11,7 +11,7 @@ from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, silent
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.prompt_logprobs import scored_rollout
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Ids, Rollout, ScoredRollout
 from iwopd.vllm.servers import BadAnswer, Server, Servers
 
 FIXED_PROMPT = list(range(3, 15))  # ids that every vocabulary has
@@ -76,8 +76,8 @@ class VllmServerTeacher(Teacher):
 
     def _submit(self, rollout: Rollout, window: Window) -> "Future[ScoredRollout]":
         bounds = window(len(rollout.response_ids))
-        ids = rollout.prompt_ids + rollout.response_ids[: bounds[1]]
-        return self.servers.submit(_body(ids), len(ids), partial(_read, rollout, bounds, ids))
+        ids = rollout.ids(bounds[1])
+        return self.servers.submit(_body(ids), len(ids), partial(_read, rollout, bounds))
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
@@ -112,7 +112,7 @@ class VllmServerTeacher(Teacher):
         self.servers.close()
 
 
-def _body(ids: Sequence[int]) -> dict[str, Any]:
+def _body(ids: Sequence[int] | Ids) -> dict[str, Any]:
     # One token is sampled because vLLM always samples; nobody looks at it.
     return {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
 
@@ -121,8 +121,8 @@ def _read_fixed_prompt(choice: dict[str, Any]) -> list[float]:
     return _prompt_logprobs(FIXED_PROMPT, choice)
 
 
-def _read(rollout: Rollout, window: tuple[int, int], ids: Sequence[int], choice: dict[str, Any]) -> ScoredRollout:
-    return scored_rollout(rollout, window, _prompt_logprobs(ids, choice))
+def _read(rollout: Rollout, window: tuple[int, int], choice: dict[str, Any]) -> ScoredRollout:
+    return scored_rollout(rollout, window, _prompt_logprobs(rollout.ids(window[1]).tolist(), choice))
 
 
 def _prompt_logprobs(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:

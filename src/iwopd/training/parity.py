@@ -46,7 +46,7 @@ def measure_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], 
     gaps = [
         abs(sampler - trainer)
         for rollout, logprobs in zip(rollouts, own, strict=True)
-        for sampler, trainer in zip(rollout.sampler_logprobs, logprobs, strict=True)
+        for sampler, trainer in zip(rollout.sampler_logprobs.tolist(), logprobs.tolist(), strict=True)
     ]
     return Parity(statistics.fmean(gaps), max(gaps))
 

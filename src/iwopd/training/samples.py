@@ -45,10 +45,10 @@ def sample_rows(
                 "answer": prompt.answer,
                 "correct": item.correct,
                 "finish_reason": rollout.finish_reason,
-                "tokens": [tokenizer.decode([token]) for token in rollout.response_ids],
-                "sampler_logprobs": _rounded(rollout.sampler_logprobs),
+                "tokens": [tokenizer.decode([token]) for token in rollout.response_ids.tolist()],
+                "sampler_logprobs": _rounded(rollout.sampler_logprobs.tolist()),
                 "start": record.start,
-                "teacher_logprobs": _rounded(record.teacher_logprobs),
+                "teacher_logprobs": _rounded(record.teacher_logprobs.tolist()),
                 "advantages": _rounded(row_advantages.tolist()),
                 "weights": _rounded(row_weights.tolist()),
             }

@@ -10,7 +10,7 @@ from iwopd.models.student import Student
 from iwopd.rollout.base import Progress, part_of, silent
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import in_token_batches
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import Logprobs, Rollout, ScoredRollout, as_logprobs
 
 
 def score(
@@ -51,7 +51,7 @@ def trainer_logprobs(
     rollouts: Sequence[Rollout],
     windows: Sequence[tuple[int, int]],
     progress: Progress = silent,
-) -> list[list[float]]:
+) -> list[Logprobs]:
     """The student's own log-probs (nats) of each rollout's window ``[start, stop)``, recomputed by the trainer."""
     student.model.eval()
     with torch.no_grad():
@@ -63,4 +63,4 @@ def trainer_logprobs(
             lambda tokens: [student.lm.token_logprobs(tokens)],
             progress,
         )
-    return [logprobs.tolist() for (logprobs,) in own]
+    return [as_logprobs(logprobs.float().numpy()) for (logprobs,) in own]

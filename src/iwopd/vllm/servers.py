@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy
 
 from iwopd.errors import EngineError
 from iwopd.vllm.http import HttpClient, checked, error_message, is_loopback, reason, refused, worth_another_try
@@ -110,7 +111,8 @@ class Servers:
         """Ask for a completion in the background.
 
         Args:
-            body: of /v1/completions, without the model's name.
+            body: of /v1/completions, without the model's name; the prompt may be an array, which takes less memory
+                than a list while the request waits.
             tokens: how much work it is at most; load is spread by it.
             read: makes the answer's first choice into what is wanted; BadAnswer has it asked for again.
         """
@@ -136,7 +138,9 @@ class Servers:
         return self._http.run(repeated())
 
     async def _post_completion(self, server: Server, body: dict[str, Any]) -> httpx.Response:
-        named = body | {"model": server.model}
+        prompt = body.get("prompt")
+        ids = prompt.tolist() if isinstance(prompt, numpy.ndarray) else prompt
+        named = body | {"model": server.model, "prompt": ids}
         return await self._ask("POST", server, "v1/completions", self.settings.timeout, named)
 
     async def _complete(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> Answer:
