@@ -7,16 +7,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig
+from iwopd.config.names import checkpoint_step
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.runs.checkpoints import Checkpoints
 from iwopd.runs.console import Display
-from iwopd.runs.folder import RunFolder, damage
+from iwopd.runs.files import not_written, write_whole
+from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
+from iwopd.runs.saved_config import saved_config
 
 if TYPE_CHECKING:
     from iwopd.diagnose.records import Continuation, Curve, Diagnosis
@@ -97,10 +99,10 @@ def _subjects(config: Config) -> tuple[list[Subject], str | None]:
         raise ConfigError(
             "student.lora.rank: the adapters of checkpoints are sampled from with rollout=hf only; use it"
         )
-    whole = [folder for folder in sorted((path / "checkpoints").glob("step-*")) if damage(folder) is None]
+    whole = Checkpoints(path).whole()
     if not whole:
         raise ConfigError(f"diagnose.run={path}: has no whole checkpoint; train it further, or name another run")
-    steps = [(int(folder.name.removeprefix("step-")), folder) for folder in whole]
+    steps = [(checkpoint_step(folder.name) or 0, folder) for folder in whole]
     subjects = [first, *(Subject(f"step {step}", step, folder) for step, folder in steps if step)]
     note = None
     if len(whole) < 3:
@@ -116,9 +118,9 @@ def _check_run(config: Config, path: Path) -> None:
         ConfigError: it is not; says what to set.
     """
     try:
-        saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        saved, _ = saved_config(path)
         verb = saved["verb"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (RunFolderError, KeyError):
         raise ConfigError(f"diagnose.run={path}: holds no run; name the folder of one, e.g. runs/NAME") from None
     if verb != "train":
         raise ConfigError(f"diagnose.run={path}: is a run of iwopd {verb}; name a training run")
@@ -280,12 +282,12 @@ def _write(config: Config, folder: RunFolder, found: "list[Diagnosis]", notes: l
     }
     content = {**about, "notes": notes, "advice": advice, "students": [asdict(item) for item in found]}
     with folder:
+        write_whole(folder.path / "diagnose.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         try:
-            (folder.path / "diagnose.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
             figures = draw(found, folder.path / "figures")
-            (folder.path / "report.html").write_text(report(about, found, advice, notes, figures), encoding="utf-8")
         except OSError as error:
-            raise RunFolderError(f"{folder.path}: cannot be written to ({error.strerror}); make room") from error
+            raise not_written(folder.path / "figures", error) from error
+        write_whole(folder.path / "report.html", report(about, found, advice, notes, figures))
     for sentence in advice:
         display.line(sentence)
     display.line(f"report: {folder.path / 'report.html'}")

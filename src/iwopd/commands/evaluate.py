@@ -54,7 +54,7 @@ def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], dis
         evaluator = _Evaluator(config, folder, rows, display, stack)
         found = [evaluator.evaluate(benchmark) for benchmark in evaluator.benchmarks]
         metrics = evaluation_metrics(found) | {"memory/eval_mib": memory.lap("eval")}
-        Tracker(folder.path).log(0, metrics)
+        Tracker(folder.path, check=folder.lock.check).log(0, metrics)
     display.table(summary(found))
     display.line(f"results are in {folder.path / 'eval'}")
     return metrics["eval/accuracy"]
@@ -110,7 +110,13 @@ class _Evaluator:
 
         ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
         asked = {"weights": self.weights, "problems": problems_digest(benchmark.prompts)}
-        samples = SampleFile(path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy)
+        samples = SampleFile(
+            path.with_name(f"{path.name}.jsonl.zst"),
+            asked,
+            samples=self.sampling.n,
+            greedy=ev.greedy,
+            check=self.folder.lock.check,
+        )
         if samples.kept:
             total = len(benchmark.prompts) * self.sampling.n
             self.display.line(f"{benchmark.name}: {samples.kept} of {total} samples are there already")

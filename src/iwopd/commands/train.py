@@ -104,7 +104,8 @@ def prepare(
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
-    tracker = Tracker(folder.path, state.written, assembly.mirrors(config, folder.path, asdict(config)))
+    mirrors = assembly.mirrors(config, folder.path, asdict(config))
+    tracker = Tracker(folder.path, state.written, mirrors, folder.lock.check)
     stack.callback(tracker.close)
     if checkpoint:
         display.line(f"going on from {checkpoint.name} of {folder.path}")
