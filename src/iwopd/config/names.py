@@ -30,5 +30,6 @@ def checkpoint_step(name: str) -> int | None:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The folders in `folder` that have the name of a checkpoint, by their steps."""
-    steps = {entry: checkpoint_step(entry.name) for entry in folder.glob("step-*") if entry.is_dir()}
-    return [entry for step, entry in sorted((step, entry) for entry, step in steps.items() if step is not None)]
+    steps = [(checkpoint_step(entry.name), entry) for entry in folder.glob("step-*") if entry.is_dir()]
+    known = [(step, entry) for step, entry in steps if step is not None]
+    return [entry for _, entry in sorted(known)]

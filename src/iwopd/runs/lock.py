@@ -88,7 +88,8 @@ class FolderLock:
         Raises:
             RunFolderError: a process elsewhere has taken it over, as after this one was suspended for long.
         """
-        if self._taken_by is not None:
+        if self._descriptor is not None and self._is_taken():
+            assert self._taken_by is not None
             raise RunFolderError(
                 f"run.dir={self.file.parent}: {_said(self._taken_by)} writes to it now; this one stops and leaves "
                 "the folder as it is"
@@ -100,7 +101,7 @@ class FolderLock:
             return
         self._released.set()
         self._heart.join()  # else it could write into what the descriptor's number stands for next
-        if self._taken_by is None:
+        if not self._is_taken():
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
@@ -108,13 +109,16 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):
-            found = read_object(self.file)
-            if found is not None and found.get("id") != self._record["id"]:
-                self._taken_by = found
-                log.error("run.dir=%s: %s has taken it over", self.file.parent, _said(found))
+            if self._is_taken():
                 return
             self._record["beat"] += 1
             self._write()
+
+    def _is_taken(self) -> bool:
+        found = read_object(self.file)
+        if found is not None and found.get("id") != self._record["id"]:
+            self._taken_by = found
+        return self._taken_by is not None
 
     def _write(self) -> None:
         assert self._descriptor is not None

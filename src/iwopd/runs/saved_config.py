@@ -32,8 +32,8 @@ def saved_config(run: Path) -> tuple[dict[str, Any], Path]:
     if newest is not None and (found := _read(newest / CONFIG)) is not None:
         return found, newest / CONFIG
     raise RunFolderError(
-        f"run.dir={run}: its config.yaml is damaged or of another version, and no whole checkpoint has a copy; "
-        "choose another folder"
+        f"run.dir={run}: its config.yaml cannot be read, being damaged or of another version, and no whole checkpoint "
+        "has a copy; choose another folder"
     )
 
 
