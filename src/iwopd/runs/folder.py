@@ -203,24 +203,24 @@ class RunFolder:
             self.record()
             return
         if read_object(self.path / "about.json") is None:
-            self._write_about()
+            self._write("about.json", json.dumps(about(), indent=2) + "\n")
         if self.inputs is not None and not (self.path / INPUTS).exists():
-            write_whole(self.path / INPUTS, json.dumps(self.inputs))
+            self._write(INPUTS, json.dumps(self.inputs))
         if self._moved or saved_config(self.path)[1].parent != self.path:
             self._write_config()
 
     def record(self) -> None:
         """Write about.json and config.yaml anew."""
-        self._write_about()
+        self._write("about.json", json.dumps(about(), indent=2) + "\n")
         if self.inputs is not None:
-            write_whole(self.path / INPUTS, json.dumps(self.inputs))
+            self._write(INPUTS, json.dumps(self.inputs))
         self._write_config()
 
-    def _write_about(self) -> None:
-        write_whole(self.path / "about.json", json.dumps(about(), indent=2) + "\n")
-
     def _write_config(self) -> None:
-        write_whole(self.path / CONFIG, config_text(self.config))
+        self._write(CONFIG, config_text(self.config))
+
+    def _write(self, name: str, text: str) -> None:
+        write_whole(self.path / name, text)
 
     def __exit__(self, *exception: object) -> None:
         self.lock.release()
