@@ -187,10 +187,8 @@ def test_after_a_crash_with_a_users_own_things_in_it_a_run_goes_on_exactly(
     (folder / "config.yaml").write_bytes(b"\0" * 99)
     (folder / "about.json").write_text("")
     (folder / ".draft-thesis").mkdir()
-    with (folder / "metrics.jsonl").open("ab") as stream:
-        stream.truncate(
-            json.loads((folder / "checkpoints/step-best/trainer.json").read_text())["written"]["metrics"] - 9
-        )
+    state = json.loads((folder / "checkpoints" / "step-best" / "trainer.json").read_text())
+    os.truncate(folder / "metrics.jsonl", state["log_offsets"]["metrics"] - 9)
     assert iwopd("train", *SMALL, f"run.dir={folder}", "run.resume=true", "run.keep=1") == 0
     out = capsys.readouterr().out
     assert "config.yaml is lost or damaged; step-000002 has it" in out
@@ -229,7 +227,7 @@ def test_a_folder_that_holds_another_config_is_refused_with_the_keys(
 def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
     running = start("train", *SMALL, f"run.dir={half}", "run.resume=true", "run.keep=0")
     try:
-        wait_for_line(running, "going on")
+        wait_for_line(running, "resuming from")
         running.send_signal(signal.SIGSTOP)
         second = process("train", *SMALL, f"run.dir={half}", "run.resume=true")
         assert second.returncode == 2
