@@ -86,6 +86,7 @@ class RunFolder:
         self._changed = False
         self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
         self._moved = False  # inputs are elsewhere now
+        self._config_from = self.path / CONFIG
         self.lock = FolderLock(self.path / ".lock")
         self.checkpoints = Checkpoints(self.path)
 
@@ -128,9 +129,7 @@ class RunFolder:
             raise RunFolderError(f"run.dir={self.path}: {parent} cannot be written to; choose another folder")
 
     def _check_config(self) -> None:
-        there, file = saved_config(self.path)
-        if file.parent != self.path:
-            log.warning("run.dir=%s: config.yaml is lost or damaged; %s has it", self.path, file.parent.name)
+        there, self._config_from = saved_config(self.path)
         saved = dict(_flatten(there))
         current = dict(_flatten(self.config))
         differing = sorted(
@@ -199,6 +198,9 @@ class RunFolder:
     def _begin(self) -> None:
         """Have there what a run has from its start."""
         self.checkpoints.tidy()
+        lost = self._config_from.parent != self.path
+        if lost:
+            log.warning("%s is lost or damaged; %s has it", self.path / CONFIG, self._config_from.parent.name)
         if self._changed or self._unused or not (self.path / CONFIG).exists():
             self.record()
             return
@@ -206,7 +208,7 @@ class RunFolder:
             self._write("about.json", json.dumps(about(), indent=2) + "\n")
         if self.inputs is not None and not (self.path / INPUTS).exists():
             self._write(INPUTS, json.dumps(self.inputs))
-        if self._moved or saved_config(self.path)[1].parent != self.path:
+        if self._moved or lost:
             self._write_config()
 
     def record(self) -> None:

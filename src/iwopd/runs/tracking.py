@@ -27,9 +27,7 @@ class JsonLines:
             kept = whole_lines(path, size or 0)
             stream.truncate(kept)
         if size and kept < size:
-            log.warning(
-                "%s: of %d bytes that the checkpoint counts on only %d are whole; the rest is lost", path, size, kept
-            )
+            log.warning("%s: %d of the %d bytes before the checkpoint are left; other rows are lost", path, kept, size)
 
     def sync(self) -> int:
         """Have what was written on the disk; how many bytes that are."""
