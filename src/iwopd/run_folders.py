@@ -4,10 +4,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from iwopd.config import Config
-from iwopd.errors import ConfigError
+from iwopd.config.names import name_problem
+from iwopd.errors import ConfigError, RunFolderError
+from iwopd.runs.saved_config import saved_config
 
 WITH_FOLDER = ("train", "eval", "ablate", "diagnose")  # the verbs that leave something in it
 
@@ -22,7 +22,7 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
         claim: make the folder, if it is one that nobody named; see `release`.
 
     Raises:
-        ConfigError: run.resume without a run.
+        ConfigError: run.resume without a run, or a name that cannot be a folder's.
     """
     run, now = config.run, datetime.now()
     if run.resume and run.dir is None and run.name is None:
@@ -31,6 +31,8 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
     if run.dir:
         folder = Path(run.dir)
     elif run.name:
+        if (problem := name_problem(run.name)) is not None:
+            raise ConfigError(f"run.name={run.name}: {problem}, or name the folder with run.dir=PATH")
         folder = Path("runs") / run.name
     else:
         folder = _unused(Path("runs"), f"{verb}-{now:%Y-%m-%d_%H-%M-%S}", claim and verb in WITH_FOLDER)
@@ -44,8 +46,8 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
 def _date_of(folder: Path) -> str | None:
     """The date that the run in `folder` had; None where there is none that can be read."""
     try:
-        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["run"]["date"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return saved_config(folder)[0]["run"]["date"]
+    except (RunFolderError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

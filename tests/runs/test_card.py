@@ -12,7 +12,7 @@ from support.composing import composed
 from support.running import SMALL, iwopd, rows
 
 from iwopd.runs.card import MODEL, hub_name, shown, write_card
-from iwopd.runs.folder import damage
+from iwopd.runs.manifest import damage
 from iwopd.vllm import in_process
 
 

@@ -1,5 +1,6 @@
 """Whole runs with real models: what they leave, and that they can be stopped at any moment."""
 
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import yaml
 from support.running import SMALL, iwopd, process, refused, rows, start, wait_for_line, weights, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from iwopd.runs.folder import damage
+from iwopd.runs.manifest import damage
 
 pytestmark = pytest.mark.usefixtures("smoke_models")
 
@@ -173,6 +174,31 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert iwopd("train", *SMALL, f"run.dir={folder}", "run.resume=true") == 0
     assert "step-000004 is damaged" in capsys.readouterr().out
     assert weights(folder / "final") == weights(finished / "final")
+
+
+def test_after_a_crash_with_a_users_own_things_in_it_a_run_goes_on_exactly(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "crashed"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    shutil.copytree(folder / "checkpoints" / "step-000002", folder / "checkpoints" / "step-best")
+    (folder / "config.yaml").write_bytes(b"\0" * 99)
+    (folder / "about.json").write_text("")
+    (folder / ".draft-thesis").mkdir()
+    state = json.loads((folder / "checkpoints" / "step-best" / "trainer.json").read_text())
+    os.truncate(folder / "metrics.jsonl", state["log_offsets"]["metrics"] - 9)
+    assert iwopd("train", *SMALL, f"run.dir={folder}", "run.resume=true", "run.keep=1") == 0
+    out = capsys.readouterr().out
+    assert "config.yaml is lost or damaged; step-000002 has it" in out
+    assert "bytes before the checkpoint are left" in out
+    assert weights(folder / "final") == weights(finished / "final")
+    assert {entry.name for entry in (folder / "checkpoints").iterdir()} == {"step-best", "step-000004"}
+    assert (folder / ".draft-thesis").is_dir()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["dir"] == str(folder)
+    lost = without_times(rows(finished / "metrics.jsonl"))
+    assert without_times(rows(folder / "metrics.jsonl")) == lost[:3] + lost[4:]
 
 
 def test_without_a_whole_checkpoint_nothing_is_overwritten(half: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from iwopd.ablate.arms import Run
 from iwopd.ablate.study import budgeted
 from iwopd.evaluation.results import read_samples
 from iwopd.rollout.horizon import horizon_tokens
-from iwopd.runs.folder import RunFolder, damage
+from iwopd.runs.folder import RunFolder
+from iwopd.runs.manifest import damage
 from iwopd.training.resume import another_end, taken
 from iwopd.training.schedule import Position
 
@@ -178,12 +179,11 @@ def test_steps_may_become_a_budget(copied: Path, short: Path) -> None:
 
 def begun(folder: Path, *overrides: str, steps: int = 5, tokens: int = 1000) -> Path:
     """What a run with these settings leaves for the checks of one that resumes it."""
-    with RunFolder(folder, {"verb": "train", **asdict(composed(*CHEAP, *overrides))}):
+    with RunFolder(folder, {"verb": "train", **asdict(composed(*CHEAP, *overrides))}) as run:
         (folder / "metrics.jsonl").touch()
-    for step in range(1, steps + 1):
-        checkpoint = folder / "checkpoints" / f"step-{step:06d}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "trainer.json").write_text(json.dumps({"step": step, "tokens": tokens * step // steps}))
+        for step in range(1, steps + 1):
+            state = json.dumps({"step": step, "tokens": tokens * step // steps})
+            run.save_checkpoint(step, lambda draft, state=state: (draft / "trainer.json").write_text(state), keep=0)
     return folder
 
 

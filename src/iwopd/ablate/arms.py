@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.config import Config
+from iwopd.config.names import name_problem
 from iwopd.errors import ConfigError
+from iwopd.runs.checkpoints import Checkpoints
 
 DEFAULT_ARMS = ("uniform", "first30", "last30", "iw")
 # Per run, the study settles these itself; what the command line says of them is about the study.
@@ -57,7 +59,7 @@ class Run:
     @property
     def done(self) -> bool:
         """True for a run that came to its end: final/ is written last, and whole."""
-        return (self.folder / "final" / "config.json").exists()
+        return Checkpoints(self.folder).final_step is not None
 
 
 def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:
@@ -116,8 +118,8 @@ def _arm(entry: Any, index: int) -> Arm:
         arm = Arm(entry, (override("weighting", entry),))
     else:
         raise ConfigError(f"{said}: neither a weighting nor a mapping; write e.g. iw or {{name: …, weighting: …}}")
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]{0,63}", arm.name):
-        raise ConfigError(f"{said}: its name becomes a folder; use up to 64 letters, digits, and _ . + = -")
+    if (problem := name_problem(arm.name)) is not None:
+        raise ConfigError(f"{said}: {problem}")
     return arm
 
 

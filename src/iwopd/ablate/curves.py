@@ -1,12 +1,12 @@
 """What a run's metrics.jsonl says: accuracy over steps and tokens, and what it cost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from iwopd.ablate.workers import read_note
+from iwopd.runs.files import read_rows
 
 Axis = Literal["steps", "tokens"]
 
@@ -51,7 +51,7 @@ def read_curve(folder: Path) -> Curve:
     counted = ("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds")
     cost: dict[str, float] = dict.fromkeys(counted, 0.0)
     steps = 0
-    for row in _rows(folder / "metrics.jsonl"):
+    for row in read_rows(folder / "metrics.jsonl"):
         if "eval/accuracy" in row:
             points.append(Point(row["step"], int(cost["tokens_generated"]), row["eval/accuracy"]))
             cost["evaluation_seconds"] += row.get("time/eval_s", 0.0)
@@ -66,20 +66,6 @@ def read_curve(folder: Path) -> Curve:
     if "peak_mib" not in cost and "peak_mib" in noted:
         cost["peak_mib"] = noted["peak_mib"]
     return Curve(tuple(points), steps, cost)
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the last line of a run at work, half written
-            break
-    return rows
 
 
 def early_place(curve: Curve, step: int, axis: Axis) -> int:

@@ -13,6 +13,7 @@ from iwopd.ablate.words import figure_names, signed, verdicts
 from iwopd.errors import RunFolderError
 from iwopd.report.page import figure, folded, listing, page, table
 from iwopd.report.plots import Figure
+from iwopd.runs.files import write_whole
 
 Table = tuple[str, list[str], list[list[str]]]  # caption, heads, rows
 
@@ -25,19 +26,14 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[str]:
     """
     try:
         figures = draw(results, folder / "figures")
-        write(folder / "study.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        write(folder / "study.md", markdown(results, figures))
-        write(folder / "report.html", html(results, figures))
-    except OSError as error:
+        write_whole(folder / "study.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_whole(folder / "study.md", markdown(results, figures))
+        write_whole(folder / "report.html", html(results, figures))
+    except RunFolderError:
+        raise
+    except OSError as error:  # of the figures
         raise RunFolderError(f"{folder}: the report cannot be written ({error.strerror}); make room") from error
     return [*verdicts(results), f"the study is in {folder}: open report.html"]
-
-
-def write(file: Path, text: str) -> None:
-    """The whole file, or none."""
-    draft = file.with_name(f".draft-{file.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:

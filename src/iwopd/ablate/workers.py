@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iwopd.errors import RunFolderError
 from iwopd.machine.runtime import WORKERS
+from iwopd.runs.files import read_object, write_whole
 from iwopd.runs.interrupts import FOLLOW
 
 # Beside metrics.jsonl, once a run has ended: what its process needed.
@@ -91,16 +93,13 @@ def _note(folder: Path, *, peak_mib: float, seconds: float) -> None:
         "peak_mib": round(max(peak_mib, earlier.get("peak_mib", 0.0)), 1),
         "seconds": round(seconds + earlier.get("seconds", 0.0), 1),
     }
-    with contextlib.suppress(OSError):  # a full disk: the run itself has said so
-        file.write_text(json.dumps(note) + "\n", encoding="utf-8")
+    with contextlib.suppress(RunFolderError):  # a full disk: the run itself has said so
+        write_whole(file, json.dumps(note) + "\n")
 
 
 def read_note(folder: Path) -> dict[str, float]:
     """What `train` noted of a run: peak_mib, and seconds from start to end, start-up included."""
-    try:
-        return json.loads((folder / PROCESS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_object(folder / PROCESS_FILE) or {}
 
 
 class Workers:

@@ -66,7 +66,13 @@ class Evaluator:
         """Measure one benchmark, with what an interrupted evaluation has left of it."""
         ev, path = self.config.eval, self.folder.path / "eval" / benchmark.name
         asked = {"weights": self.weights, "problems": problems_digest(benchmark.prompts)}
-        samples = SampleFile(path.with_name(f"{path.name}.jsonl.zst"), asked, samples=self.sampling.n, greedy=ev.greedy)
+        samples = SampleFile(
+            path.with_name(f"{path.name}.jsonl.zst"),
+            asked,
+            samples=self.sampling.n,
+            greedy=ev.greedy,
+            check=self.folder.lock.check,
+        )
         if samples.kept:
             total = len(benchmark.prompts) * self.sampling.n
             self.display.line(f"{benchmark.name}: {samples.kept} of {total} samples are there already")

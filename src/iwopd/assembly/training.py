@@ -69,7 +69,8 @@ def training_run(
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
-    tracker = Tracker(folder.path, state.log_offsets, mirrors(config, folder.path, asdict(config)))
+    mirrored = mirrors(config, folder.path, asdict(config))
+    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check)
     stack.callback(tracker.close)
     if checkpoint:
         display.line(f"resuming from {checkpoint.name} of {folder.path}")

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
 from iwopd.config import Config
 from iwopd.diagnose.subjects import subjects
@@ -15,9 +14,6 @@ from iwopd.preflight.problems import benchmark_rows
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(config: Config) -> None:

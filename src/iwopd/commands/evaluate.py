@@ -51,7 +51,7 @@ def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], dis
         evaluator = Evaluator(config, folder, rows, display, stack)
         found = [evaluator.evaluate(benchmark) for benchmark in evaluator.benchmarks]
         metrics = evaluation_metrics(found) | {"memory/eval_mib": memory.lap("eval")}
-        Tracker(folder.path).log(0, metrics)
+        Tracker(folder.path, check=folder.lock.check).log(0, metrics)
     display.table(summary(found))
     display.line(f"results are in {folder.path / 'eval'}")
     return metrics["eval/accuracy"]

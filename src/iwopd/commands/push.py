@@ -11,7 +11,7 @@ from iwopd.errors import ConfigError, ModelError
 from iwopd.preflight.models import check_model_folder
 from iwopd.runs.card import MODEL, hub_name
 from iwopd.runs.console import Display
-from iwopd.runs.folder import MANIFEST
+from iwopd.runs.manifest import MANIFEST
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 

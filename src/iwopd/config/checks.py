@@ -16,6 +16,7 @@ from iwopd.config.engines import (
     VllmServerScoringConfig,
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
+from iwopd.config.names import name_problem
 from iwopd.config.verbs import WandbTracking
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
             f"eval.k={evaluation.k}: larger than eval.n={evaluation.n}, and pass@k needs k samples; "
             f"raise eval.n or set eval.k={evaluation.n}"
         )
+    for name in evaluation.benchmarks:
+        if (problem := name_problem(name)) is not None:
+            yield f"eval.benchmarks.{name}: {problem}"
     yield from _date_problems(config.run.date)
     yield from _data_problems(data)
     yield from _model_problems(config)

@@ -8,8 +8,8 @@ from iwopd.diagnose.advice import advise
 from iwopd.diagnose.figures import draw
 from iwopd.diagnose.records import Diagnosis
 from iwopd.diagnose.report import report
-from iwopd.errors import RunFolderError
 from iwopd.runs.console import Display
+from iwopd.runs.files import not_written, write_whole
 from iwopd.runs.folder import RunFolder
 
 
@@ -24,12 +24,12 @@ def write(config: Config, folder: RunFolder, found: list[Diagnosis], notes: list
     }
     content = {**about, "notes": notes, "advice": advice, "students": [asdict(item) for item in found]}
     with folder:
+        write_whole(folder.path / "diagnose.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         try:
-            (folder.path / "diagnose.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
             figures = draw(found, folder.path / "figures")
-            (folder.path / "report.html").write_text(report(about, found, advice, notes, figures), encoding="utf-8")
         except OSError as error:
-            raise RunFolderError(f"{folder.path}: cannot be written to ({error.strerror}); make room") from error
+            raise not_written(folder.path / "figures", error) from error
+        write_whole(folder.path / "report.html", report(about, found, advice, notes, figures))
     for sentence in advice:
         display.line(sentence)
     display.line(f"report: {folder.path / 'report.html'}")

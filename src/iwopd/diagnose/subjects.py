@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iwopd.config import Config, HfRolloutConfig
-from iwopd.errors import ConfigError
-from iwopd.runs.folder import damage
+from iwopd.config.names import checkpoint_step
+from iwopd.errors import ConfigError, RunFolderError
+from iwopd.runs.checkpoints import Checkpoints
+from iwopd.runs.saved_config import saved_config
 
 # What must be as it was in the run, for its checkpoints to mean what the report says.
 OF_THE_RUN = ("student.path", "student.revision", "student.lora.rank", "teacher.path", "teacher.revision")
@@ -34,10 +34,10 @@ def subjects(config: Config) -> tuple[list[Subject], str | None]:
         raise ConfigError(
             "student.lora.rank: the adapters of checkpoints are sampled from with rollout=hf only; use it"
         )
-    whole = [folder for folder in sorted((path / "checkpoints").glob("step-*")) if damage(folder) is None]
+    whole = Checkpoints(path).whole()
     if not whole:
         raise ConfigError(f"diagnose.run={path}: has no whole checkpoint; train it further, or name another run")
-    steps = [(int(folder.name.removeprefix("step-")), folder) for folder in whole]
+    steps = [(checkpoint_step(folder.name) or 0, folder) for folder in whole]
     subjects = [first, *(Subject(f"step {step}", step, folder) for step, folder in steps if step)]
     note = None
     if len(whole) < 3:
@@ -53,9 +53,9 @@ def _check_run(config: Config, path: Path) -> None:
         ConfigError: it is not; says what to set.
     """
     try:
-        saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        saved, _ = saved_config(path)
         verb = saved["verb"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (RunFolderError, KeyError):
         raise ConfigError(f"diagnose.run={path}: holds no run; name the folder of one, e.g. runs/NAME") from None
     if verb != "train":
         raise ConfigError(f"diagnose.run={path}: is a run of iwopd {verb}; name a training run")

@@ -10,7 +10,7 @@ cut off by the next, and what it held is sampled again.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import zstandard
 
 from iwopd.errors import RunFolderError
 from iwopd.evaluation.evaluate import Evaluation, Graded, Outcome, details
+from iwopd.runs.files import not_written, write_whole
 from iwopd.types import Prompt
 
 
@@ -29,13 +30,23 @@ class SampleFile:
         asked: what the samples belong to; a file about something else is refused.
         samples: per problem.
         greedy: each problem also has a greedy answer.
+        check: called before each writing; raises if the run's folder is somebody else's by now.
 
     Raises:
         RunFolderError: it cannot be read, or belongs to another model or other problems.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], *, samples: int, greedy: bool):
+    def __init__(
+        self,
+        path: Path,
+        asked: Mapping[str, Any],
+        *,
+        samples: int,
+        greedy: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
         self.path = path
+        self.check = check
         self.asked = dict(asked)
         self._wanted = {(sample, False) for sample in range(samples)} | ({(0, True)} if greedy else set())
         self._whole = 0  # bytes of whole frames
@@ -80,6 +91,7 @@ class SampleFile:
         rows = [*(_row(item, False) for item in sampled), *(_row(item, True) for item in greedy)]
         lines = [json.dumps(row, ensure_ascii=False) for row in ([] if self._whole else [self.asked]) + rows]
         frame = zstandard.ZstdCompressor(write_checksum=True).compress(("\n".join(lines) + "\n").encode())
+        self.check()
         try:
             self.path.parent.mkdir(exist_ok=True)
             with self.path.open("ab") as stream:
@@ -88,9 +100,7 @@ class SampleFile:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise RunFolderError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, then run.resume=true"
-            ) from error
+            raise not_written(self.path, error) from error
         self._whole += len(frame)
 
 
@@ -157,13 +167,11 @@ def write_results(file: Path, settings: Mapping[str, Any], evaluation: Evaluatio
         "metrics": evaluation.metrics,
         **details(evaluation.outcomes),
     }
-    draft = file.with_name(f".draft-{file.name}")
     try:
         file.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(file)
     except OSError as error:
-        raise RunFolderError(f"{file}: cannot be written ({error.strerror}); make room") from error
+        raise not_written(file, error) from error
+    write_whole(file, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def problems_digest(prompts: Sequence[Prompt]) -> str:

@@ -1,11 +1,11 @@
 """What can be known of a model folder and a pair of tokenizers before torch is imported or weights are read."""
 
 import json
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from iwopd.config.names import checkpoint_folders, checkpoint_step
 from iwopd.errors import ModelError
 
 # What PyTorch's format of before version 1.6 begins with: its magic number, pickled.
@@ -69,11 +69,11 @@ def check_whole_model(key: str, folder: Path) -> None:
 
 def _models_of_run(folder: Path) -> list[Path] | None:
     """The whole models in the folder of a run, of its checkpoints or of one of them, last one last; None for others."""
-    names = ("about.json", "trainer.json", "checkpoints", "step-*")
-    if not any(True for name in names for _ in folder.glob(name)):
+    steps = [*checkpoint_folders(folder), *checkpoint_folders(folder / "checkpoints")]
+    if not steps and not any((folder / name).exists() for name in ("about.json", "trainer.json", "checkpoints")):
         return None
-    places = ("model", "step-*/model", "checkpoints/step-*/model", "final")
-    return [model for place in places for model in sorted(folder.glob(place)) if (model / "config.json").is_file()]
+    models = [folder / "model", *(step / "model" for step in steps), folder / "final"]
+    return [model for model in models if (model / "config.json").is_file()]
 
 
 def adapters_refused(said: str, file: Path) -> str:
@@ -84,7 +84,7 @@ def adapters_refused(said: str, file: Path) -> str:
         base = None
     named = f" of {base}" if base else ""
     run = file.parent.parent.parent.parent
-    if re.fullmatch(r"step-\d+", file.parent.parent.name) and (run / "final").is_dir():
+    if checkpoint_step(file.parent.parent.name) is not None and (run / "final").is_dir():
         return f"{said}: holds adapters{named}, not a whole model; the run's final/ has them merged: {run / 'final'}"
     beside = "remove adapter_config.json if its weights are to be used without them, or " if _has_weights(file) else ""
     return (

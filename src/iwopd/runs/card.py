@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from iwopd.config import Config
+from iwopd.runs.files import read_object, read_rows
+from iwopd.runs.folder import about as about_this_process
 
 MODEL = "MODEL"  # stands for the model's path or name in the card's examples
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -40,7 +42,7 @@ def write_card(folder: Path, run: Path, config: Config, *, steps: int, tokens: i
         tokens: response tokens generated for them.
         chat: the tokenizer has a chat template.
     """
-    about = json.loads((run / "about.json").read_text(encoding="utf-8"))
+    about = read_object(run / "about.json") or about_this_process()
     results = _results(run / "metrics.jsonl", list(config.eval.benchmarks))
     sections = (
         _about(config),
@@ -136,7 +138,7 @@ def _about(config: Config) -> str:
 
 def _results(file: Path, benchmarks: list[str]) -> dict[str, list[dict[str, Any]]]:
     """For every benchmark its evaluations, in order: step, and the metrics under their names without eval/."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    rows = read_rows(file)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in benchmarks:
         prefix = "eval/" if len(benchmarks) == 1 else f"eval/{name}/"

@@ -3,18 +3,14 @@
     config.yaml  about.json  inputs.json  metrics.jsonl  samples.jsonl  train.log  eval/
     checkpoints/step-NNNNNN/  final/
 
-Folders are written under a temporary name, flushed to the disk, listed in a manifest of sizes and SHA-256 hashes, and
-then renamed; a process killed at any moment leaves the last whole checkpoint as it was.
+How files, checkpoints and the lock are kept stands in `iwopd.runs.files`, `.checkpoints` and `.lock`.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,15 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
-
-from iwopd.errors import ModelError, RunFolderError
+from iwopd.errors import RunFolderError
 from iwopd.machine import runtime
+from iwopd.runs.checkpoints import Checkpoints
+from iwopd.runs.files import read_object, write_whole
+from iwopd.runs.lock import FolderLock
+from iwopd.runs.saved_config import CONFIG, config_text, saved_config
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
 PACKAGES = (
     "iwopd",
@@ -90,25 +86,23 @@ class RunFolder:
         self._changed = False
         self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
         self._moved = False  # inputs are elsewhere now
-        self._lock = FileLock(self.path / ".lock", timeout=0)
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        self._config_from = self.path / CONFIG
+        self.lock = FolderLock(self.path / ".lock")
+        self.checkpoints = Checkpoints(self.path)
 
     @property
     def final(self) -> Path:
-        return self.path / "final"
+        return self.checkpoints.final
 
     @property
     def held(self) -> bool:
         """True while this object keeps others from writing there."""
-        return self._lock.is_locked
+        return self.lock.held
 
     @property
     def _unused(self) -> bool:
         """True for what a run leaves that failed while it started: its folder is free again."""
-        left = any((self.path / name).exists() for name in BEGUN) or bool(self.saved())
+        left = any((self.path / name).exists() for name in BEGUN) or bool(self.checkpoints.all())
         return (self.path / "about.json").exists() and not left
 
     def check(self) -> None:
@@ -117,19 +111,16 @@ class RunFolder:
             self._check()
         except RunFolderError:
             raise
-        except (OSError, ValueError, yaml.YAMLError) as error:  # of the path itself, or of a config.yaml that is none
-            reason = getattr(error, "strerror", None) or "its config.yaml cannot be read"
+        except (OSError, ValueError) as error:  # of the path itself
+            reason = getattr(error, "strerror", None) or str(error)
             raise RunFolderError(f"run.dir={self.path}: {reason}; choose another folder") from error
 
     def _check(self) -> None:
-        config_file = self.path / "config.yaml"
-        if config_file.exists() and not self._unused:
-            self._check_config(config_file)
-        elif (
-            not config_file.exists()
-            and self.path.is_dir()
-            and any(not entry.name.startswith(".") for entry in self.path.iterdir())
-        ):
+        begun = (self.path / CONFIG).exists() or bool(self.checkpoints.all())
+        if begun and not self._unused:
+            self._check_config()
+            self.checkpoints.check_final()
+        elif not begun and self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise RunFolderError(f"run.dir={self.path}: holds files but no run; choose an empty or a new folder")
         parent = self.path
         while not parent.exists():
@@ -137,8 +128,9 @@ class RunFolder:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise RunFolderError(f"run.dir={self.path}: {parent} cannot be written to; choose another folder")
 
-    def _check_config(self, config_file: Path) -> None:
-        saved = dict(_flatten(yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}))
+    def _check_config(self) -> None:
+        there, self._config_from = saved_config(self.path)
+        saved = dict(_flatten(there))
         current = dict(_flatten(self.config))
         differing = sorted(
             key
@@ -180,31 +172,44 @@ class RunFolder:
         file = self.path / INPUTS
         if self._unused or not file.exists():
             return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{file}: cannot be read ({error}); remove it to go on without") from None
+        found = read_object(file)
+        if found is None:
+            raise RunFolderError(f"{file}: is damaged; remove it to go on without")
+        return found
 
     def __enter__(self) -> "RunFolder":
         self.check()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout:
-            raise RunFolderError(f"run.dir={self.path}: another process is writing to it; wait, or stop it") from None
+            self.lock.acquire()
         except OSError as error:
+            if isinstance(error, RunFolderError):
+                raise
             raise RunFolderError(
                 f"run.dir={self.path}: cannot be written to ({error.strerror or error}); choose another folder"
             ) from error
-        for leftover in [*self.path.glob(".draft-*"), *self.checkpoints.glob(".draft-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-        if self._changed or self._unused or not (self.path / "config.yaml").exists():
-            self.record()
-        elif self.inputs is not None and not (self.path / INPUTS).exists():
-            self._write(INPUTS, json.dumps(self.inputs))
-        if self._moved:
-            self._write_config()
+        try:
+            self._begin()
+        except BaseException:
+            self.lock.release()
+            raise
         return self
+
+    def _begin(self) -> None:
+        """Have there what a run has from its start."""
+        self.checkpoints.tidy()
+        lost = self._config_from.parent != self.path
+        if lost:
+            log.warning("%s is lost or damaged; %s has it", self.path / CONFIG, self._config_from.parent.name)
+        if self._changed or self._unused or not (self.path / CONFIG).exists():
+            self.record()
+            return
+        if read_object(self.path / "about.json") is None:
+            self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        if self.inputs is not None and not (self.path / INPUTS).exists():
+            self._write(INPUTS, json.dumps(self.inputs))
+        if self._moved or lost:
+            self._write_config()
 
     def record(self) -> None:
         """Write about.json and config.yaml anew."""
@@ -214,119 +219,41 @@ class RunFolder:
         self._write_config()
 
     def _write_config(self) -> None:
-        self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        self._write(CONFIG, config_text(self.config))
 
     def _write(self, name: str, text: str) -> None:
-        draft = self.path / f".draft-{name}"
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(self.path / name)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise RunFolderError(f"{self.path / name}: cannot be written ({error.strerror}); make room") from error
+        write_whole(self.path / name, text)
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock.release()
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
-        """Have `write` fill a folder, and make it checkpoint `step`; remove all but the last `keep` (0: none).
+        """See `Checkpoints.save`; each has the run's config with it."""
 
-        Raises:
-            RunFolderError: it could not be written; earlier checkpoints are as they were.
-        """
-        target = self.checkpoints / f"step-{step:06d}"
-        self._publish(target, write)
-        # Later ones are damaged, else the run had gone on from there; they must not push whole ones out.
-        earlier = [folder for folder in self.saved() if folder.name <= target.name]
-        for old in earlier[:-keep] if keep else []:
-            _remove(old)
+        def write_all(folder: Path) -> None:
+            write(folder)
+            (folder / CONFIG).write_text(config_text(self.config), encoding="utf-8")
+
+        self.lock.check()
+        self.checkpoints.save(step, write_all, keep)
 
     def save_final(self, write: Callable[[Path], None], step: int) -> None:
-        """Have `write` fill final/ with the model of that step, in place of one that is there."""
-        self._publish(self.final, write, step=step)
+        """See `Checkpoints.save_final`."""
+        self.lock.check()
+        self.checkpoints.save_final(write, step)
 
     @property
     def final_step(self) -> int | None:
-        """The step that the model in final/ is of; None where there is none, or it does not say."""
-        try:
-            return json.loads((self.final / MANIFEST).read_text()).get("step")
-        except (OSError, ValueError, AttributeError):
-            return None
-
-    def _publish(self, target: Path, write: Callable[[Path], None], **about: Any) -> None:
-        draft = target.with_name(f".draft-{target.name}")
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
-            draft.mkdir(parents=True)
-            write(draft)
-            entries = {
-                str(file.relative_to(draft)): {"size": file.stat().st_size, "sha256": sha256(file)}
-                for file in sorted(draft.rglob("*"))
-                if file.is_file()
-            }
-            (draft / MANIFEST).write_text(json.dumps({**about, "files": entries}, indent=1), encoding="utf-8")
-            for entry in [*draft.rglob("*"), draft]:
-                _flush(entry)
-            if target.exists():
-                _remove(target)
-            draft.rename(target)
-            _flush(target.parent)
-        except ModelError as error:  # what was written does not load: no matter of the disk
-            shutil.rmtree(draft, ignore_errors=True)
-            raise ModelError(f"{target}: {error}; earlier checkpoints are as they were") from error
-        except Exception as error:  # OSError, or what safetensors and torch make of it
-            shutil.rmtree(draft, ignore_errors=True)
-            whole = self.saved()
-            stays = f"the last good checkpoint is {whole[-1].name}" if whole else "there is no checkpoint yet"
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise RunFolderError(
-                f"{target}: cannot be written ({reason}); {stays}: make room if the disk is full, then run.resume=true"
-            ) from error
+        """See `Checkpoints`."""
+        return self.checkpoints.final_step
 
     def saved(self) -> list[Path]:
-        """Checkpoint folders, oldest first."""
-        return sorted(self.checkpoints.glob("step-*"))
+        """Checkpoints that can be gone on from, oldest first."""
+        return self.checkpoints.whole(deep=False)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that matches its manifest; damaged ones are named and passed over.
-
-        Raises:
-            RunFolderError: there are checkpoints, and all are damaged.
-        """
-        damaged = []
-        for folder in reversed(self.saved()):
-            problem = damage(folder)
-            if problem is None:
-                return folder
-            damaged.append(f"{folder.name}: {problem}")
-            log.warning("checkpoint %s is damaged (%s); going back to the one before", folder.name, problem)
-        if damaged:
-            raise RunFolderError(
-                f"run.dir={self.path}: no checkpoint is whole ({'; '.join(damaged)}); "
-                "delete checkpoints/ to start again from step 0"
-            )
-        return None
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in entries.items():
-            size = (folder / name).stat().st_size
-            if size != expected["size"]:
-                return f"{name} has {size} of {expected['size']} bytes"
-            if sha256(folder / name) != expected["sha256"]:
-                return f"{name} has other contents than the manifest says"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        """See `Checkpoints.last`."""
+        return self.checkpoints.last()
 
 
 def about() -> dict[str, Any]:
@@ -364,20 +291,3 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
-
-
-def _flush(entry: Path) -> None:
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Out of sight first: a process killed while deleting must not leave half a checkpoint under its name."""
-    trash = folder.with_name(f".draft-old-{folder.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    with contextlib.suppress(OSError):  # one checkpoint too many harms nobody
-        folder.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)

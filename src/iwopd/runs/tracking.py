@@ -1,12 +1,15 @@
 """Where metrics go: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
 
 import json
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from iwopd.errors import RunFolderError
+from iwopd.runs.files import flush, not_written, whole_lines
+
+log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -14,18 +17,24 @@ class JsonLines:
 
     Args:
         path: the file.
-        size: bytes of it that a checkpoint vouches for; what stands behind them is cut off. None starts anew.
+        size: bytes of it that a checkpoint vouches for; what comes after them is cut off, and what is torn at their
+            end. None starts anew.
     """
 
     def __init__(self, path: Path, size: int | None = None):
         self.path = path
         with self._guarded(), path.open("ab") as stream:
-            stream.truncate(min(size or 0, path.stat().st_size))
+            kept = whole_lines(path, size or 0)
+            stream.truncate(kept)
+        if size and kept < size:
+            log.warning("%s: %d of the %d bytes before the checkpoint are left; other rows are lost", path, kept, size)
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+    def sync(self) -> int:
+        """Have what was written on the disk; how many bytes that are."""
+        with self._guarded():
+            flush(self.path)
+            flush(self.path.parent)
+            return self.path.stat().st_size
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows.
@@ -49,9 +58,7 @@ class _Guard:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise RunFolderError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, then run.resume=true"
-            ) from error
+            raise not_written(self.path, error) from error
 
 
 class Mirror(Protocol):
@@ -75,30 +82,40 @@ class Tracker:
 
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
+        check: called before each writing; raises if the folder is somebody else's by now.
     """
 
-    def __init__(self, folder: Path, sizes: Mapping[str, int] | None = None, mirrors: Sequence[Mirror] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        sizes: Mapping[str, int] | None = None,
+        mirrors: Sequence[Mirror] = (),
+        check: Callable[[], None] = lambda: None,
+    ):
         sizes = sizes or {}
+        self.check = check
         self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"))
         self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"))
         self.mirrors = mirrors
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line: the step, the time (seconds since 1970) and the metrics."""
+        self.check()
         self.metrics.append([{"step": step, "time": round(time.time(), 3), **metrics}])
         for mirror in self.mirrors:
             mirror.log(step, metrics)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A few rollouts with per-token weights."""
+        self.check()
         self.rollouts.append([{"step": step, **row} for row in rows])
         for mirror in self.mirrors:
             mirror.samples(step, rows)
 
     @property
     def state(self) -> dict[str, int]:
-        """For checkpoints: how much of the files belongs to the steps taken so far."""
-        return {"metrics": self.metrics.size, "samples": self.rollouts.size}
+        """For checkpoints: how much of the files belongs to the steps taken so far; it is on the disk by then."""
+        return {"metrics": self.metrics.sync(), "samples": self.rollouts.sync()}
 
     def close(self) -> None:
         """Close the mirrors."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.errors import ConfigError
+from iwopd.runs.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class WandbMirror:
         known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
         given = {"dir": folder, "config": config, "name": name, "id": known, "resume": "allow" if known else None}
         self.run: Any = self._start({**given, **settings})
-        identity.write_text(self.run.id, encoding="utf-8")
+        write_whole(identity, self.run.id)
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
         self.run.define_metric("step", hidden=True)
         for group in GROUPS:

@@ -7,6 +7,7 @@ from typing import Any
 
 from iwopd.config import Config
 from iwopd.errors import RunFolderError
+from iwopd.runs.checkpoints import Checkpoints
 from iwopd.runs.folder import MayDiffer
 from iwopd.training.schedule import Position, depending_on_the_end
 
@@ -27,13 +28,11 @@ def another_end(config: Config, folder: Path) -> MayDiffer:
 
 def taken(folder: Path) -> Position:
     """The steps and tokens that the newest checkpoint has; none where there is no checkpoint."""
-    for checkpoint in sorted(folder.glob("checkpoints/step-*"), reverse=True):
-        try:
-            state = json.loads((checkpoint / "trainer.json").read_text())
-            return Position(int(state["step"]), int(state["tokens"]))
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: the one before counts
-            continue
-    return Position()
+    newest = Checkpoints(folder).newest()
+    if newest is None:
+        return Position()
+    state = json.loads((newest / "trainer.json").read_text(encoding="utf-8"))
+    return Position(int(state["step"]), int(state["tokens"]))
 
 
 def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], done: Position) -> None:
