@@ -50,7 +50,7 @@ from iwopd.doctor.models import student_model, teacher_model
 from iwopd.doctor.plan import Plan
 from iwopd.machine import host, runtime
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
@@ -286,7 +286,7 @@ class _Step:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         lm = LanguageModel(student, autocast=case.autocast)
         self.case = case
-        self.student = Student(lm, OptimSettings(lr=1e-5), case.micro)
+        self.student = Student(lm, OptimConfig(lr=1e-5), case.micro)
         self.teacher = HfTeacher(LanguageModel(teacher), torch.device("cpu"))
         self.engine = HfEngine(lm, [], case.prompts)
         self.objective = Objective.of(config)

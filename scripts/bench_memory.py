@@ -40,9 +40,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from iwopd.config import OptimConfig
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.numerics import chunked_token_logprobs, iw_weights, linear_token_logprobs, opd_advantage, policy_loss
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
@@ -165,7 +166,7 @@ def reset_peak() -> None:
 def product(rollouts: list[Rollout], vocabulary: int, hidden: int) -> Prepared:
     """A step after its rollouts, as `iwopd train` takes it."""
     teacher = HfTeacher(LanguageModel(make_model(vocabulary, hidden, 1)), torch.device("cpu"))
-    student = Student(LanguageModel(make_model(vocabulary, hidden, 0)), OptimSettings(lr=1e-4))
+    student = Student(LanguageModel(make_model(vocabulary, hidden, 0)), OptimConfig(lr=1e-4))
 
     def work() -> None:
         scored = score(teacher, rollouts, WEIGHTING.window(0.0))

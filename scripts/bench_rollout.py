@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from iwopd.config import OptimConfig
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.rollout.vllm import WORKER, VllmEngine
@@ -119,7 +120,7 @@ def rate(function: Callable[[], int]) -> Callable[[], float]:
 def measure(name: str, folder: Path, log_file: Path, repeats: int) -> str:
     model = AutoModelForCausalLM.from_pretrained(folder)
     lm = LanguageModel(model)
-    student = Student(lm, OptimSettings(lr=1e-4))
+    student = Student(lm, OptimConfig(lr=1e-4))
     prompts = make_prompts(name, folder)
     sampling = Sampling(max_tokens=80 if name == "toy" else LONGEST)
     stops = [AutoTokenizer.from_pretrained(folder).eos_token_id] if name == "toy" else []

@@ -27,10 +27,10 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from iwopd import assembly
-from iwopd.config import SourceConfig
+from iwopd.config import OptimConfig, SourceConfig
 from iwopd.data import render
 from iwopd.models.language_model import LanguageModel, load_pretrained
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
@@ -168,7 +168,7 @@ def random_model(seed: int) -> PreTrainedModel:
 
 
 def trainable(lm: LanguageModel, micro_batch_tokens: int) -> Student:
-    return Student(lm, OptimSettings(lr=1e-5), micro_batch_tokens)
+    return Student(lm, OptimConfig(lr=1e-5), micro_batch_tokens)
 
 
 PAIRS = {"toy": toy_pair, "random": random_pair}

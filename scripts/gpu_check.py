@@ -38,8 +38,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from iwopd.config import OptimConfig
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
@@ -175,7 +176,7 @@ class Traced:
     """What one device makes of copies of the models: samples, log-probs, loss and gradients."""
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, device: torch.device):
-        self.student = Recorder(place(student, device), OptimSettings(lr=1e-4), micro_batch_tokens=256)
+        self.student = Recorder(place(student, device), OptimConfig(lr=1e-4), micro_batch_tokens=256)
         engine = HfEngine(self.student.lm, [NEVER], batch_size=16)
         sampled = engine.generate(make_prompts(32, 16), Sampling(max_tokens=64), seed=0, stream=0)
         self.sampled = torch.tensor([rollout.response_ids.tolist() for rollout in sampled])
@@ -194,7 +195,7 @@ def speed(device: torch.device, work: Workload, micro_batch_tokens: int) -> dict
     student_model = make_model(work.shape, 0, device=device)
     student_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     student_lm = LanguageModel(student_model, autocast=True, name="student")
-    student = Student(student_lm, OptimSettings(lr=1e-6), micro_batch_tokens)
+    student = Student(student_lm, OptimConfig(lr=1e-6), micro_batch_tokens)
     teacher_lm = LanguageModel(make_model(work.shape, 1, device=device, dtype=torch.bfloat16), name="teacher")
     teacher = HfTeacher(teacher_lm, device)
     engine = HfEngine(student_lm, [NEVER])

@@ -13,8 +13,9 @@ from hypothesis import settings
 from support.records import plain_rollout
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from iwopd.config import OptimConfig
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.scoring.hf import HfTeacher
 from iwopd.toy.models import ensure_models
 from iwopd.training.score import score
@@ -52,8 +53,8 @@ def make_model(seed: int = 0, *, vocabulary: int = VOCABULARY, autocast: bool = 
 
 def make_student(seed: int = 0, *, micro_batch_tokens: int = 10**6, autocast: bool = False, **optim: Any) -> Student:
     """A student whose gradients are not clipped, unless `optim` says so."""
-    options = {"lr": 1e-2, "grad_clip": None} | optim
-    return Student(make_model(seed, autocast=autocast), OptimSettings(**options), micro_batch_tokens)
+    options = {"lr": 1e-2, "grad_clip": None, "weight_decay": 0.0} | optim
+    return Student(make_model(seed, autocast=autocast), OptimConfig(**options), micro_batch_tokens)
 
 
 def make_ragged_rollouts(

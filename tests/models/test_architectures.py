@@ -17,9 +17,10 @@ from support.running import iwopd, refused, rows
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from iwopd.config import OptimConfig
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel, load_pretrained
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.types import Prompt, Rollout
@@ -89,7 +90,7 @@ def test_weights_have_the_names_and_values_of_a_saved_model(name: str, tmp_path:
     model = make(name)
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    given = dict(Student(LanguageModel(model), OptimSettings(lr=1e-3)).named_weights())
+    given = dict(Student(LanguageModel(model), OptimConfig(lr=1e-3)).named_weights())
     assert given.keys() == saved.keys()
     for key, value in given.items():
         assert_close(value, saved[key], rtol=0, atol=0)
@@ -194,7 +195,7 @@ def assert_merged_beside(base: Path, run: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
         saved = str(run / "checkpoints" / "step-000002" / "model")
         adapters = peft.PeftModel.from_pretrained(model, saved, is_trainable=True)
-    student = Student(LanguageModel(model), OptimSettings(lr=1e-3), adapters=adapters)
+    student = Student(LanguageModel(model), OptimConfig(lr=1e-3), adapters=adapters)
     saved = load_file(run / "final" / "model.safetensors")
     given = dict(student.named_weights())
     assert given.keys() == saved.keys()

@@ -15,12 +15,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from iwopd.config import OptimConfig
 from iwopd.errors import ModelError, NonFiniteError
 from iwopd.losses import LOSSES
 from iwopd.models.batch import collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.hf import HfTeacher
@@ -84,7 +85,7 @@ def student_of(model: PreTrainedModel, checkpointing: bool = False, adapters: An
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
     model.train()  # as a model is made
-    optim = OptimSettings(**({"lr": 0.0, "grad_clip": None} | options))
+    optim = OptimConfig(**({"lr": 0.0, "grad_clip": None, "weight_decay": 0.0} | options))
     return Student(LanguageModel(model), optim, 10**6, adapters)
 
 

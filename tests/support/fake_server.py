@@ -7,11 +7,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from iwopd.config import HttpConfig
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.vllm_server import FIXED_PROMPT
 from iwopd.types import Prompt, Rollout
-from iwopd.vllm.servers import HttpSettings, Server, Servers
+from iwopd.vllm.servers import Server, Servers
 
 
 class NoRoute:
@@ -24,7 +25,7 @@ class NoRoute:
         pass
 
 
-QUICK = HttpSettings(connections=4, timeout=30, retries=3, backoff=0.01)
+QUICK = HttpConfig(connections=4, timeout_s=30, retries=3, backoff_s=0.01)
 
 
 class FakeServer:
@@ -116,7 +117,7 @@ class FakeServer:
         self.server.server_close()
 
 
-def make_engine(*urls: str, settings: HttpSettings = QUICK) -> VllmServerEngine:
+def make_engine(*urls: str, settings: HttpConfig = QUICK) -> VllmServerEngine:
     return VllmServerEngine(Servers("rollout.urls", urls, settings), [0], NoRoute())
 
 

@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from iwopd.config import OptimConfig
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import sampling_logprobs
 from iwopd.types import Prompt, Rollout
@@ -29,7 +30,7 @@ PROMPTS = [
 
 
 def load_student(folder: Path) -> Student:
-    return Student(LanguageModel(AutoModelForCausalLM.from_pretrained(folder)), OptimSettings(lr=1e-3))
+    return Student(LanguageModel(AutoModelForCausalLM.from_pretrained(folder)), OptimConfig(lr=1e-3))
 
 
 def disturb(student: Student, scale: float, seed: int = 0) -> None:

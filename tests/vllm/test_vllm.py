@@ -19,6 +19,7 @@ from support.vllm_engines import PROMPTS, assert_logprobs_of, disturb, load_stud
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from iwopd.config import ParityConfig, VllmEngineConfig
 from iwopd.errors import EngineError
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import Student
@@ -27,7 +28,7 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm import VllmTeacher
-from iwopd.training.parity import Thresholds, check_parity
+from iwopd.training.parity import check_parity
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm import in_process, worker
 from iwopd.vllm.in_process import InProcess, Settings
@@ -38,7 +39,7 @@ VLLM_SMALL = (*SMALL, "rollout=vllm", "rollout.engine.kv_cache_gib=0.25")
 
 def start_engine(folder: Path, log_file: Path, **settings: Any) -> VllmEngine:
     """On a CPU vLLM caches prefixes in blocks of 128 tokens; smaller ones have the prompts here fill some."""
-    given = Settings(str(folder), 256, "float32", kv_cache_gib=0.25, whole_prompts=True, **settings)
+    given = Settings(str(folder), 256, "float32", VllmEngineConfig(kv_cache_gib=0.25), whole_prompts=True, **settings)
     vllm = InProcess(
         "rollout=vllm", given, log_file, worker_extension_cls=WORKER, logprobs_mode="processed_logprobs", block_size=32
     )
@@ -185,7 +186,7 @@ def test_after_a_sync_it_answers_with_the_students_weights(engine: VllmEngine, s
     assert [item.response_ids.tolist() for item in after] != [item.response_ids.tolist() for item in before]
     assert {item.policy_version for item in after} == {5}
     assert_logprobs_of(student.model, after, Sampling())
-    assert check_parity(engine, student, PROMPTS, Thresholds(), seed=0).max_gap < 1e-4
+    assert check_parity(engine, student, PROMPTS, ParityConfig(), seed=0).max_gap < 1e-4
 
 
 def test_adapters_arrive_merged_and_stay_apart_in_the_student(engine: VllmEngine, student: Student) -> None:
@@ -213,10 +214,10 @@ def test_parity_catches_weights_that_were_not_taken_over(
     monkeypatch.setattr(InProcess, "call", lambda *arguments: None)
     engine.sync_weights(student, 1)
     with pytest.raises(EngineError, match="the weights still do not arrive whole"):
-        check_parity(engine, student, PROMPTS, Thresholds(), seed=0)
+        check_parity(engine, student, PROMPTS, ParityConfig(), seed=0)
     monkeypatch.undo()
     with pytest.raises(EngineError, match="it had not taken over the last weights"):
-        check_parity(engine, student, PROMPTS, Thresholds(), seed=0)
+        check_parity(engine, student, PROMPTS, ParityConfig(), seed=0)
 
 
 def test_parity_catches_a_stale_prefix_cache(
@@ -235,14 +236,14 @@ def test_parity_catches_a_stale_prefix_cache(
     monkeypatch.setattr(InProcess, "reset_cache", forget_twice)
     engine.sync_weights(student, 1)
     with pytest.raises(EngineError, match="its prefix cache was stale"):
-        check_parity(engine, student, PROMPTS, Thresholds(), seed=0)
+        check_parity(engine, student, PROMPTS, ParityConfig(), seed=0)
 
 
 def test_parity_warns_between_its_limits(
     engine: VllmEngine, student: Student, caplog: pytest.LogCaptureFixture
 ) -> None:
     disturb(student, 0.02)  # and not synced
-    found = check_parity(engine, student, PROMPTS, Thresholds(warn=1e-4, fail=100.0), seed=0)
+    found = check_parity(engine, student, PROMPTS, ParityConfig(warn=1e-4, fail=100.0), seed=0)
     assert 1e-4 < found.mean_gap < found.max_gap
     assert "above rollout.parity.warn" in caplog.text
 
@@ -276,12 +277,12 @@ def test_tied_embeddings_are_synced_and_parity_catches_it_when_they_are_not(
     disturb(student, 0.3)
     with start_engine(tied_folder, tmp_path / "vllm.log") as engine:
         engine.sync_weights(student, 1)
-        assert check_parity(engine, student, PROMPTS, Thresholds(), seed=0).max_gap < 1e-4
+        assert check_parity(engine, student, PROMPTS, ParityConfig(), seed=0).max_gap < 1e-4
         disturb(student, 0.5, seed=1)
         monkeypatch.setattr(worker, "retie_head", lambda model: None)
         engine.sync_weights(student, 2)
         with pytest.raises(EngineError, match="the embeddings are tied, so its head may have kept old weights"):
-            check_parity(engine, student, PROMPTS, Thresholds(), seed=0)
+            check_parity(engine, student, PROMPTS, ParityConfig(), seed=0)
 
 
 # ---------------------------------------------------------------------------------------------- the teacher
@@ -311,7 +312,8 @@ def test_a_vllm_teacher_scores_as_transformers_does_beside_a_students_engine(
 
 @pytest.fixture(scope="module")
 def teacher(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmTeacher]:
-    settings = Settings(str(smoke_models["teacher"]), 257, "float32", kv_cache_gib=0.25, sequences=8, batch_tokens=16)
+    engine = VllmEngineConfig(kv_cache_gib=0.25, sequences=8, batch_tokens=16)
+    settings = Settings(str(smoke_models["teacher"]), 257, "float32", engine)
     log_file = tmp_path_factory.mktemp("teacher") / "vllm.log"
     with VllmTeacher(InProcess("scoring=vllm", settings, log_file, enable_prefix_caching=False), 60) as made:
         yield made

@@ -18,11 +18,12 @@ from support.records import plain_rollout
 from support.running import SMALL, refused, start
 from support.servers import Gate
 
+from iwopd.config import HttpConfig
 from iwopd.errors import EngineError
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.vllm.http import is_loopback
-from iwopd.vllm.servers import HttpSettings, Servers
+from iwopd.vllm.servers import Servers
 from iwopd.vllm.transfer import SharedFile, _ServerClient
 
 ROLLOUT = plain_rollout([1, 2], [3, 4])
@@ -126,7 +127,7 @@ def test_closing_does_not_wait_for_requests_under_way() -> None:
         answer_now.wait(60)
 
     with FakeServer(hold) as fake:
-        servers = Servers("rollout.urls", [fake.url], HttpSettings())
+        servers = Servers("rollout.urls", [fake.url], HttpConfig())
         future = servers.submit({"prompt": [1], "max_tokens": 1}, 1, lambda choice: None)
         while not fake.completions:
             time.sleep(0.01)
@@ -187,7 +188,7 @@ class Trickle(FakeServer):
 
 
 def test_an_answer_that_trickles_in_is_slow_too_and_the_request_goes_elsewhere() -> None:
-    settings = HttpSettings(connections=4, timeout=0.3, retries=2, backoff=0.01)
+    settings = HttpConfig(connections=4, timeout_s=0.3, retries=2, backoff_s=0.01)
     with Trickle() as slow, FakeServer() as quick, make_engine(slow.url, quick.url, settings=settings) as engine:
         assert len(ask(engine, n=4)) == 4
         assert slow.completions > 0
@@ -283,7 +284,7 @@ def test_addresses_of_this_machine(url: str, local: bool) -> None:
 
 
 def test_plain_http_beyond_this_machine_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    settings = HttpSettings(retries=0, backoff=0.0)
+    settings = HttpConfig(retries=0, backoff_s=0.0)
     with pytest.raises(EngineError):
         Servers("rollout.urls", ["http://nowhere.invalid:8000"], settings)
     assert "plain http beyond this machine" in caplog.text

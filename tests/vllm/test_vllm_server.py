@@ -16,15 +16,16 @@ from support.vllm_engines import PROMPTS, assert_logprobs_of, disturb, load_stud
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from iwopd.config import HttpConfig, ParityConfig
 from iwopd.errors import ConfigError, EngineError
 from iwopd.models.language_model import LanguageModel
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
-from iwopd.training.parity import Thresholds, check_parity
+from iwopd.training.parity import check_parity
 from iwopd.types import Prompt, Rollout, ScoredRollout, as_logprobs
-from iwopd.vllm.servers import HttpSettings, Servers
+from iwopd.vllm.servers import Servers
 from iwopd.vllm.transfer import SharedFile
 
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_a_slow_server_times_out_and_the_request_goes_elsewhere() -> None:
     def sleep(count: int) -> None:
         time.sleep(1.5)
 
-    settings = HttpSettings(connections=4, timeout=0.3, retries=2, backoff=0.01)
+    settings = HttpConfig(connections=4, timeout_s=0.3, retries=2, backoff_s=0.01)
     with (
         FakeServer(sleep) as slow,
         FakeServer() as quick,
@@ -112,7 +113,7 @@ def test_load_is_spread_by_outstanding_tokens() -> None:
         gate.wait(5)
 
     with FakeServer(hold) as first, FakeServer(hold) as second:
-        settings = HttpSettings(connections=8)
+        settings = HttpConfig(connections=8)
         servers = Servers("rollout.urls", [first.url, second.url], settings)
         body = {"prompt": [1], "max_tokens": 1}
         futures = [servers.submit(body, tokens, lambda choice: None) for tokens in (1000, *[100] * 8)]
@@ -256,7 +257,7 @@ def servers(
 
 @pytest.fixture(scope="module")
 def engine(servers: tuple[VllmServer, VllmServer]) -> Iterator[VllmServerEngine]:
-    reached = Servers("rollout.urls", [servers[0].url], HttpSettings(connections=16))
+    reached = Servers("rollout.urls", [servers[0].url], HttpConfig(connections=16))
     with VllmServerEngine(reached, [2], SharedFile(reached, None, torch.float32)) as made:
         yield made
 
@@ -276,7 +277,7 @@ def test_after_a_sync_a_server_answers_with_the_students_weights(
     rollouts = engine.generate(PROMPTS, sampling, seed=1, stream=0)
     assert_logprobs_of(student.model, rollouts, sampling)
     assert {rollout.policy_version for rollout in rollouts} == {1}
-    assert check_parity(engine, student, PROMPTS, Thresholds(), seed=0).max_gap < 1e-4
+    assert check_parity(engine, student, PROMPTS, ParityConfig(), seed=0).max_gap < 1e-4
     assert engine.generate(PROMPTS, sampling, seed=1, stream=0) == rollouts or sampling.n > 1
 
 
@@ -297,7 +298,7 @@ def test_a_served_teacher_scores_as_transformers_does(
     rollouts = make_rollouts(8, seed=4, longest=40, vocabulary=200)
     reference = HfTeacher(LanguageModel(AutoModelForCausalLM.from_pretrained(smoke_models["teacher"])), CPU)
     expected = reference.score(rollouts, lambda length: (length // 3, length))
-    with VllmServerTeacher(Servers("scoring.urls", [servers[1].url], HttpSettings(connections=8))) as teacher:
+    with VllmServerTeacher(Servers("scoring.urls", [servers[1].url], HttpConfig(connections=8))) as teacher:
         for found, wanted in zip(teacher.score(rollouts, lambda length: (length // 3, length)), expected, strict=True):
             assert_close(torch.tensor(found.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4)
 

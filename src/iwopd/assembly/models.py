@@ -15,7 +15,7 @@ from iwopd.config import (
 from iwopd.errors import ConfigError
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
-from iwopd.models.student import OptimSettings, Student
+from iwopd.models.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +81,7 @@ def student(
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:
             lm.model.enable_input_require_grads()
-    settings = OptimSettings(
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        betas=(optim.betas[0], optim.betas[1]),
-        eps=optim.eps,
-        grad_clip=optim.grad_clip,
-    )
-    made = Student(lm, settings, optim.micro_batch_tokens, adapters)
+    made = Student(lm, optim, optim.micro_batch_tokens, adapters)
     if checkpoint is not None:
         made.load_optimizer(checkpoint)
     return made

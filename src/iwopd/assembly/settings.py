@@ -1,13 +1,14 @@
 """Settings of the stages, and mirrors of the metrics."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from iwopd.config import Config, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, WandbTracking
+from iwopd.config import Config, ParityConfig, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, WandbTracking
 from iwopd.rollout.base import Sampling
 from iwopd.runs.tracking import Mirror
 from iwopd.runs.wandb import WandbMirror
-from iwopd.training.parity import GapWatch, Thresholds
+from iwopd.training.parity import GapWatch
 
 
 def sampling(rollout: RolloutConfig) -> Sampling:
@@ -21,19 +22,18 @@ def eval_sampling(config: Config) -> Sampling:
     return Sampling(ev.n or ev.k, ev.max_tokens or config.rollout.max_tokens, ev.temperature, ev.top_p, ev.top_k)
 
 
-def parity(rollout: RolloutConfig) -> Thresholds | None:
+def parity(rollout: RolloutConfig) -> ParityConfig | None:
     """How engine and trainer are compared after a sync; None where they are not."""
     match rollout:
         case VllmRolloutConfig(parity=limits) | VllmServerRolloutConfig(parity=limits) if limits.prompts:
-            tokens = min(limits.max_tokens, rollout.max_tokens)
-            return Thresholds(limits.prompts, tokens, limits.warn, limits.fail)
+            return replace(limits, max_tokens=min(limits.max_tokens, rollout.max_tokens))
         case _:
             return None
 
 
 def gap_watch(rollout: RolloutConfig) -> GapWatch:
     """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
-    limit = (parity(rollout) or Thresholds()).warn
+    limit = (parity(rollout) or ParityConfig()).warn
     return GapWatch(limit if sampling(rollout).plain else float("inf"))
 
 

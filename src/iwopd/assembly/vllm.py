@@ -26,7 +26,7 @@ from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.vllm.in_process import InProcess, Settings
-from iwopd.vllm.servers import HttpSettings, Servers
+from iwopd.vllm.servers import Servers
 from iwopd.vllm.transfer import OverGpus, SharedFile, to_workers_of
 
 SCORED = 1  # vLLM samples one token more when it scores
@@ -105,12 +105,7 @@ def _settings(engine: VllmEngineConfig, served: Served, dtype: str) -> Settings:
         dtype=dtype,
         revision=served.section.revision,
         trust_remote_code=served.section.trust_remote_code,
-        sequences=engine.sequences,
-        batch_tokens=engine.batch_tokens,
-        tensor_parallel=engine.tensor_parallel,
-        gpu_memory=engine.gpu_memory,
-        kv_cache_gib=engine.kv_cache_gib,
-        eager=engine.eager,
+        engine=engine,
         more=_with_rope(engine.args, served),
     )
 
@@ -162,8 +157,7 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> Vll
 
 def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> Servers:
     """Args: context: tokens they must take."""
-    settings = HttpSettings(http.connections, http.timeout_s, http.retries, http.backoff_s)
-    servers = Servers(key, urls, settings, os.environ.get("VLLM_API_KEY"))
+    servers = Servers(key, urls, http, os.environ.get("VLLM_API_KEY"))
     for server in servers.servers:
         if server.context and server.context < context:
             servers.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from iwopd import assembly
-from iwopd.config import Config
+from iwopd.config import Config, ParityConfig
 from iwopd.doctor.findings import Section
 from iwopd.doctor.memory import GIB, size
 from iwopd.doctor.plan import Plan
@@ -18,7 +18,7 @@ from iwopd.numerics import WeightInput
 from iwopd.rollout.base import Engine, Sampling
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
-from iwopd.training.parity import Thresholds, check_parity
+from iwopd.training.parity import check_parity
 from iwopd.training.score import score
 from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
@@ -98,7 +98,7 @@ def _mean(scored: list) -> float:
 def _parity(config: Config, engine: Engine, student: Student, prompts: list[Prompt], section: Section) -> list[Rollout]:
     """Engine and trainer on the engine's own samples, after a sync; those samples."""
     engine.sync_weights(student, 0)
-    limits = assembly.parity(config.rollout) or Thresholds()
+    limits = assembly.parity(config.rollout) or ParityConfig()
     with section.guarded():
         found = check_parity(engine, student, prompts, limits, config.seed)
         section.ok(

@@ -1,7 +1,6 @@
 """The model under training: its weights, AdamW, and what a checkpoint holds of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.saved import check_adapters, check_model
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """AdamW's; see `iwopd.config.OptimConfig`."""
-
-    lr: float
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    grad_clip: float | None = 1.0
 
 
 class Student:
@@ -43,7 +32,7 @@ class Student:
     def __init__(
         self,
         language_model: LanguageModel,
-        settings: OptimSettings,
+        settings: OptimConfig,
         micro_batch_tokens: int = 32768,
         adapters: Any | None = None,
     ):
@@ -56,7 +45,7 @@ class Student:
         self.optimizer = torch.optim.AdamW(
             list(self.parameters()),
             lr=settings.lr,
-            betas=settings.betas,
+            betas=(settings.betas[0], settings.betas[1]),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             fused=True,  # without it, a step makes temporaries as large as the model

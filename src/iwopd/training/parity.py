@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iwopd.config import ParityConfig
 from iwopd.errors import EngineError
 from iwopd.models.student import Student
 from iwopd.rollout.base import Engine, Sampling
@@ -12,16 +13,6 @@ from iwopd.training.score import trainer_logprobs
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """See `iwopd.config.ParityConfig`; `warn` and `fail` in nats."""
-
-    prompts: int = 4
-    max_tokens: int = 16
-    warn: float = 0.02
-    fail: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,11 @@ def measure_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], 
     return Parity(statistics.fmean(gaps), max(gaps))
 
 
-def check_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], limits: Thresholds, seed: int) -> Parity:
+def check_parity(
+    engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int
+) -> Parity:
+    engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int
+) -> Parity:
     """To be called after a sync.
 
     Raises:
@@ -99,7 +94,7 @@ class GapWatch:
         )
 
 
-def _cause(engine: Engine, student: Student, prompts: Sequence[Prompt], limits: Thresholds, seed: int) -> str:
+def _cause(engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int) -> str:
     """What is wrong, found out by mending one thing after the other."""
 
     def mended() -> bool:

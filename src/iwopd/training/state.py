@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from iwopd.training.schedule import Position
 
 if TYPE_CHECKING:
+    from iwopd.config import ParityConfig
     from iwopd.data import Prompts
     from iwopd.evaluation.evaluate import Benchmark
     from iwopd.models.student import Student
     from iwopd.rollout.base import Engine, Sampling
     from iwopd.scoring.base import Teacher
     from iwopd.training.objective import Objective
-    from iwopd.training.parity import GapWatch, Thresholds
+    from iwopd.training.parity import GapWatch
 
 
 @dataclass
@@ -69,5 +70,5 @@ class Components:
     dropped: int
     sampling: "Sampling"
     eval_sampling: "Sampling"
-    parity: "Thresholds | None"
+    parity: "ParityConfig | None"
     gaps: "GapWatch"

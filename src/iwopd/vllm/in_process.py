@@ -16,6 +16,7 @@ import numpy
 import torch
 from transformers import AutoConfig
 
+from iwopd.config import VllmEngineConfig
 from iwopd.errors import EngineError
 
 # Read by vLLM when it is imported or started. What the user has set stays.
@@ -35,7 +36,7 @@ _closed: "list[InProcess]" = []
 
 @dataclass(frozen=True)
 class Settings:
-    """How an engine starts; see `iwopd.config.VllmEngineConfig`.
+    """How an engine starts.
 
     Attributes:
         folder: the model, as transformers would load it.
@@ -46,14 +47,9 @@ class Settings:
     folder: str
     context: int
     dtype: str
+    engine: VllmEngineConfig
     revision: str | None = None
     trust_remote_code: bool = False
-    sequences: int = 256
-    batch_tokens: int = 8192
-    tensor_parallel: int = 1
-    gpu_memory: float = 0.4
-    kv_cache_gib: float | None = None
-    eager: bool = False
     sleep: bool = False
     whole_prompts: bool = False
     more: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -104,7 +100,7 @@ class InProcess:
         # which the trainer's model is one; that stops working then. Uncompiled, both do.
         TransformersForCausalLM._decorate_for_torch_compile = lambda self: None
 
-        kv_cache = None if given.kv_cache_gib is None else int(given.kv_cache_gib * GIB)
+        kv_cache = None if given.engine.kv_cache_gib is None else int(given.engine.kv_cache_gib * GIB)
         if kv_cache is None and self.on_cpu:
             kv_cache = cache_bytes(given)
         arguments: dict[str, Any] = {
@@ -114,10 +110,10 @@ class InProcess:
             "trust_remote_code": given.trust_remote_code,
             "dtype": given.dtype,
             "max_model_len": given.context,
-            "max_num_seqs": given.sequences,
-            "max_num_batched_tokens": max(given.batch_tokens, given.sequences),
-            "tensor_parallel_size": given.tensor_parallel,
-            "enforce_eager": given.eager or self.on_cpu,
+            "max_num_seqs": given.engine.sequences,
+            "max_num_batched_tokens": max(given.engine.batch_tokens, given.engine.sequences),
+            "tensor_parallel_size": given.engine.tensor_parallel,
+            "enforce_eager": given.engine.eager or self.on_cpu,
             "enable_sleep_mode": given.sleep and not self.on_cpu,
             "kv_cache_memory_bytes": kv_cache,
             "generation_config": "vllm",  # sampling is what the config says, never what a model folder suggests
@@ -126,7 +122,7 @@ class InProcess:
             "seed": 0,  # requests bring their own seeds
         }
         if not self.on_cpu:
-            arguments["gpu_memory_utilization"] = given.gpu_memory
+            arguments["gpu_memory_utilization"] = given.engine.gpu_memory
         if given.whole_prompts:
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], given.context)
@@ -225,7 +221,7 @@ def cache_bytes(settings: Settings) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * size * getattr(torch, settings.dtype).itemsize
-    return cache_room(token, settings.context, settings.sequences)
+    return cache_room(token, settings.context, settings.engine.sequences)
 
 
 def cache_room(token: int, context: int, sequences: int) -> int:

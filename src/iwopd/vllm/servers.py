@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy
 
+from iwopd.config import HttpConfig
 from iwopd.errors import EngineError
 from iwopd.vllm.http import HttpClient, checked, error_message, is_loopback, reason, refused, worth_another_try
 
@@ -21,16 +22,6 @@ PROBE = 5.0  # seconds to wait for a server that may be dead
 PROBES = 3  # of a server that drops connections
 PATIENCE = 3  # failures in a row after which a server counts as dead
 BAD_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True)
-class HttpSettings:
-    """See `iwopd.config.HttpConfig`."""
-
-    connections: int = 64
-    timeout: float = 600.0
-    retries: int = 4
-    backoff: float = 0.5
 
 
 @dataclass(eq=False)
@@ -73,7 +64,7 @@ class Servers:
         EngineError: a server cannot be reached, or serves no model.
     """
 
-    def __init__(self, key: str, urls: Sequence[str], settings: HttpSettings, api_key: str | None = None):
+    def __init__(self, key: str, urls: Sequence[str], settings: HttpConfig, api_key: str | None = None):
         self.key = key
         self.settings = settings
         self.servers = [Server(url.rstrip("/")) for url in urls]
@@ -141,7 +132,7 @@ class Servers:
         prompt = body.get("prompt")
         ids = prompt.tolist() if isinstance(prompt, numpy.ndarray) else prompt
         named = body | {"model": server.model, "prompt": ids}
-        return await self._ask("POST", server, "v1/completions", self.settings.timeout, named)
+        return await self._ask("POST", server, "v1/completions", self.settings.timeout_s, named)
 
     async def _complete(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> Answer:
         tried: list[Server] = []
@@ -173,7 +164,7 @@ class Servers:
 
     async def _pause(self, attempt: int) -> None:
         if attempt:
-            await asyncio.sleep(self.settings.backoff * 2 ** (attempt - 1))
+            await asyncio.sleep(self.settings.backoff_s * 2 ** (attempt - 1))
 
     def _choose(self, tried: Sequence[Server]) -> Server:
         """The server with the least to do, rather one that has not failed at this request."""
@@ -219,11 +210,11 @@ class Servers:
     async def _answers(self, server: Server) -> bool:
         for _ in range(PROBES):
             try:
-                return (await self._ask("GET", server, "health", min(PROBE, self.settings.timeout))).is_success
+                return (await self._ask("GET", server, "health", min(PROBE, self.settings.timeout_s))).is_success
             except (httpx.ConnectError, httpx.TimeoutException, httpx.InvalidURL):
                 return False
             except httpx.HTTPError:  # one dropped connection is not a dead server
-                await asyncio.sleep(self.settings.backoff)
+                await asyncio.sleep(self.settings.backoff_s)
         return False
 
     def revive(self) -> list[Server]:
@@ -270,7 +261,7 @@ class Servers:
 
     def _control(self, method: str, server: Server, path: str, body: Any = None, repeat: bool = True) -> httpx.Response:
         async def ask() -> httpx.Response:
-            return await self._ask(method, server, path, self.settings.timeout, body)
+            return await self._ask(method, server, path, self.settings.timeout_s, body)
 
         async def repeated() -> httpx.Response:
             try:
