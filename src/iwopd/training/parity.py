@@ -45,8 +45,6 @@ def measure_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], 
 def check_parity(
     engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int
 ) -> Parity:
-    engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int
-) -> Parity:
     """To be called after a sync.
 
     Raises:
