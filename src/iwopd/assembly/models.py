@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from iwopd.assembly.vllm import Served, vllm_engine, vllm_server_engine, vllm_server_teacher, vllm_teacher
@@ -19,7 +20,7 @@ from iwopd.config import (
     VllmServerRolloutConfig,
     VllmServerScoringConfig,
 )
-from iwopd.errors import ConfigError, ModelError, loading_error
+from iwopd.errors import ConfigError, ModelError, RunFolderError, first_line, loading_error
 from iwopd.preflight.models import adapters_refused
 
 if TYPE_CHECKING:
@@ -113,7 +114,13 @@ def student(
     )
     made = Student(lm, settings, optim.micro_batch_tokens, adapters)
     if checkpoint is not None:
-        made.load_optimizer(checkpoint)
+        try:
+            made.load_optimizer(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, UnpicklingError) as error:
+            raise RunFolderError(
+                f"{checkpoint / 'optimizer.pt'}: is no state of this student's optimiser ({first_line(error)}); remove "
+                f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
+            ) from error
     return made
 
 

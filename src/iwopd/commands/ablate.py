@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +13,7 @@ from iwopd.ablate.curves import read_curve
 from iwopd.ablate.workers import Outcome, Workers
 from iwopd.assembly.run_inputs import keep_inputs, read_inputs
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, IwopdError
 from iwopd.machine import host
 from iwopd.runs.console import Display
@@ -60,7 +60,7 @@ def run(config: Config, line: CommandLine) -> None:
 
 def study_folder(config: Config) -> RunFolder:
     """The folder of a study; one that holds the same study goes on, with more arms or seeds if there are any."""
-    plain: dict[str, Any] = {"verb": "ablate", **asdict(config)}
+    plain = stored(config, "ablate")
     for decided_by_arms in ("weighting", "seed"):
         del plain[decided_by_arms]
     assert config.run.dir is not None, "launch settles it"
@@ -71,7 +71,7 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
     """Everything that can be refused without torch: the study's folder, each run's, and what each arm reads."""
     folder.check()
     for one in budgeted(config, runs):
-        RunFolder(one.folder, {"verb": "train", **asdict(one.config)}, resume=True).check()
+        RunFolder(one.folder, stored(one.config, "train"), resume=True).check()
     seen: list[Any] = []
     for arm in arms:
         one = next(one.config for one in runs if one.arm == arm.name)

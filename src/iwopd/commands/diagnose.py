@@ -11,6 +11,7 @@ import yaml
 
 from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig
+from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
@@ -48,7 +49,7 @@ def run(config: Config) -> None:
     assert config.run.dir is not None, "launch settles it"
     if find_spec("matplotlib") is None:
         raise ConfigError("diagnose: matplotlib is not installed; pip install 'iwopd[report]'")
-    folder = RunFolder(config.run.dir, {"verb": "diagnose", **asdict(config)}, resume=config.run.resume)
+    folder = RunFolder(config.run.dir, stored(config, "diagnose"), resume=config.run.resume)
     folder.check()
     name = _benchmark_name(config)
     assembly.check_vllm(config)
@@ -122,7 +123,7 @@ def _check_run(config: Config, path: Path) -> None:
         raise ConfigError(f"diagnose.run={path}: holds no run; name the folder of one, e.g. runs/NAME") from None
     if verb != "train":
         raise ConfigError(f"diagnose.run={path}: is a run of iwopd {verb}; name a training run")
-    current = asdict(config)
+    current = stored(config, verb)
     differing = [
         f"{key}={'null' if there is None else there}"
         for key in OF_THE_RUN

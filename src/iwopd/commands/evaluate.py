@@ -11,6 +11,7 @@ from rich.table import Table
 from iwopd import assembly
 from iwopd.assembly.run_inputs import benchmark_inputs, keep_inputs
 from iwopd.config import Config, HfRolloutConfig
+from iwopd.config.stored import stored
 from iwopd.data import Row
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
@@ -34,7 +35,7 @@ def run(config: Config) -> float:
     """
     assert config.run.dir is not None, "launch settles it"
     assert config.eval.model is not None, "launch checks it"
-    folder = RunFolder(config.run.dir, {"verb": "eval", **asdict(config)}, resume=config.run.resume)
+    folder = RunFolder(config.run.dir, stored(config, "eval"), resume=config.run.resume)
     folder.check()
     assembly.check_vllm(config, "eval")
     assembly.check_path("eval.model", config.eval.model)

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,9 @@ from iwopd import assembly
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.config import Config
 from iwopd.config.checks import warnings
+from iwopd.config.stored import stored
 from iwopd.machine import runtime
+from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
@@ -31,7 +32,7 @@ def run(config: Config) -> float | None:
         IwopdError: bad input; nothing was written unless training had begun.
     """
     assert config.run.dir is not None, "launch settles it"
-    plain, path = {"verb": "train", **asdict(config)}, Path(config.run.dir)
+    plain, path = stored(config, "train"), Path(config.run.dir)
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
     folder.check()
     checked = assembly.check_inputs(config)
@@ -73,9 +74,9 @@ def prepare(
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
     checkpoint = folder.last_checkpoint() if config.run.resume else None
+    state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student = assembly.student(config, student_folder, device, checkpoint, context=context)
     assembly.check_vocabulary("student", student.lm.vocabulary, config.student.path, tokenizer)
-    state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     student.micro_batch_tokens = state.micro_batch_tokens or student.micro_batch_tokens
 
     log_file = folder.path / "vllm.log"
@@ -104,8 +105,10 @@ def prepare(
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
-    tracker = Tracker(folder.path, state.written, assembly.mirrors(config, folder.path, asdict(config)))
+    tracker = Tracker(folder.path, state.written, assembly.mirrors(config, folder.path, folder.config))
     stack.callback(tracker.close)
+    if checkpoint and (changes := version_changes(folder.path)):
+        display.line(f"warning: not what this run was last trained with: {changes}; it may not end in the same bits")
     if checkpoint:
         display.line(f"going on from {checkpoint.name} of {folder.path}")
     parts = Parts(

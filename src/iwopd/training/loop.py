@@ -1,8 +1,7 @@
 """The training loop: it reads like the paper's algorithm, with evaluations and checkpoints between steps."""
 
-import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +255,7 @@ class Trainer:
             parts.student.save(folder, parts.tokenizer)
             state.written = self.tracker.state
             state.micro_batch_tokens = parts.student.micro_batch_tokens
-            (folder / "trainer.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+            state.save(folder / "trainer.json")
 
         with self.interrupts.deferred():
             self.folder.save_checkpoint(state.step, write, self.config.run.keep)
