@@ -17,7 +17,8 @@ help:  ## show this list
 setup: $(STAMP)  ## create .venv and install what is needed
 
 # With a GPU, vLLM's CUDA build brings the torch it was compiled for; versions are those that pyproject.toml allows. Without
-# one, everything is locked but torch, whose build depends on the machine: its version stands in constraints.txt.
+# one, everything is locked but torch, whose build depends on the machine: its version stands in constraints.txt, and a
+# CUDA build of it does not load without what it names.
 $(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,9 +27,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 		$(PIP) install --quiet --editable '.[dev,vllm]'; \
 	else \
 		$(LOCKED) requirements/cpu.lock; \
-		$(PIP) install --quiet --constraint constraints.txt torch; \
-		$(PIP) uninstall --quiet --yes triton; \
-		$(PIP) install --quiet --no-deps --no-build-isolation --editable .; \
+		$(PIP) install --quiet --no-deps --constraint constraints.txt torch; \
+		$(BIN)/python -c 'import torch' 2>/dev/null || { \
+			$(PIP) install --quiet --constraint constraints.txt torch; $(PIP) uninstall --quiet --yes triton; }; \
+		$(PIP) install --quiet --no-build-isolation --constraint constraints.txt --editable '.[dev]'; \
 	fi
 	$(LOCKED) requirements/evalplus.lock
 	touch $(STAMP)
@@ -48,7 +50,7 @@ typecheck: setup  ## pyright, strict on numerics, config, types and errors
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 audit: setup  ## known vulnerabilities of what is installed (pip-audit asks PyPI)
-	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit==2.10.0; }
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	.venv/audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 lock:  ## make requirements/*.lock anew, with the newest versions that fit (minutes)

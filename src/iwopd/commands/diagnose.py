@@ -15,6 +15,7 @@ from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.redact import cleaned
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder, damage
 from iwopd.runs.interrupts import Interrupts
@@ -279,6 +280,7 @@ def _write(config: Config, folder: RunFolder, found: "list[Diagnosis]", notes: l
         "run": config.diagnose.run,
         "prompts": found[0].rollouts // config.rollout.n,
     }
+    about, notes, advice = cleaned(about), cleaned(notes), cleaned(advice)
     content = {**about, "notes": notes, "advice": advice, "students": [asdict(item) for item in found]}
     with folder:
         try:

@@ -22,9 +22,8 @@ def stored(config: "Config", verb: str) -> dict[str, Any]:
     """Plain values of `config` for the files of a run and for trackers, with `schema` and `verb` before them.
 
     Settings that took a value from the environment (``${oc.env:NAME}``) are kept as they were written, and so are
-    texts that hold the value of a secret of the environment; what is named as a secret and was typed is left out. Of the
-    first, `environment` has digests, so that another
-    value is noticed when the run is resumed.
+    texts that hold the value of a secret of the environment; what is named as a secret and was typed is left out. Of
+    the first, `environment` has digests, so that another value is noticed when the run is resumed.
     """
     plain = asdict(config)
     del plain["interpolations"]
@@ -33,7 +32,7 @@ def stored(config: "Config", verb: str) -> dict[str, Any]:
         *owners, name = key.split(".")
         node: Any = plain
         for owner in owners:
-            node = node[int(owner)] if isinstance(node, list) else node[owner]
+            node = node[int(owner) if isinstance(node, list) else owner]
         place: Any = int(name) if isinstance(node, list) else name
         digests[key] = _digest(key, node[place])
         node[place] = text

@@ -1,6 +1,6 @@
 """about.json: where a run comes from, and every session that worked on it.
 
-The command, versions and commit at the top are those that its config.yaml is from; `sessions` has the same of each start
+The command, versions and commit at the top are those that config.yaml is from; `sessions` has the same of each start
 and each resumption, in order.
 """
 

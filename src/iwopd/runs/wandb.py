@@ -39,7 +39,13 @@ class WandbMirror:
         self.wandb: Any = wandb
         identity = folder / "wandb_id"
         known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
-        given = {"dir": folder, "config": cleaned(config), "name": name, "id": known, "resume": "allow" if known else None}
+        given = {
+            "dir": folder,
+            "config": cleaned(config),
+            "name": name,
+            "id": known,
+            "resume": "allow" if known else None,
+        }
         self.run: Any = self._start({**given, **settings})
         identity.write_text(self.run.id, encoding="utf-8")
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
