@@ -1,4 +1,4 @@
-"""Secrets stay where they are, and text of others commands nothing: what the program keeps, sends, shows and uploads."""
+"""Secrets stay where they are, and text of others commands nothing: what the program keeps, sends and shows."""
 
 import io
 import logging

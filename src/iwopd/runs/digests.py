@@ -175,7 +175,7 @@ def _problem_changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterato
 def _commit_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """How to get the datasets of the hub as they were."""
     moved = [f"{key}.revision={commit}" for key, commit in then.items() if now.get(key) != commit]
-    return (
+    return f", as its dataset changed on the hub; set {' '.join(moved)} to resume with what it was" if moved else ""
         f", for its dataset has changed on the hub; set {' '.join(moved)} to resume with what it was" if moved else ""
     )
 
