@@ -176,8 +176,6 @@ def _commit_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """How to get the datasets of the hub as they were."""
     moved = [f"{key}.revision={commit}" for key, commit in then.items() if now.get(key) != commit]
     return f", as its dataset changed on the hub; set {' '.join(moved)} to resume with what it was" if moved else ""
-        f", for its dataset has changed on the hub; set {' '.join(moved)} to resume with what it was" if moved else ""
-    )
 
 
 def _compared(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
