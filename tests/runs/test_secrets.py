@@ -15,7 +15,7 @@ from support.running import SMALL, iwopd, refused
 
 from iwopd.config.stored import stored
 from iwopd.redact import install, printable, redact
-from iwopd.runs.console import Display, plain_console
+from iwopd.runs.console import Display, PlainConsole
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,9 @@ def test_log_records_of_every_library_are_clean(caplog: pytest.LogCaptureFixture
 
 def test_a_console_shows_text_as_text() -> None:
     evil = "[/x] [red]a \x1b]0;title\x07 http://u:pw@h"
-    for console in (plain_console(), Console()):
-        console.file = out = io.StringIO()
-        console._force_terminal, console.width = True, 200
-        display = Display(console)
+    for kind in (PlainConsole, Console):
+        out = io.StringIO()
+        display = Display(kind(file=out, force_terminal=True, width=200, _environ={"TERM": "xterm"}))
         table = Table("[/x]")
         table.add_row("[/b]")
         with display, display.stage(evil) as advance:
@@ -78,7 +77,7 @@ def test_what_came_from_the_environment_is_kept_as_it_was_written(monkeypatch: p
     monkeypatch.setenv("VLLM_API_KEY", "kkk-lll-mmm")
     settings = ("optim.lr=${oc.env:RATE}", "tracking=wandb", "tracking.entity=${oc.env:TEAM}", "rollout=vllm")
     more = ("tracking.group=${tracking.entity}-b", "+rollout.engine.args={hf_token: typed, x: a-kkk-lll-mmm}")
-    config = composed(*settings, *more, "run.name=x${oc.decode:${oc.env:RATE}}")
+    config = composed(*settings, *more, "run.name='x${oc.decode:${oc.env:RATE}}'")
     assert (config.optim.lr, config.run.name) == (0.25, "x0.25")
     kept = stored(config, "train")
     assert kept["optim"]["lr"] == "${oc.env:RATE}"
