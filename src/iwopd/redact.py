@@ -23,7 +23,9 @@ SECRET_NAME = re.compile(
 )
 # User and password in an address; hf://datasets/USER/NAME@REVISION has none.
 USERINFO = re.compile(r"\b(?!hf://)([a-z][a-z0-9+.\-]*://)[^\s'\"<>]*@", re.IGNORECASE)
-QUERY = re.compile(r"([?&](?:[\w\-]*(?:token|key|secret|password|signature|credential)|sig)=)[^&\s'\"]+", re.IGNORECASE)
+QUERY = re.compile(
+    r"([?&](?:[\w\-]*(?:token|key|secret|password|signature|credential)|sig)=)[^&\s'\"\]},]+", re.IGNORECASE
+)
 NAMED = re.compile(
     r"((?:api[_-]?key|hf[_-]?token|access[_-]?(?:token|key)|auth[_-]?token|secret|password|passwd)['\"]?\s*[=:]\s*['\"]?)"
     r"[^\s'\",&{}\[\]]+",
