@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
 
-.PHONY: help setup demo test lint typecheck audit lock smoke ablate clean
+.PHONY: help setup demo test lint typecheck docs audit lock smoke ablate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,7 +41,7 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 test: setup  ## run every test
 	$(BIN)/python -m pytest
 
-lint: setup  ## style, and the layers
+lint: setup docs  ## style, the layers, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -56,6 +56,9 @@ audit: setup  ## known vulnerabilities of what is installed (pip-audit asks PyPI
 lock:  ## make requirements/*.lock anew, with the newest versions that fit (minutes)
 	$(PYTHON) scripts/lock.py
 
+docs: setup  ## the documentation as a site in site/, every link checked; nothing is fetched
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 smoke: setup  ## the whole program once, at the smallest size
 	$(BIN)/iwopd train +experiment=smoke
 
@@ -63,5 +66,5 @@ ablate: setup  ## the study: four weightings, eight seeds, with statistics and a
 	$(BIN)/iwopd ablate run.dir=runs/ablate-toy eval.greedy=false run.samples=0
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
