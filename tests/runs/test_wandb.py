@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,11 +189,15 @@ def test_what_wandb_gets_holds_no_secret(tmp_path: Path, monkeypatch: pytest.Mon
     mirror = WandbMirror(tmp_path, config, settings, "name")
     mirror.log(0, {"train/loss": 1.0})
     mirror.close()
+    found, until = [], time.monotonic() + 30
+    while not found and time.monotonic() < until:  # on a busy machine wandb's service writes after `finish` returns
+        found = [record.run for record in records(the_file(tmp_path)) if record.HasField("run")]
+        time.sleep(0.1)
     for file in (tmp_path / "wandb").rglob("*"):
         content = file.read_bytes() if file.is_file() else b""
         assert b"typed-in-1" not in content, file
         assert b"s3cret-of-mine" not in content, file
-    [started] = [record.run for record in records(the_file(tmp_path)) if record.HasField("run")][:1]
+    [started] = found[:1]
     assert json.loads(next(each.value_json for each in started.config.update if each.key == "kept")) == config["kept"]
 
 
