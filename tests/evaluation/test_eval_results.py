@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import zstandard
 from support.paths import SHARED
 from support.records import plain_rollout
 from support.running import SMALL, iwopd, refused, rows, start
@@ -100,14 +102,24 @@ def test_a_damaged_tail_is_cut_off_and_sampled_again(whole: Path, tmp_path: Path
     assert results(tmp_path / "run") == results(whole)
 
 
-def test_a_flipped_bit_is_noticed(whole: Path, tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl.zst"
-    content = bytearray((whole / "eval" / "smoke.jsonl.zst").read_bytes())
-    content[len(content) // 2] ^= 4
+@pytest.mark.parametrize("place", ["first", "middle", "magic number", "last"])
+def test_a_flipped_bit_costs_its_own_frame(whole: Path, tmp_path: Path, place: str) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    file = tmp_path / "run" / "eval" / "smoke.jsonl.zst"
+    content, samples = bytearray(file.read_bytes()), read_samples(file)
+    starts = [found.start() for found in re.finditer(re.escape(zstandard.FRAME_HEADER), bytes(content))]
+    assert len(starts) >= 3, "several frames"
+    flipped = {"first": 40, "middle": starts[1] + 40, "magic number": starts[1] + 1, "last": len(content) - 9}[place]
+    content[flipped] ^= 4
     file.write_bytes(content)
     kept = read_samples(file)
-    assert kept == read_samples(whole / "eval" / "smoke.jsonl.zst")[: len(kept)]
-    assert len(kept) < 96
+    lost = [row for row in samples if row not in kept]
+    assert 0 < len(lost) == len(samples) - len(kept)
+    assert len(lost) <= 2 * len(samples) / len(starts)
+    assert iwopd("eval", *EVAL, f"run.dir={tmp_path / 'run'}", "run.resume=true") == 0
+    by_name = lambda row: (row["prompt_id"], row["sample"], row["greedy"])  # noqa: E731
+    assert sorted(read_samples(file), key=by_name) == sorted(samples, key=by_name)
+    assert results(tmp_path / "run") == results(whole)
 
 
 def test_a_finished_evaluation_that_goes_on_draws_nothing(

@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from support.composing import composed
 from support.running import SMALL, iwopd, rows
 
-from iwopd.runs.card import MODEL, hub_name, shown, write_card
+from iwopd.runs.card import MODEL, write_card
 from iwopd.runs.manifest import damage
+from iwopd.runs.public import hub_name, shown
 from iwopd.vllm import in_process
 
 
@@ -141,9 +142,8 @@ def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
     assert "10.1.2.3" not in text
     assert "my-team" not in text
     text = written(tmp_path, *HUB, "scoring=vllm", "+scoring.engine.args={hf_token: hf_abc}").text
-    assert "args={hf_token: …}" in text, "on the command line"
-    assert "      hf_token: …" in text, "among the settings"
-    assert "hf_abc" not in text
+    for private in ("hf_abc", "hf_token", "engine"):
+        assert private not in text
 
 
 def test_several_benchmarks_are_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`iwopd push` against a hub on loopback: what arrives there, and who never sees the token."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 from support.hub import Hub
 from support.running import SMALL, iwopd, process, refused
+
+from iwopd.runs.folder import sha256
 
 # Of huggingface_hub's own uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -81,7 +84,62 @@ def test_as_a_program_with_hf_endpoint(run: Path, hub: Hub) -> None:
     assert_token_kept(hub, done.stdout, done.stderr)
 
 
+def test_what_is_not_in_the_manifest_stays_here(run: Path, hub: Hub, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "final", tmp_path / "id_ed25519"
+    shutil.copytree(run / "final", folder)
+    secret.write_text("PRIVATE KEY")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "key.txt").symlink_to(secret)
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nEdited.\n")
+    assert iwopd("push", f"push.folder={folder}", "push.repo=me/tiny") == 0
+    assert hub.files.keys() == {file.name for file in (run / "final").iterdir()} - {"manifest.json"}
+    assert b"Edited." in hub.files["README.md"]
+
+
 # ---------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_link_is_not_followed(
+    manifest: bool, run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, kept = tmp_path / "final", tmp_path / "kept.json"
+    shutil.copytree(run / "final", folder)
+    (folder / "generation_config.json").rename(kept)
+    (folder / "generation_config.json").symlink_to(kept)
+    if not manifest:
+        (folder / "manifest.json").unlink()
+    said = refused(capsys, "push", f"push.folder={folder}", "push.repo=me/tiny")
+    assert "generation_config.json: is a link, and what it points to is not uploaded" in said
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname"])
+def test_a_manifest_reaches_no_other_folder(
+    name: str, run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "final"
+    shutil.copytree(run / "final", folder)
+    (tmp_path / "secret").write_text("x")
+    held = json.loads((folder / "manifest.json").read_text())
+    file = folder / name
+    held["files"][name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    (folder / "manifest.json").write_text(json.dumps(held))
+    assert "is not uploaded" in refused(capsys, "push", f"push.folder={folder}", "push.repo=me/tiny")
+    assert hub.files == {}
+
+
+def test_weights_that_changed_since_are_refused(
+    run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "final", tmp_path / "final")
+    weights = tmp_path / "final" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = refused(capsys, "push", f"push.folder={tmp_path / 'final'}", "push.repo=me/tiny")
+    assert "model.safetensors has other contents than the manifest says; nothing was uploaded" in said
+    assert hub.files == {}
 
 
 def test_nothing_is_uploaded_unless_it_is_said_where_to(

@@ -3,14 +3,16 @@
 import json
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support.running import SMALL, iwopd, rows
 from wandb.proto import wandb_internal_pb2
 
-from iwopd.runs.wandb import shaded_sample
+from iwopd.runs.wandb import WandbMirror, shaded_sample
 
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
 
@@ -154,6 +156,49 @@ def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monk
     assert iwopd("train", *SMALL, *WANDB, "run.steps=0", f"run.dir={tmp_path / 'run'}") == 0
     assert modes == ["online", "offline"]
     assert "offline, as no route to host; upload it later" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_killing_its_processes_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = WandbMirror.log
+
+    def killed_before(self: WandbMirror, step: int, metrics: dict[str, float]) -> None:
+        if step == 1:
+            services = [child for child in psutil.Process().children(recursive=True) if "wandb" in child.name()]
+            assert services
+            for service in services:
+                service.kill()
+            psutil.wait_procs(services, timeout=10)
+        log(self, step, metrics)
+
+    monkeypatch.setattr(WandbMirror, "log", killed_before)
+    assert iwopd("train", *SMALL, *WANDB, "run.steps=3", f"run.dir={tmp_path / 'run'}") == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert said.count("wandb stopped working") == 1
+    assert rows(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_wandb_gets_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret-of-mine")
+    monkeypatch.setattr("sys.argv", ["iwopd train", "+a.hf_token=typed-in-1", "s3cret-of-mine"])
+    settings = {"project": "tests", "entity": None, "group": None, "mode": "offline"}
+    config = {"a": {"hf_token": "typed-in-1"}, "note": "s3cret-of-mine", "kept": "${oc.env:MY_TOKEN}"}
+    mirror = WandbMirror(tmp_path, config, settings, "name")
+    mirror.log(0, {"train/loss": 1.0})
+    mirror.close()
+    found, until = [], time.monotonic() + 30
+    while not found and time.monotonic() < until:  # on a busy machine wandb's service writes after `finish` returns
+        found = [record.run for record in records(the_file(tmp_path)) if record.HasField("run")]
+        time.sleep(0.1)
+    for file in (tmp_path / "wandb").rglob("*"):
+        content = file.read_bytes() if file.is_file() else b""
+        assert b"typed-in-1" not in content, file
+        assert b"s3cret-of-mine" not in content, file
+    [started] = found[:1]
+    assert json.loads(next(each.value_json for each in started.config.update if each.key == "kept")) == config["kept"]
 
 
 def test_tokens_are_escaped_and_shaded_within_the_window() -> None:

@@ -7,10 +7,12 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from iwopd.ablate.arms import Run
 from iwopd.ablate.curves import Axis, read_curve, study_figures
 from iwopd.ablate.workers import Outcome
+from iwopd.redact import clean
 from iwopd.runs.console import plain_console
 
 REFRESH = 1.0  # seconds between looks at the runs' files
@@ -58,7 +60,7 @@ class Board:
 
     def line(self, text: str) -> None:
         """One line, above the table where there is one."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(Text(clean(text).replace("\n", r"\n")), soft_wrap=True)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """A run's process has ended; tells its failure at once."""

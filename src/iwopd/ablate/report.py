@@ -11,7 +11,9 @@ from iwopd.ablate.plots import draw
 from iwopd.ablate.results import COMPARED
 from iwopd.ablate.words import figure_names, signed, verdicts
 from iwopd.errors import RunFolderError
+from iwopd.redact import cleaned
 from iwopd.report.page import figure, folded, listing, page, table
+from iwopd.report.page import markdown as text
 from iwopd.report.plots import Figure
 from iwopd.runs.files import write_whole
 
@@ -24,6 +26,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         RunFolderError: the disk is full, or the folder cannot be written to.
     """
+    results = cleaned(results)
     try:
         figures = draw(results, folder / "figures")
         write_whole(folder / "study.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -122,15 +125,16 @@ def facts(results: Mapping[str, Any]) -> str:
 
 def markdown(results: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """study.md."""
-    lines = [f"# {results['name']}: weightings compared", "", facts(results), ""]
-    lines += [*(f"- {sentence}" for sentence in verdicts(results)), ""]
+    lines = [f"# {text(results['name'])}: weightings compared", "", text(facts(results)), ""]
+    lines += [*(f"- {text(sentence)}" for sentence in verdicts(results)), ""]
     for drawn in figures:
         lines += [f"![{drawn.alt}](figures/{drawn.name}.svg)", "", drawn.caption, ""]
     for caption, heads, rows in tables(results):
         if rows:
-            lines += [f"{caption}:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
-    lines += [f"Made by `{shlex.join(results['command'])}`.", ""]
+            lines += [f"{text(caption)}:", "", f"| {' | '.join(map(text, heads))} |", "|---" * len(heads) + "|"]
+            lines += [*(f"| {' | '.join(map(text, row))} |" for row in rows), ""]
+    command = shlex.join(results["command"]).replace("`", "'")
+    lines += [f"Made by `{command}`.", ""]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.random import fork_rng, manual_seed
 from iwopd.config import (
     Config,
 )
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
@@ -83,7 +84,13 @@ def student(
             lm.model.enable_input_require_grads()
     made = Student(lm, optim, optim.micro_batch_tokens, adapters)
     if checkpoint is not None:
-        made.load_optimizer(checkpoint)
+        try:
+            made.load_optimizer(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, UnpicklingError) as error:
+            raise RunFolderError(
+                f"{checkpoint / 'optimizer.pt'}: is no state of this student's optimiser ({first_line(error)}); remove "
+                f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
+            ) from error
     return made
 
 

@@ -9,7 +9,7 @@ from iwopd.config import Config, EvalConfig
 from iwopd.errors import RunFolderError
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.preflight.checks import check_inputs
-from iwopd.preflight.digests import changes, model_digest, problem_digests
+from iwopd.preflight.digests import changes, dataset_commits, model_digest, problem_digests
 from iwopd.preflight.paths import Stage, model_folders, model_paths, scorer_sections
 from iwopd.runs.folder import INPUTS, RunFolder
 from iwopd.types import Prompt
@@ -45,7 +45,8 @@ def training_inputs(
         key: {"path": str(section.path), **model_digest(folders[f"{key}.path"], section.revision)}
         for key, section in sections.items()
     }
-    data = {"path": config.data.path, "digests": problem_digests(prompts)}
+    read = {f"data.sources.{name}": each for name, each in config.data.sources.items()} or {"data": config.data}
+    data = {"path": config.data.path, "digests": problem_digests(prompts), "commits": dataset_commits(read)}
     return {
         "models": {f"{key}.path": model for key, model in models.items()},
         "problems": {"data": data} | benchmark_inputs(config.eval, graded),
@@ -58,7 +59,8 @@ def benchmark_inputs(config: EvalConfig, graded: Sequence[Benchmark]) -> dict[st
     for benchmark in graded:
         source = config.benchmarks[benchmark.name]
         digests = problem_digests(benchmark.prompts, graded=True, tested=source.grader == "code")
-        found[f"eval.benchmarks.{benchmark.name}"] = {"path": source.path, "digests": digests}
+        key = f"eval.benchmarks.{benchmark.name}"
+        found[key] = {"path": source.path, "digests": digests, "commits": dataset_commits({key: source})}
     return found
 
 

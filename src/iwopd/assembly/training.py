@@ -1,7 +1,7 @@
 """A training run from its config: everything is loaded and checked, cheapest first, and then the loop gets it."""
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from iwopd.models.student import Student
 from iwopd.preflight.checks import Checked
 from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
 from iwopd.rollout.base import Engine
+from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
@@ -69,9 +70,11 @@ def training_run(
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
-    mirrored = mirrors(config, folder.path, asdict(config))
+    mirrored = mirrors(config, folder.path, folder.config)
     tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check)
     stack.callback(tracker.close)
+    if checkpoint and (changes := version_changes(folder.path)):
+        display.line(f"warning: not what this run was last trained with: {changes}; it may not end in the same bits")
     if checkpoint:
         display.line(f"resuming from {checkpoint.name} of {folder.path}")
     components = Components(
@@ -135,9 +138,9 @@ def load_student(
     config: Config, inputs: Inputs, device: torch.device, checkpoint: Path | None
 ) -> tuple[Student, State]:
     """The student, and where the run stands: at the checkpoint, if there is one."""
+    state = State.load(checkpoint / "trainer.json") if checkpoint else State()  # refused before weights load
     learner = student(config, inputs.folders["student.path"], device, checkpoint, context=inputs.context)
     check_vocabulary("student", learner.lm.vocabulary, config.student.path, inputs.tokenizer)
-    state = State.load(checkpoint / "trainer.json") if checkpoint else State()
     learner.micro_batch_tokens = state.micro_batch_tokens or learner.micro_batch_tokens
     return learner, state
 

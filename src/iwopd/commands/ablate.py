@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +9,7 @@ from iwopd.ablate.arms import Arm, CommandLine, Run, study_arms, study_runs, stu
 from iwopd.ablate.board import Board
 from iwopd.ablate.study import budgeted, carry_out, check_begun, prepare, write
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, IwopdError
 from iwopd.preflight.checks import check_inputs
 from iwopd.runs.folder import RunFolder
@@ -55,7 +55,7 @@ def run(config: Config, line: CommandLine) -> None:
 
 def study_folder(config: Config) -> RunFolder:
     """The folder of a study; one that holds the same study goes on, with more arms or seeds if there are any."""
-    plain: dict[str, Any] = {"verb": "ablate", **asdict(config)}
+    plain = stored(config, "ablate")
     for decided_by_arms in ("weighting", "seed"):
         del plain[decided_by_arms]
     assert config.run.dir is not None, "launch settles it"
@@ -66,7 +66,7 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
     """Everything that can be refused without torch: the study's folder, each run's, and what each arm reads."""
     folder.check()
     for one in budgeted(config, runs):
-        RunFolder(one.folder, {"verb": "train", **asdict(one.config)}, resume=True).check()
+        RunFolder(one.folder, stored(one.config, "train"), resume=True).check()
     seen: list[Any] = []
     for arm in arms:
         one = next(one.config for one in runs if one.arm == arm.name)

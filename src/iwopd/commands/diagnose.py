@@ -1,9 +1,10 @@
 """`iwopd diagnose`: where in a response student and teacher disagree, and what that means for the weighting."""
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.diagnose.subjects import subjects
 from iwopd.errors import ConfigError
 from iwopd.machine.memory_watch import MemoryWatch
@@ -26,7 +27,7 @@ def run(config: Config) -> None:
     """
     assert config.run.dir is not None, "launch settles it"
     check_packages(config, "diagnose")
-    folder = RunFolder(config.run.dir, {"verb": "diagnose", **asdict(config)}, resume=config.run.resume)
+    folder = RunFolder(config.run.dir, stored(config, "diagnose"), resume=config.run.resume)
     folder.check()
     name = _benchmark_name(config)
     check_path("student.path", config.student.path)

@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 
 from rich.table import Table
 
 from iwopd.assembly.evaluator import Evaluator
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.data import Row
 from iwopd.evaluation.evaluate import Evaluation, evaluation_metrics
 from iwopd.machine.memory_watch import MemoryWatch
@@ -30,7 +30,7 @@ def run(config: Config) -> float:
     """
     assert config.run.dir is not None, "launch settles it"
     assert config.eval.model is not None, "launch checks it"
-    folder = RunFolder(config.run.dir, {"verb": "eval", **asdict(config)}, resume=config.run.resume)
+    folder = RunFolder(config.run.dir, stored(config, "eval"), resume=config.run.resume)
     folder.check()
     check_packages(config, "eval")
     check_path("eval.model", config.eval.model)

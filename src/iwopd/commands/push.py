@@ -1,5 +1,6 @@
 """`iwopd push`: a run's final model to the Hugging Face hub. Nothing else in the program uploads anything."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from iwopd.config import Config, PushConfig
 from iwopd.errors import ConfigError, ModelError
 from iwopd.preflight.models import check_model_folder
-from iwopd.runs.card import MODEL, hub_name
+from iwopd.runs.card import MODEL
 from iwopd.runs.console import Display
-from iwopd.runs.manifest import MANIFEST
+from iwopd.runs.manifest import MANIFEST, damage
+from iwopd.runs.public import hub_name
 
+CARD = "README.md"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
@@ -63,10 +66,31 @@ def _folder(push: PushConfig) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All but hidden files and the manifest, which vouches for this disk's copy."""
-    found = sorted(file for file in folder.rglob("*") if file.is_file())
-    hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return [file for file in found if file not in hidden and file.relative_to(folder) != Path(MANIFEST)]
+    """Those that the manifest lists, as they were written (the card may have been edited); without a manifest, all but
+    hidden ones. A link is never followed: what it points to was not meant to be published.
+
+    Raises:
+        ModelError: a file is a link, is missing, or is not what the manifest says.
+    """
+    found = [entry for entry in sorted(folder.rglob("*")) if entry.is_symlink() or entry.is_file()]
+    names = [str(entry.relative_to(folder)) for entry in found if not _hidden(entry.relative_to(folder))]
+    if (folder / MANIFEST).exists():
+        problem = damage(folder, except_for=(CARD,))
+        if problem:
+            raise ModelError(f"{folder}: {problem}; nothing was uploaded: restore it, or make final/ anew")
+        names = list(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    names = [name for name in names if name != MANIFEST]
+    files = [folder / name for name in names]
+    for name, file in zip(names, files, strict=True):
+        if file.resolve() != folder.resolve() / name or Path(name).is_absolute():
+            raise ModelError(
+                f"{file}: is a link, and what it points to is not uploaded; put a copy in its place, or remove it"
+            )
+    return files
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token: str) -> str:
@@ -83,7 +107,7 @@ def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token:
 
 def _content(file: Path, folder: Path, repo: str) -> Any:
     """The file itself; of the card, a copy whose examples name the repository."""
-    if file != folder / "README.md":
+    if file != folder / CARD:
         return str(file)
     return file.read_text(encoding="utf-8").replace(f'"{MODEL}"', f'"{repo}"').encode()
 

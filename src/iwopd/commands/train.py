@@ -2,10 +2,10 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.preflight.checks import check_inputs
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
@@ -20,7 +20,7 @@ def run(config: Config) -> float | None:
         IwopdError: bad input; nothing was written unless training had begun.
     """
     assert config.run.dir is not None, "launch settles it"
-    plain, path = {"verb": "train", **asdict(config)}, Path(config.run.dir)
+    plain, path = stored(config, "train"), Path(config.run.dir)
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
     folder.check()
     checked = check_inputs(config)

@@ -111,6 +111,8 @@ class Config:
     ablate: AblateConfig = field(default_factory=AblateConfig)
     push: PushConfig = field(default_factory=PushConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
+    # As they were written; no setting itself, see `iwopd.config.stored`.
+    interpolations: dict[str, str] = field(default_factory=dict[str, str], metadata={"omegaconf_ignore": True})
 
     def __post_init__(self) -> None:
         problems = [*paths.expand(self), *named.settle(self), *checks.problems(self)]

@@ -17,6 +17,7 @@ from iwopd.config.engines import (
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
+from iwopd.config.stored import leaves
 from iwopd.config.verbs import WandbTracking
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     for name in evaluation.benchmarks:
         if (problem := name_problem(name)) is not None:
             yield f"eval.benchmarks.{name}: {problem}"
+    yield from _userinfo_problems(config)
     yield from _date_problems(config.run.date)
     yield from _data_problems(data)
     yield from _model_problems(config)
@@ -221,16 +223,23 @@ def _engine_problems(config: "Config") -> Iterator[str]:
             yield from _url_problems(f"{key}.urls", section.urls)
 
 
+def _userinfo_problems(config: "Config") -> Iterator[str]:
+    """Addresses with a user name or password, in whatever setting; not shown."""
+    for key, value in leaves(dataclasses.asdict(config)):
+        setting = re.sub(r"(\.\d+)+$", "", key)
+        inside = r"@" if setting.endswith("urls") else r"://[^/\s?#]*@"
+        if isinstance(value, str) and re.search(inside, value):
+            yield (
+                f"{setting}: an address holds a user name or password, which would stand in the run's files; leave it "
+                "out, and give servers an API key in the environment variable VLLM_API_KEY"
+            )
+
+
 def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
     if not urls:
         yield f"{key}=[]: names no server; give {key}=[http://HOST:PORT]"
     for url in urls:
-        if "@" in url:  # not shown: it may hold a password
-            yield (
-                f"{key}: an address holds a user name or password, which would stand in the run's files; leave it out, "
-                "and give servers an API key in the environment variable VLLM_API_KEY"
-            )
-        elif not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        if "@" not in url and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
             yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
     for url in sorted({url for url in urls if urls.count(url) > 1}):
         yield f"{key}={url}: duplicate address; name each server once"

@@ -8,6 +8,7 @@ from iwopd.diagnose.advice import advise
 from iwopd.diagnose.figures import draw
 from iwopd.diagnose.records import Diagnosis
 from iwopd.diagnose.report import report
+from iwopd.redact import cleaned
 from iwopd.runs.console import Display
 from iwopd.runs.files import not_written, write_whole
 from iwopd.runs.folder import RunFolder
@@ -22,6 +23,7 @@ def write(config: Config, folder: RunFolder, found: list[Diagnosis], notes: list
         "run": config.diagnose.run,
         "prompts": found[0].rollouts // config.rollout.n,
     }
+    about, notes, advice = cleaned(about), cleaned(notes), cleaned(advice)
     content = {**about, "notes": notes, "advice": advice, "students": [asdict(item) for item in found]}
     with folder:
         write_whole(folder.path / "diagnose.json", json.dumps(content, indent=1, allow_nan=False) + "\n")

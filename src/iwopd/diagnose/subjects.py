@@ -1,11 +1,12 @@
 """Which students are diagnosed: the untrained one, or those a run has kept."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.config.names import checkpoint_step
+from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, RunFolderError
 from iwopd.runs.checkpoints import Checkpoints
 from iwopd.runs.saved_config import saved_config
@@ -59,7 +60,7 @@ def _check_run(config: Config, path: Path) -> None:
         raise ConfigError(f"diagnose.run={path}: holds no run; name the folder of one, e.g. runs/NAME") from None
     if verb != "train":
         raise ConfigError(f"diagnose.run={path}: is a run of iwopd {verb}; name a training run")
-    current = asdict(config)
+    current = stored(config, verb)
     differing = [
         f"{key}={'null' if there is None else there}"
         for key in OF_THE_RUN

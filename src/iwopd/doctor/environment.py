@@ -17,7 +17,7 @@ from iwopd.doctor.plan import Plan
 from iwopd.errors import ConfigError
 from iwopd.machine import runtime
 from iwopd.preflight.packages import missing
-from iwopd.runs.folder import PACKAGES
+from iwopd.runs.about import PACKAGES
 from iwopd.training.schedule import Schedule
 
 

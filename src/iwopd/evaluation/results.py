@@ -4,7 +4,7 @@
     eval/<benchmark>.json         settings, metrics, and a row per problem
 
 Samples are appended in whole frames, each with a checksum. What a process killed in the middle of one leaves of it is
-cut off by the next, and what it held is sampled again.
+cut off by the next; a frame that was damaged since costs its own samples alone. What is missing is sampled again.
 """
 
 import hashlib
@@ -20,6 +20,8 @@ from iwopd.errors import RunFolderError
 from iwopd.evaluation.evaluate import Evaluation, Graded, Outcome, details
 from iwopd.runs.files import not_written, write_whole
 from iwopd.types import Prompt
+
+PART = 2**20  # bytes decompressed at one time
 
 
 class SampleFile:
@@ -49,7 +51,8 @@ class SampleFile:
         self.check = check
         self.asked = dict(asked)
         self._wanted = {(sample, False) for sample in range(samples)} | ({(0, True)} if greedy else set())
-        self._whole = 0  # bytes of whole frames
+        self._whole = 0  # bytes up to the end of the last whole frame
+        self._told = False  # the line on what was asked is there
         self._known: dict[str, dict[tuple[int, bool], Outcome]] = {}
         for row in self._read():
             outcome = _outcome(row)
@@ -65,14 +68,16 @@ class SampleFile:
             frames, self._whole = read_frames(self.path)
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be read ({error.strerror}); move it away") from error
-        lines = [json.loads(line) for frame in frames for line in frame.splitlines()]
-        if lines and lines[0] != self.asked:
-            differing = [key for key, value in self.asked.items() if lines[0].get(key) != value]
+        rows = [json.loads(line) for frame in frames for line in frame.splitlines()]
+        told = [row for row in rows if not _is_sample(row)]
+        if told and told[0] != self.asked:
+            differing = [key for key, value in self.asked.items() if told[0].get(key) != value]
             raise RunFolderError(
                 f"{self.path}: its samples are of another evaluation ({', '.join(differing)} differ); "
                 "choose another run.dir, or remove the file"
             )
-        yield from lines[1:]
+        self._told = bool(told)
+        yield from filter(_is_sample, rows)
 
     def find(self, prompts: Sequence[Prompt]) -> list[Outcome] | None:
         """See `Kept`."""
@@ -89,7 +94,7 @@ class SampleFile:
             RunFolderError: the disk is full.
         """
         rows = [*(_row(item, False) for item in sampled), *(_row(item, True) for item in greedy)]
-        lines = [json.dumps(row, ensure_ascii=False) for row in ([] if self._whole else [self.asked]) + rows]
+        lines = [json.dumps(row, ensure_ascii=False) for row in ([] if self._told else [self.asked]) + rows]
         frame = zstandard.ZstdCompressor(write_checksum=True).compress(("\n".join(lines) + "\n").encode())
         self.check()
         try:
@@ -102,29 +107,46 @@ class SampleFile:
         except OSError as error:
             raise not_written(self.path, error) from error
         self._whole += len(frame)
+        self._told = True
 
 
 def read_frames(path: Path) -> tuple[list[str], int]:
-    """The whole frames of a file as text, and how many bytes they take; what is damaged behind them is left out."""
-    frames, place = list[str](), 0
-    content = path.read_bytes() if path.exists() else b""
-    while place < len(content):
-        reader = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            text = reader.decompress(content[place:]).decode()
-        except (zstandard.ZstdError, UnicodeDecodeError):
-            break
-        if not reader.eof:
-            break
-        frames.append(text)
-        place = len(content) - len(reader.unused_data)
-    return frames, place
+    """The whole frames of a file as text, and where the last of them ends, bytes. A frame that is damaged is left out;
+    the next one is found by the number that every frame begins with."""
+    content, frames, place, end = path.read_bytes() if path.exists() else b"", list[str](), 0, 0
+    while (place := content.find(zstandard.FRAME_HEADER, place)) >= 0:
+        text, size = _frame(content, place)
+        if text is None:
+            place += 1
+        else:
+            frames.append(text)
+            place = end = place + size
+    return frames, end
+
+
+def _frame(content: bytes, place: int) -> tuple[str | None, int]:
+    """The text of the frame at `place`, and its bytes; no text if it is damaged, or the file ends within it."""
+    reader, fed = zstandard.ZstdDecompressor().decompressobj(), place
+    parts = list[bytes]()
+    try:
+        while not reader.eof and fed < len(content):
+            parts.append(reader.decompress(content[fed : fed + PART]))
+            fed = min(fed + PART, len(content))
+        text = b"".join(parts).decode()
+    except (zstandard.ZstdError, UnicodeDecodeError):
+        return None, 0
+    return (text, fed - len(reader.unused_data) - place) if reader.eof else (None, 0)
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """Every response of a samples file, one row each."""
-    lines = [json.loads(line) for frame in read_frames(path)[0] for line in frame.splitlines()]
-    return lines[1:]
+    rows = [json.loads(line) for frame in read_frames(path)[0] for line in frame.splitlines()]
+    return list(filter(_is_sample, rows))
+
+
+def _is_sample(row: Mapping[str, Any]) -> bool:
+    """False for the line on what was asked."""
+    return "prompt_id" in row
 
 
 def _row(item: Graded, greedy: bool) -> dict[str, Any]:

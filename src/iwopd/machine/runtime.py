@@ -1,4 +1,5 @@
-"""What the program sets for its whole process before torch loads: threads, how they wait, caches, malloc.
+"""What the program sets for its whole process before torch loads: threads, how they wait, caches, malloc, and that
+libraries report to nobody.
 
 What the user has set stands. What was chosen is said in the log; about.json keeps the number of threads, because sums
 over another number of them are rounded otherwise.
@@ -31,6 +32,16 @@ CACHES = {"LRU_CACHE_CAPACITY": str(PRIMITIVES), "ONEDNN_PRIMITIVE_CACHE_CAPACIT
 # another program that holds up the very threads they wait for. To sleep instead costs a model worth several threads
 # some percent of a step.
 WAIT = {"OMP_WAIT_POLICY": "passive"}
+# Libraries report to nobody: vLLM, the Hugging Face hub, wandb's crash reports. What is uploaded on purpose
+# (tracking=wandb, push) does not depend on it.
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 OTHER_WAITS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # the user's, which would contradict it
 SMALL = 10_000_000  # parameters: products of smaller models are over before a second thread has begun
 MMAP_BYTES = 2**22  # blocks of so many bytes go back to the system when they are freed
@@ -85,6 +96,8 @@ def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
             variables["OMP_NUM_THREADS"] = str(threads)
         if not given.keys() & {*WAIT, *OTHER_WAITS}:
             variables |= WAIT
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
     os.environ.update(variables)
     os.environ[CHOSEN] = ",".join(variables)
     torch: Any = sys.modules.get("torch")  # not imported here: all this must come before

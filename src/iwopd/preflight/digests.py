@@ -1,7 +1,7 @@
 """What a run reads, in a few bytes: its models and its problems, so that a resumed run can tell whether they changed.
 
 {"models":   {"teacher.path": {"path": …, "files": {"model.safetensors": …, …}}},      or {"path": …, "commit": …}
- "problems": {"data": {"path": …, "digests": {"train-1": …, …}}}}
+ "problems": {"data": {"path": …, "digests": {"train-1": …, …}, "commits": {"data": …}}}}     of datasets of the hub
 """
 
 import hashlib
@@ -111,6 +111,25 @@ def _problem_digest(prompt: Prompt, graded: bool, tested: bool) -> str:
     return digest.hexdigest()
 
 
+def dataset_commits(sources: Mapping[str, Any]) -> dict[str, str]:
+    """The commits that the cache holds of datasets of the hub.
+
+    Args:
+        sources: sections with a path and a revision, by their keys.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = dict[str, str]()
+    for key, source in sources.items():
+        revision = source.revision or "main"
+        refs = Path(HF_HUB_CACHE) / f"datasets--{str(source.path).replace('/', '--')}" / "refs" / revision
+        if re.fullmatch(r"[0-9a-f]{40}", revision):
+            found[key] = revision
+        elif source.path and not Path(source.path).exists() and refs.is_file():
+            found[key] = refs.read_text(encoding="utf-8").strip()
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- what changed
 
 
@@ -122,8 +141,10 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found += [f"{key}={model['path']}: {text}" for text in _model_changes(key, then["models"][key], model)]
     for key, problems in now["problems"].items():
         if key in then["problems"]:
-            texts = _problem_changes(then["problems"][key]["digests"], problems["digests"])
-            found += [f"{key}.path={problems['path']}: {text}" for text in texts]
+            was = then["problems"][key]
+            texts = [*_problem_changes(was["digests"], problems["digests"])]
+            moved = _commit_changes(was.get("commits") or {}, problems.get("commits") or {}) if texts else ""
+            found += [f"{key}.path={problems['path']}: {text}{moved}" for text in texts]
     return found
 
 
@@ -149,6 +170,12 @@ def _problem_changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterato
         yield f"{len(added)} problems are new ({_listed(added)})"
     if not changed and not gone and not added and list(then) != list(now):
         yield "its problems stand in another order"
+
+
+def _commit_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How to get the datasets of the hub as they were."""
+    moved = [f"{key}.revision={commit}" for key, commit in then.items() if now.get(key) != commit]
+    return f", as its dataset changed on the hub; set {' '.join(moved)} to resume with what it was" if moved else ""
 
 
 def _compared(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:

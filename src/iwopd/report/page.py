@@ -30,6 +30,11 @@ code { background: var(--tint); padding: .1em .3em; border-radius: 3px; }
 """
 
 
+def markdown(text: str) -> str:
+    """Text within a Markdown document: no HTML, no link or picture, no end of a table's cell."""
+    return escape(" ".join(text.split()), quote=False).replace("](", "]\\(").replace("|", "\\|").replace("`", "&#96;")
+
+
 def page(title: str, body: Sequence[str]) -> str:
     """A whole HTML document. `title` is text, `body` are pieces of HTML."""
     return "\n".join(

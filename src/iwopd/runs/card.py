@@ -1,7 +1,6 @@
 """The model card of final/: what was trained on what and how, what came of it, and how to use it."""
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -12,17 +11,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from iwopd.config import Config
+from iwopd.config.stored import stored
 from iwopd.runs.files import read_object, read_rows
-from iwopd.runs.folder import about as about_this_process
+from iwopd.runs.public import code, hub_name, public, public_overrides, text
 
 MODEL = "MODEL"  # stands for the model's path or name in the card's examples
-HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-PATH = re.compile(r"""(?<![\w:/.~-])(?:~|\.{1,2})?/?(?:[^\s,=:/\[\]{}'"]+/)+(?P<last>[^\s,=:/\[\]{}'"]+)/?""")
-ADDRESS = re.compile(r"""https?://[^\s,\]}'"]+""")
-SECRET = re.compile(r"""((?:\b|_)(?:token|secret|password|key)['"]?\s*[:=]\s*)[^\s,\]}]*""", re.IGNORECASE)
-# Of no meaning elsewhere, or for other verbs.
-PRIVATE = ("run.dir", "run.resume", "tracking", "ablate", "diagnose", "push", "doctor", "rollout.urls", "scoring.urls")
-
 CITATION = """\
 @article{xie2026position,
   title  = {On the Position Bias of On-Policy Distillation},
@@ -54,36 +47,6 @@ def write_card(folder: Path, run: Path, config: Config, *, steps: int, tokens: i
     )
     front = _front_matter(config, results).to_yaml()
     ModelCard(f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n").save(folder / "README.md")
-
-
-# ---------------------------------------------------------------------------------------------- what may be shown
-
-
-def hub_name(path: str) -> str | None:
-    """`path` if it names something on the hub; None for what is on this machine."""
-    return path if HUB_NAME.fullmatch(path) and not Path(path).exists() else None
-
-
-def shown(text: str) -> str:
-    """`text` with local paths by their last name, without the addresses of servers and the values of secrets."""
-    return PATH.sub(_last_name, SECRET.sub(r"\1…", ADDRESS.sub("http://…", text)))
-
-
-def _last_name(found: re.Match[str]) -> str:
-    path = found.group()
-    return found["last"] if path.startswith(("/", "~", ".")) or Path(path).exists() else path
-
-
-def _public(node: Any, key: str = "") -> Any:
-    """The config without what is private; see `shown`."""
-    if isinstance(node, Mapping):
-        inner = {name: f"{key}.{name}" if key else str(name) for name in node}
-        return {name: _public(node[name], full) for name, full in inner.items() if full not in PRIVATE}
-    if isinstance(node, list):
-        return [_public(item, key) for item in node]
-    if isinstance(node, str):
-        return "…" if SECRET.search(f"{key}=") else shown(node)
-    return node
 
 
 # ---------------------------------------------------------------------------------------------- front matter
@@ -127,10 +90,9 @@ def _hub_datasets(node: Any) -> Iterator[str]:
 
 
 def _about(config: Config) -> str:
-    student, teacher = shown(config.student.path), shown(config.teacher.path)
     return (
-        f"# {config.run.name}\n\n"
-        f"`{student}` after on-policy distillation from `{teacher}`: the student wrote answers, the teacher scored "
+        f"# {text(config.run.name or 'student')}\n\n{code(config.student.path)} after on-policy distillation from "
+        f"{code(config.teacher.path)}: the student wrote answers, the teacher scored "
         "the very same tokens, and the student moved toward the teacher. Made with iwopd, which implements "
         "[*On the Position Bias of On-Policy Distillation*](https://arxiv.org/abs/2606.22600)."
     )
@@ -164,7 +126,8 @@ def _results_table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
         before = _with_interval(first, "accuracy") if first["step"] == 0 else "–"
         k, samples = f"{last['k']:.0f}", f"{last['samples']:.0f}"
         lines.append(
-            f"| {name} | {last['problems']:.0f} | mean@{samples} | {before} | {_with_interval(last, 'accuracy')} |"
+            f"| {text(name)} | {last['problems']:.0f} | mean@{samples} | {before} | "
+            f"{_with_interval(last, 'accuracy')} |"
         )
         if last["k"] > 1:
             before = _with_interval(first, "pass_at_k") if first["step"] == 0 else "–"
@@ -182,10 +145,10 @@ def _settings(config: Config, steps: int, tokens: int) -> str:
     rollout, optim, lora = config.rollout, config.optim, config.student.lora
     adapters = f"all {lora.targets}, rank {lora.rank}, alpha {lora.alpha}; merged into these weights"
     facts = {
-        "student (base model)": f"`{shown(config.student.path)}`",
-        "teacher": f"`{shown(config.teacher.path)}`",
-        **{f"teacher {name}": f"`{shown(each.path)}`" for name, each in config.teachers.items()},
-        "data": ", ".join(f"`{shown(path)}`" for path in _paths(asdict(config.data))),
+        "student (base model)": code(config.student.path),
+        "teacher": code(config.teacher.path),
+        **{f"teacher {text(name)}": code(each.path) for name, each in config.teachers.items()},
+        "data": ", ".join(code(path) for path in _paths(asdict(config.data))),
         "weighting of tokens": _listed(asdict(config.weighting)),
         "loss": _listed(asdict(config.loss)),
         "steps": f"{steps}, each of {config.data.batch_size} prompts, {rollout.n} rollouts of each; {tokens:,} tokens "
@@ -212,12 +175,13 @@ def _paths(node: Any) -> Iterator[str]:
 def _listed(section: Mapping[str, Any]) -> str:
     named = {name: value for name, value in section.items() if value is not None}
     first = str(named.pop("scheme", None) or named.pop("kind", ""))
-    return ", ".join([f"`{first}`", *(f"{name} {value}" for name, value in named.items())])
+    return ", ".join([code(first), *(f"{name} {text(str(value))}" for name, value in named.items())])
 
 
 def _examples(config: Config, chat: bool) -> str:
     tokens, trust = config.rollout.max_tokens, ", trust_remote_code=True" if config.student.trust_remote_code else ""
     question = json.dumps("What is 12 + 30?" + (config.data.suffix or ""), ensure_ascii=False)
+    question = question.replace("`", r"\u0060")  # the example's fence must not end here
     given = f'[{{"role": "user", "content": {question}}}]' if chat else question
     encode = (
         'tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
@@ -251,12 +215,11 @@ print(output.outputs[0].text)
 
 def _reproduction(config: Config, about: Mapping[str, Any]) -> str:
     program, *overrides = about["command"]
-    kept = [override for override in overrides if not override.lstrip("+~").startswith(PRIVATE)]
-    command = " ".join([program, *(shlex.quote(shown(override)) for override in kept)])
+    command = " ".join([program, *map(shlex.quote, public_overrides(overrides))]).replace("```", "")
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     commit = f", commit {about['commit']}" if about["commit"] else ""
     changed = " with uncommitted changes" if about["uncommitted_changes"] else ""
-    settings = yaml.safe_dump(_public(asdict(config)), sort_keys=False, allow_unicode=True)
+    settings = yaml.safe_dump(public(stored(config, "train")), sort_keys=False, allow_unicode=True).replace("```", "")
     return (
         f"```sh\n{command}\n```\n\nPython {about['python']}, {versions}{commit}{changed}. Of local paths only the last "
         f"name is shown.\n\n<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>"

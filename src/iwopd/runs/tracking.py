@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from iwopd.errors import first_line
 from iwopd.runs.files import flush, not_written, whole_lines
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,47 @@ class Mirror(Protocol):
         """Finish writing."""
         ...
 
+    def abandon(self) -> None:
+        """Let go of it after an error: nothing more is written, and nothing is left to fail at the program's end."""
+        ...
+
+
+class Tolerated:
+    """A mirror whose errors end nothing: the first is a warning, and from then on it is left alone. Training goes on,
+    and metrics.jsonl has everything."""
+
+    def __init__(self, mirror: Mirror):
+        self._mirror = mirror
+        self._works = True
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See `Mirror`."""
+        self._try(lambda: self._mirror.log(step, metrics))
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Mirror`."""
+        self._try(lambda: self._mirror.samples(step, rows))
+
+    def close(self) -> None:
+        """See `Mirror`."""
+        self._try(self._mirror.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if not self._works:
+            return
+        try:
+            call()
+        except Exception as error:  # of a service, a network, a full disk: each library has its own
+            self._works = False
+            log.warning(
+                "%s stopped working (%s: %s); training goes on without it, and metrics.jsonl has everything",
+                type(self._mirror).__name__.removesuffix("Mirror").lower(),
+                type(error).__name__,
+                first_line(error),
+            )
+            with suppress(Exception):
+                self._mirror.abandon()
+
 
 class Tracker:
     """metrics.jsonl and samples.jsonl of a run folder, and mirrors of them.
@@ -96,7 +139,7 @@ class Tracker:
         self.check = check
         self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"))
         self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"))
-        self.mirrors = mirrors
+        self.mirrors = [Tolerated(mirror) for mirror in mirrors]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line: the step, the time (seconds since 1970) and the metrics."""

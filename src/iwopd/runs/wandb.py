@@ -4,11 +4,14 @@ import html
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iwopd.errors import ConfigError
+from iwopd.redact import clean, cleaned, printable
 from iwopd.runs.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -37,7 +40,13 @@ class WandbMirror:
         self.wandb: Any = wandb
         identity = folder / "wandb_id"
         known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
-        given = {"dir": folder, "config": config, "name": name, "id": known, "resume": "allow" if known else None}
+        given = {
+            "dir": folder,
+            "config": cleaned(config),
+            "name": name,
+            "id": known,
+            "resume": "allow" if known else None,
+        }
         self.run: Any = self._start({**given, **settings})
         write_whole(identity, self.run.id)
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
@@ -52,7 +61,7 @@ class WandbMirror:
             if why:
                 return self._start_offline(given, why)
         try:
-            return self.wandb.init(**given)
+            return self._init(given)
         except Exception as error:  # network, account and quota errors, each of its own type
             if auto:  # a machine that is paid for should not stop for this
                 return self._start_offline(given | {"mode": "offline"}, _reason(error))
@@ -60,11 +69,20 @@ class WandbMirror:
 
     def _start_offline(self, given: dict[str, Any], why: str) -> Any:
         try:
-            run = self.wandb.init(**given)
+            run = self._init(given)
         except Exception as error:
             raise _refusal(given, error) from error
         log.info("wandb: offline, as %s; upload it later with: wandb sync %s", why, Path(run.dir).parent)
         return run
+
+    def _init(self, given: dict[str, Any]) -> Any:
+        """wandb keeps the command line; it gets it without secrets."""
+        arguments = sys.argv
+        sys.argv = [clean(argument) for argument in arguments]
+        try:
+            return self.wandb.init(**given)
+        finally:
+            sys.argv = arguments
 
     def _logged_in(self) -> bool:
         """True where wandb finds a key in the environment, its settings or ~/.netrc; without asking anybody."""
@@ -95,6 +113,12 @@ class WandbMirror:
     def close(self) -> None:
         """See `Mirror`."""
         self.run.finish()
+
+    def abandon(self) -> None:
+        """See `Mirror`: wandb would raise anew as the program ends, when its service is gone."""
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # which warns at every write to a lost connection
+        with suppress(Exception, SystemExit):
+            self.wandb.teardown()
 
 
 def _refusal(given: Mapping[str, Any], error: Exception) -> ConfigError:
@@ -131,4 +155,4 @@ def shaded_sample(row: Mapping[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text).replace("\n", "⏎<br>")
+    return html.escape(printable(text)).replace("\n", "⏎<br>")

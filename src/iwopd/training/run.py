@@ -1,10 +1,8 @@
 """A training run around the loop: evaluations and checkpoints between steps, stops, what is logged and said."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +194,7 @@ class TrainingRun:
             student.save(folder, self.components.tokenizer)
             state.log_offsets = self.tracker.state
             state.micro_batch_tokens = student.micro_batch_tokens
-            (folder / "trainer.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+            state.save(folder / "trainer.json")
 
         with self.interrupts.deferred():
             self.folder.save_checkpoint(state.step, write, self.config.run.keep)

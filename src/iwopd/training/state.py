@@ -1,10 +1,12 @@
 """What the training loop works with, and where it stands."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iwopd.config.stored import SCHEMA
+from iwopd.errors import RunFolderError
 from iwopd.training.schedule import Position
 
 if TYPE_CHECKING:
@@ -43,8 +45,26 @@ class State(Position):
 
     @classmethod
     def load(cls, file: Path) -> "State":
-        """From a checkpoint's trainer.json."""
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+        """From a checkpoint's trainer.json.
+
+        Raises:
+            RunFolderError: it is of another schema than this program's.
+        """
+        held = json.loads(file.read_text(encoding="utf-8"))
+        held = held if isinstance(held, dict) else {}
+        schema = held.pop("schema", 1)
+        differing = sorted({entry.name for entry in fields(cls)} ^ set(held))
+        if schema != SCHEMA or differing:
+            more = f" (fields more or fewer: {', '.join(differing)})" if differing else ""
+            raise RunFolderError(
+                f"{file}: is of schema {schema}{more}, and this iwopd has schema {SCHEMA}; resume the run with the "
+                "iwopd that began it, which about.json names, or train anew in another folder"
+            )
+        return cls(**held)
+
+    def save(self, file: Path) -> None:
+        """Into a checkpoint's trainer.json."""
+        file.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}), encoding="utf-8")
 
 
 @dataclass(frozen=True)

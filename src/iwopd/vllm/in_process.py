@@ -23,9 +23,6 @@ from iwopd.errors import EngineError
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: weights are handed over as they are
     "VLLM_CONFIGURE_LOGGING": "0",  # its log goes to a file, see `_Log`
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-    "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 TELL_EVERY = 0.5  # seconds
