@@ -72,7 +72,7 @@ def about(earlier: Mapping[str, Any] | None = None, *, again: bool = False) -> d
 
 def resumed(earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of about.json as a run is resumed: one session more."""
-    return {**earlier, "sessions": [*_sessions(earlier), session()]}
+    return {**earlier, "sessions": [*_sessions(earlier), session()]} if earlier else about()
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from iwopd.config import Config
 from iwopd.config.stored import stored
-from iwopd.runs.files import read_object, read_rows
+from iwopd.runs import about as run_record
+from iwopd.runs.files import read_rows
 from iwopd.runs.public import code, hub_name, public, public_overrides, text
 
 MODEL = "MODEL"  # stands for the model's path or name in the card's examples
@@ -35,7 +36,7 @@ def write_card(folder: Path, run: Path, config: Config, *, steps: int, tokens: i
         tokens: response tokens generated for them.
         chat: the tokenizer has a chat template.
     """
-    about = read_object(run / "about.json") or about_this_process()
+    about = run_record.read(run) or run_record.about()
     results = _results(run / "metrics.jsonl", list(config.eval.benchmarks))
     sections = (
         _about(config),
