@@ -4,15 +4,17 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run beside each other, one thread each; a worker with vLLM engines takes some 4 GB.
+WORKERS ?= 2
 STAMP := .venv/.ready
 # evalplus' own list of what it needs has clients of services, one of which pins a protobuf that vLLM cannot use; these are
 # all that judging programs imports.
 EVALPLUS := evalplus==0.3.1 appdirs multipledispatch tempdir termcolor tree-sitter tree-sitter-python wget
 
-.PHONY: help setup demo test lint typecheck smoke ablate clean
+.PHONY: help setup demo test test-fast lint typecheck smoke ablate clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## create .venv and install what is needed
 
@@ -35,7 +37,10 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 	$(BIN)/iwopd train
 
 test: setup  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+test-fast: setup  ## run the tests that start no process of their own
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'unit or cli'
 
 lint: setup  ## style, and the layers
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from iwopd.types import Rollout, ScoredRollout
 from iwopd.weighting.base import whole_response
 
 VOCABULARY = 50
+pytest_plugins = ["support.tiers"]
 
 # The same examples at every run, and no limit on the time of one.
 settings.register_profile("repeatable", derandomize=True, max_examples=40, deadline=None, database=None)

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from support.paths import DATA, SHARED
+from support.paths import DATA, PROBLEMS
 from support.running import SMALL, iwopd, process, refused
+
+pytestmark = pytest.mark.cli
 
 MODELS = DATA / "models"
 
@@ -90,6 +92,7 @@ def test_the_students_own_teacher_takes_a_runs_path(
     assert status == noisy
 
 
+@pytest.mark.vllm
 def test_a_vllm_engine_is_started_and_compared(doctor: Examined) -> None:
     status, report = doctor("rollout=vllm")
     assert status == 0, texts(report, "problem")
@@ -134,14 +137,13 @@ AIME = (
 STUDENT = (*(override for override in AIME if "teacher" not in override), "rollout.max_tokens=2048")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems (AIME, GSM8K) do not lie beside this checkout")
 def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     problems = (
         "data=file",
-        f"data.path={SHARED / 'aime24.jsonl'}",
+        f"data.path={PROBLEMS}",
         "data.prompt_column=problem",
         "benchmark=[smoke,file]",
-        f"eval.benchmarks.file.path={SHARED / 'aime25.jsonl'}",
+        f"eval.benchmarks.file.path={PROBLEMS}",
         "eval.benchmarks.file.prompt_column=problem",
     )
     status, report = doctor(*AIME, *problems, "doctor.card=h200")
@@ -255,6 +257,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "did you mean doctor.card?" in refused(capsys, "doctor", "+doctor.cart=h100")
 
 
+@pytest.mark.process
 def test_the_verb_is_listed() -> None:
     found = process("--help")
     assert "doctor" in found.stdout

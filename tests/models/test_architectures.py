@@ -23,6 +23,8 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.types import Prompt, Rollout
 
+pytestmark = pytest.mark.cli
+
 on_architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 # Longer than the sliding windows, and so unlike in length that most rows are padded.
 PROMPTS = [Prompt(f"p{size}", [(7 * i + size) % 256 for i in range(size)], "") for size in (3, 25, 11, 40)]
@@ -45,6 +47,7 @@ def flat_gradient(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
+@pytest.mark.unit
 @on_architectures
 def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
     model = make(name).eval()
@@ -63,6 +66,7 @@ def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
             assert_close(found, expected[place], rtol=0, atol=2e-4)
 
 
+@pytest.mark.unit
 @on_architectures
 def test_gradients_of_a_window_are_those_of_the_uncut_forward(name: str) -> None:
     """What lies behind the window is never read; the gradient is that of the model's own forward over all tokens."""
@@ -82,6 +86,7 @@ def test_gradients_of_a_window_are_those_of_the_uncut_forward(name: str) -> None
     assert (flat_gradient(model) - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.unit
 @on_architectures
 def test_weights_have_the_names_and_values_of_a_saved_model(name: str, tmp_path: Path) -> None:
     """What an engine is given is what it would have read from a folder."""
@@ -158,6 +163,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing(name: str, folder: Path, 
     assert abs(row["train/reverse_kl"]) < 1e-5
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("name", "chosen"), [("llama", "sdpa"), ("gpt_oss", "eager"), ("gemma2", "eager")])
 def test_attention_is_the_fastest_that_leaves_nothing_out(name: str, chosen: str, folder: Path) -> None:
     """transformers' sdpa would run Gemma 2 without the cap on its attention, other than vLLM does."""
@@ -294,6 +300,7 @@ def test_code_of_a_models_own_runs_where_it_is_trusted(own_code: Path, folder: P
 # ---------------------------------------------------------------------------------------------- vLLM
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe", "gpt_neox"])
 def test_vllm_answers_for_the_student(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)

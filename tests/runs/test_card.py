@@ -15,6 +15,8 @@ from iwopd.runs.card import MODEL, hub_name, shown, write_card
 from iwopd.runs.folder import damage
 from iwopd.vllm import in_process
 
+pytestmark = pytest.mark.cli
+
 
 @pytest.fixture(scope="module")
 def run(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -88,6 +90,7 @@ def test_the_transformers_example_runs(run: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.vllm
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
 def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in in_process.ENVIRONMENT.items():
@@ -122,6 +125,7 @@ HUB = (
 )
 
 
+@pytest.mark.unit
 def test_hub_names_are_named(tmp_path: Path) -> None:
     card = written(tmp_path, *HUB)
     assert card.data.base_model == "Qwen/Qwen3-0.6B"
@@ -134,6 +138,7 @@ def test_hub_names_are_named(tmp_path: Path) -> None:
     assert "max_new_tokens=99" in card.text
 
 
+@pytest.mark.unit
 def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
     servers = ("rollout=vllm_server", "rollout.urls=[http://10.1.2.3:8000]")
     wandb = ("tracking=wandb", "tracking.entity=my-team")
@@ -146,6 +151,7 @@ def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
     assert "hf_abc" not in text
 
 
+@pytest.mark.unit
 def test_several_benchmarks_are_rows(tmp_path: Path) -> None:
     names = ("smoke", "toy")
     metrics = {
@@ -170,6 +176,7 @@ def test_several_benchmarks_are_rows(tmp_path: Path) -> None:
         assert f"| {name} | 7 | mean@1 | – | 0.500 [0.400, 0.600] |" in card.text
 
 
+@pytest.mark.unit
 def test_what_a_path_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "x").mkdir(parents=True)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from iwopd.runs.folder import damage
 
-pytestmark = pytest.mark.usefixtures("smoke_models")
+pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,7 @@ def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half
         assert without_times(rows(half / name)) == without_times(rows(finished / name))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["step 1", "step 3", "checkpoint"])
 def test_killed_at_any_moment_a_run_goes_on_exactly(finished: Path, tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "killed"
@@ -137,6 +138,7 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(finished: Path, tmp_path: Pa
     assert not list(folder.rglob(".draft-*"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     finished: Path, tmp_path: Path, number: signal.Signals, status: int
@@ -198,6 +200,7 @@ def test_a_folder_that_holds_another_config_is_refused_with_the_keys(
         assert key in line
 
 
+@pytest.mark.process
 def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
     running = start("train", *SMALL, f"run.dir={half}", "run.resume=true", "run.keep=0")
     try:
@@ -312,6 +315,7 @@ def test_samples_of_several_benchmarks_keep_their_own_prompts(tmp_path: Path) ->
     assert {len(row["prompt"]) for row in found[:2]} != {len(row["prompt"]) for row in found[2:]}
 
 
+@pytest.mark.process
 def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -336,6 +340,7 @@ def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypat
     assert (first["train/weight_min"], first["train/weight_max"]) == (0.5, 0.5)
 
 
+@pytest.mark.process
 def test_smoke_learns(tmp_path: Path) -> None:
     """The whole `smoke` experiment: the student is better after it than before."""
     done = process("train", "+experiment=smoke", f"run.dir={tmp_path / 'smoke'}")

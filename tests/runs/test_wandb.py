@@ -12,6 +12,8 @@ from wandb.proto import wandb_internal_pb2
 
 from iwopd.runs.wandb import shaded_sample
 
+pytestmark = pytest.mark.cli
+
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
 
 
@@ -156,6 +158,7 @@ def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monk
     assert "offline, as no route to host; upload it later" in (tmp_path / "run" / "train.log").read_text()
 
 
+@pytest.mark.unit
 def test_tokens_are_escaped_and_shaded_within_the_window() -> None:
     row = {"tokens": ["<b>", "&", "\n", "x"], "start": 1, "weights": [0.5, 1.5], "advantages": [-0.25, 2.0]}
     page = shaded_sample({"prompt": "<i>1\n", "correct": True, **row})

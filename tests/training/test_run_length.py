@@ -19,7 +19,7 @@ from iwopd.runs.folder import RunFolder, damage
 from iwopd.training.resume import another_end, taken
 from iwopd.training.schedule import Position
 
-pytestmark = pytest.mark.usefixtures("smoke_models")
+pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
 
 PLAIN = tuple(setting for setting in SMALL if "benchmarks" not in setting)
 CHEAP = (*SMALL, "eval.greedy=false", "run.samples=0", "run.keep=0")
@@ -230,12 +230,14 @@ def test_without_a_checkpoint_there_is_nothing_to_lengthen(
     assert (copied / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.unit
 def test_before_the_first_step_any_end_will_do(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run", "run.steps=5", "optim.schedule=linear", steps=0)
     config = composed(*CHEAP, "run.steps=9", "optim.schedule=linear")
     RunFolder(folder, {"verb": "train", **asdict(config)}, resume=True, may_differ=another_end(config, folder)).check()
 
 
+@pytest.mark.unit
 def test_a_damaged_checkpoint_does_not_say_where_a_run_stands(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run", steps=3, tokens=30)
     (folder / "checkpoints" / "step-000003" / "trainer.json").write_text("{")

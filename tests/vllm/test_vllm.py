@@ -32,6 +32,8 @@ from iwopd.types import Prompt, Rollout
 from iwopd.vllm import in_process, worker
 from iwopd.vllm.in_process import InProcess, Settings
 
+pytestmark = pytest.mark.vllm
+
 CPU = torch.device("cpu")
 VLLM_SMALL = (*SMALL, "rollout=vllm", "rollout.engine.kv_cache_gib=0.25")
 
@@ -317,16 +319,23 @@ def teacher(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         yield made
 
 
-def test_scores_are_the_same_with_overlap(engine: VllmEngine, teacher: VllmTeacher) -> None:
+def test_scores_are_the_same_with_overlap(
+    engine: VllmEngine, teacher: VllmTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     window = WINDOWS["whole"]
     early: list[int] = []
+    run = teacher.vllm.run
+
+    def counted(prompts: list[list[int]], *rest: Any) -> Any:
+        early.append(len(prompts))
+        return run(prompts, *rest)
 
     def expect(rollout: Rollout) -> None:
         teacher.expect(rollout, window)
-        early.append(len(teacher._done))
 
+    monkeypatch.setattr(teacher.vllm, "run", counted)
     rollouts = engine.generate(PROMPTS, Sampling(n=2, max_tokens=20), seed=1, stream=0, finished=expect)
-    assert early[-1] > 0, "some were scored before the last was written"
+    assert 0 < sum(early) <= len(rollouts), "some were scored before the last was written"
     overlapped = teacher.score(rollouts, window)
     apart = teacher.score(rollouts, window)
     for found, expected in zip(overlapped, apart, strict=True):
@@ -373,6 +382,7 @@ def test_an_engine_that_does_not_start_is_one_line_with_its_log(folder: Path, tm
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.process
 def test_importing_iwopd_never_imports_vllm() -> None:
     code = (
         "import pkgutil, importlib, sys, iwopd\n"
@@ -519,11 +529,12 @@ def test_a_missing_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_vllm_that_is_too_old_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("iwopd.vllm._version", lambda name: "0.9.2" if name == "vllm" else None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.2")
     line = refused(capsys, "train", *VLLM_SMALL, f"run.dir={tmp_path / 'run'}")
     assert "vLLM 0.9.2 is too old, 0.32 or newer is needed" in line
 
 
+@pytest.mark.process
 def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     (tmp_path / "sitecustomize.py").write_text(
@@ -537,6 +548,7 @@ def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
