@@ -184,7 +184,6 @@ def test_a_failed_arm_is_told_and_does_not_stop_the_others(
     assert "broken seed 1 failed" in (folder / "study.md").read_text()
 
 
-@pytest.mark.cli
 def test_equal_tokens_give_shorter_responses_more_steps(tmp_path: Path) -> None:
     arms = "ablate.arms=[uniform,{name: short, weighting: uniform, rollout.max_tokens: 10}]"
     settings = (*STUDY, arms, "ablate.seeds=[1]", "ablate.match=tokens", f"run.dir={tmp_path / 'study'}")
@@ -250,6 +249,7 @@ def test_runs_of_one_seed_are_compared_at_the_same_places() -> None:
     assert alike["b", 1] == figures(many, 4, "steps")
 
 
+@pytest.mark.unit
 def test_with_equal_tokens_more_evaluations_of_the_same_curve_are_no_advantage() -> None:
     """The null: both arms on one learning curve, 17 against 8 evaluations, each with noise of its own."""
     drawn, studies, seeds = random.Random(0), 50, AblateConfig().seeds

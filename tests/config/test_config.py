@@ -269,6 +269,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_two_hundred_random_command_lines_never_end_in_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ AIME = (
 STUDENT = (*(override for override in AIME if "teacher" not in override), "rollout.max_tokens=2048")
 
 
+@pytest.mark.process
 def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     problems = (
         "data=file",
@@ -159,6 +160,7 @@ def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     assert terms["rollout"]["student's vLLM engine"] == pytest.approx(0.5 * 139.8 * 2**30)
 
 
+@pytest.mark.process
 def test_a_card_that_is_too_small(doctor: Examined, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = doctor(*STUDENT, "doctor.card=l4", "student.gradient_checkpointing=false")
     assert (status, report["works"]) == (1, False)
@@ -169,6 +171,7 @@ def test_a_card_that_is_too_small(doctor: Examined, capsys: pytest.CaptureFixtur
     assert "this run would not work: 1 problem" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_lora_has_few_gradients_and_small_checkpoints(doctor: Examined) -> None:
     _, report = doctor(*STUDENT, "doctor.card=h100", "student.lora.rank=8")
     terms = {term["what"]: term["bytes"] for term in report["memory"][2]["terms"]}
@@ -177,12 +180,14 @@ def test_lora_has_few_gradients_and_small_checkpoints(doctor: Examined) -> None:
     assert terms["Adam's moments"] == 2 * terms["adapters' weights"]
 
 
+@pytest.mark.process
 def test_more_gpus_than_there_are(doctor: Examined) -> None:
     status, report = doctor(*STUDENT, "doctor.card=h100", "doctor.gpus=2", "rollout.engine.tensor_parallel=4")
     assert status == 1
     assert "tensor_parallel=4: there are 2" in texts(report, "problem", "Where")[0]
 
 
+@pytest.mark.process
 def test_an_engine_without_room_for_one_sequence(doctor: Examined) -> None:
     status, report = doctor(*STUDENT, "doctor.card=l4", "rollout.engine.gpu_memory=0.06")
     assert status == 1

@@ -147,6 +147,7 @@ def assert_final_is_what_was_measured(model: PreTrainedModel, run: Path) -> None
     assert_close(found, torch.tensor(last["sampler_logprobs"][:known]), rtol=0, atol=2e-4)
 
 
+@pytest.mark.process
 @on_architectures
 def test_a_pair_trains_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)
@@ -155,6 +156,7 @@ def test_a_pair_trains_two_steps(name: str, folder: Path, tmp_path: Path) -> Non
     assert_trained(steps, tmp_path / "run", student)
 
 
+@pytest.mark.process
 @on_architectures
 def test_a_teacher_that_is_the_student_teaches_nothing(name: str, folder: Path, tmp_path: Path) -> None:
     student = model_folder(folder, name)
@@ -185,6 +187,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize("loss", ["policy_gradient", "reverse_kl"])
 def test_unlike_pairs_train(ours: tuple, theirs: tuple, loss: str, folder: Path, tmp_path: Path) -> None:
@@ -207,6 +210,7 @@ def assert_merged_beside(base: Path, run: Path) -> None:
         assert_close(value, saved[key], rtol=0, atol=1e-6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi", "qwen3_moe", "gpt_oss"])
 def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)

@@ -187,7 +187,7 @@ def test_a_gap_while_training_is_told(tmp_path: Path, monkeypatch, capsys) -> No
     assert "train/sampler_gap_mean" in capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
 
 
-@pytest.mark.cli
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["opt", "mamba", "qwen3_next", "rwkv", "mpt", "minimax"])
 def test_doctor_looks_at_every_architecture(name: str, tmp_path: Path, capsys) -> None:
     folder = odd_folder(tmp_path, name) if name in ODD else save(make(name), tmp_path / name)

@@ -101,6 +101,7 @@ def test_eval_measures_what_training_measured(finished: Path, tmp_path: Path) ->
     assert (tmp_path / "eval" / "eval" / "smoke.json").exists()
 
 
+@pytest.mark.process
 def test_a_run_is_the_same_twice_and_another_seed_is_not(finished: Path, tmp_path: Path) -> None:
     assert iwopd("train", *SMALL, f"run.dir={tmp_path / 'again'}") == 0
     assert iwopd("train", *SMALL, f"run.dir={tmp_path / 'other'}", "seed=7") == 0
@@ -214,6 +215,7 @@ def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
         running.communicate()
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     half: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +253,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_way_to_train_resumes_exactly(overrides: list[str], tmp_path: Path) -> None:
     settings = [*SMALL, *overrides, "run.keep=0", "eval.every=0"]
@@ -274,6 +277,7 @@ def test_tokens_that_are_cut_off_are_warned_of_once(tmp_path: Path, capsys: pyte
     assert (tmp_path / "run" / "train.log").read_text().count("rollout.top_p=0.9") == 1
 
 
+@pytest.mark.process
 def test_windows_score_and_train_fewer_tokens(finished: Path, tmp_path: Path) -> None:
     totals = {}
     for name in ("uniform", "first30", "last30"):
@@ -288,6 +292,7 @@ def test_windows_score_and_train_fewer_tokens(finished: Path, tmp_path: Path) ->
     assert totals["first30"]["tokens/scored"] < totals["uniform"]["tokens/scored"]
 
 
+@pytest.mark.process
 def test_a_sweep_trains_into_folders_of_their_own(tmp_path: Path) -> None:
     assert iwopd("train", *SMALL, "run.steps=1", "eval.every=0", f"run.dir={tmp_path / 'sweep'}", "-m", "seed=1,2") == 0
     assert [(tmp_path / "sweep" / job / "final").is_dir() for job in ("0", "1")] == [True, True]

@@ -346,7 +346,9 @@ def test_scores_are_the_same_with_overlap(
 # ---------------------------------------------------------------------------------------------- clean
 
 
-def test_starting_an_engine_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_starting_an_engine_leaves_the_process_and_other_engines_as_they_were(
+    engine: VllmEngine, folder: Path, tmp_path: Path
+) -> None:
     def state() -> list[Any]:
         return [
             torch.get_num_threads(),
@@ -361,16 +363,12 @@ def test_starting_an_engine_leaves_the_process_as_it_was(folder: Path, tmp_path:
         ]
 
     os.environ.update({name: os.environ.get(name, value) for name, value in in_process.ENVIRONMENT.items()})
-    before = state()
-    with start_engine(folder, tmp_path / "vllm.log") as engine:
-        assert state() == before
-        engine.generate(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0)
-    assert state() == before
-
-
-def test_closing_one_engine_leaves_the_other_working(engine: VllmEngine, folder: Path, tmp_path: Path) -> None:
     expected = engine.generate(PROMPTS, Sampling(max_tokens=8), seed=1, stream=0)
-    start_engine(folder, tmp_path / "vllm.log").close()
+    before = state()
+    with start_engine(folder, tmp_path / "vllm.log") as another:
+        assert state() == before
+        another.generate(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0)
+    assert state() == before
     assert engine.generate(PROMPTS, Sampling(max_tokens=8), seed=1, stream=0) == expected
 
 
@@ -440,6 +438,7 @@ def test_ctrl_c_saves_leaves_no_process_and_the_run_goes_on(tmp_path: Path, fini
     assert children(running.pid) == []
     assert iwopd("train", *VLLM_SMALL, f"run.dir={folder}", "run.resume=true") == 0
     assert weights(folder / "final") == weights(finished / "final")
+    assert without_times(rows(folder / "metrics.jsonl")) == without_times(rows(finished / "metrics.jsonl"))
 
 
 # ---------------------------------------------------------------------------------------------- whole runs
@@ -461,12 +460,10 @@ def test_metrics_tell_of_the_sync(finished: Path) -> None:
         assert row["train/sampler_gap_mean"] < 1e-4, "the engine had the weights of the step before"
 
 
-@pytest.mark.parametrize("extra", [[], ["scoring=vllm", "rollout.n=2", "rollout.top_p=0.9"]], ids=["", "two engines"])
-def test_resume_is_exact(extra: list[str], finished: Path, tmp_path: Path) -> None:
-    whole, half = finished, tmp_path / "half"
-    if extra:
-        whole = tmp_path / "whole"
-        assert iwopd("train", *VLLM_SMALL, *extra, f"run.dir={whole}") == 0
+def test_resume_is_exact_with_two_engines(tmp_path: Path) -> None:
+    extra = ("scoring=vllm", "rollout.n=2", "rollout.top_p=0.9")
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert iwopd("train", *VLLM_SMALL, *extra, f"run.dir={whole}") == 0
     shutil.copytree(whole, half)
     shutil.rmtree(half / "final")
     shutil.rmtree(half / "checkpoints" / "step-000004")
@@ -494,26 +491,37 @@ def test_a_run_stops_when_engine_and_trainer_differ_and_its_step_is_saved(
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1]
 
 
-def test_eval_with_vllm_measures_about_what_hf_measures(finished: Path, tmp_path: Path) -> None:
-    settings = (*SMALL, "eval.benchmarks.smoke.limit=64", f"eval.model={finished / 'final'}")
+@pytest.fixture(scope="module")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
+    """Settings of an evaluation of its student, and what it leaves with vLLM."""
+    folder = tmp_path_factory.mktemp("evaluated") / "whole"
+    limits = ("eval.benchmarks.smoke.limit=64", "eval.chunk=16")
+    settings = (*SMALL, *limits, f"eval.model={finished / 'final'}")
+    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={folder}") == 0
+    return settings, folder
+
+
+def test_eval_with_vllm_measures_about_what_hf_measures(
+    evaluated: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    settings, whole = evaluated
     assert iwopd("eval", *settings, f"run.dir={tmp_path / 'hf'}") == 0
-    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={tmp_path / 'vllm'}") == 0
-    (hf,), (vllm,) = (rows(tmp_path / name / "metrics.jsonl") for name in ("hf", "vllm"))
+    (hf,), (vllm,) = (rows(folder / "metrics.jsonl") for folder in (tmp_path / "hf", whole))
     assert vllm["eval/greedy_accuracy"] == pytest.approx(hf["eval/greedy_accuracy"], abs=0.05)
     spread = hf["eval/accuracy_high"] - hf["eval/accuracy_low"]
     assert vllm["eval/accuracy"] == pytest.approx(hf["eval/accuracy"], abs=spread)
 
 
-def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(finished: Path, tmp_path: Path) -> None:
-    settings = (*SMALL, "rollout=vllm", "eval.benchmarks.smoke.limit=24", "eval.chunk=16")
-    settings += (f"eval.model={finished / 'final'}",)
-    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'whole'}") == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(
+    evaluated: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    settings, whole = evaluated
+    shutil.copytree(whole, tmp_path / "cut")
     file = tmp_path / "cut" / "eval" / "smoke.jsonl.zst"
     file.write_bytes(file.read_bytes()[:-1])  # what was drawn last is lost
-    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'cut'}", "run.resume=true") == 0
-    assert file.read_bytes() == (tmp_path / "whole" / "eval" / "smoke.jsonl.zst").read_bytes()
-    found = [(tmp_path / name / "eval" / "smoke.json").read_text() for name in ("whole", "cut")]
+    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={tmp_path / 'cut'}", "run.resume=true") == 0
+    assert file.read_bytes() == (whole / "eval" / "smoke.jsonl.zst").read_bytes()
+    found = [(folder / "eval" / "smoke.json").read_text() for folder in (whole, tmp_path / "cut")]
     assert found[0] == found[1]
 
 

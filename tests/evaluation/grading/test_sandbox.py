@@ -59,7 +59,6 @@ def left_behind(found: list[int]) -> list[psutil.Process]:
     return starter.children(recursive=True)
 
 
-@pytest.mark.unit
 def test_this_machine_can_confine_programs() -> None:
     # Where it cannot, most of what follows fails; it is not skipped.
     assert sandbox.refusal("namespaces") is None
