@@ -100,7 +100,7 @@ def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("torch._dynamo.config.disable", True)  # as the program does on a CPU
     monkeypatch.setattr("vllm.LLM", partial(LLM, enforce_eager=True, kv_cache_memory_bytes=2**26))
     scope: dict[str, Any] = {}
-    with in_process._as_found():
+    with in_process.as_found():
         exec(example(run, 1), scope)
         scope["model"].llm_engine.engine_core.shutdown()
     assert scope["output"].outputs[0].text in capsys.readouterr().out

@@ -528,6 +528,7 @@ def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(
 # ---------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.cli
 def test_a_missing_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("iwopd.vllm.find_spec", lambda name: None)
     line = refused(capsys, "train", *VLLM_SMALL, f"run.dir={tmp_path / 'run'}")
@@ -536,6 +537,7 @@ def test_a_missing_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.cli
 def test_a_vllm_that_is_too_old_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.2")
     line = refused(capsys, "train", *VLLM_SMALL, f"run.dir={tmp_path / 'run'}")
