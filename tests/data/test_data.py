@@ -8,6 +8,7 @@ import pytest
 from support.composing import composed
 from support.paths import PROBLEMS, SHARED, WORD_PROBLEMS
 
+from iwopd import assembly
 from iwopd.config import BenchmarkConfig, DataConfig
 from iwopd.data import load_rows, render, text_of
 from iwopd.toy.tokenizer import make_tokenizer
@@ -67,10 +68,9 @@ public = pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems do 
 )
 def test_problems_of_the_public_forms_load_and_encode(benchmark: str, file: Path) -> None:
     config = composed(f"benchmark=[{benchmark}]", f"eval.benchmarks.{benchmark}.path={file}")
-    source = config.eval.benchmarks[benchmark]
-    rows = load_rows(source, "data", answers=True)
-    prompts = render(rows, source, make_tokenizer())
-    assert len(prompts) == len(file.read_text().splitlines())
-    for made, row in zip(prompts, rows, strict=True):
+    source, rows = config.eval.benchmarks[benchmark], assembly.benchmark_rows(config.eval)
+    (loaded,) = assembly.benchmarks(config.eval, rows, make_tokenizer())
+    assert len(loaded.prompts) == len(file.read_text().splitlines())
+    for made, row in zip(loaded.prompts, rows[benchmark], strict=True):
         assert len(made.ids) == len(f"{row[source.prompt_column]}{source.suffix}".encode()) + 2
         assert re.fullmatch(r"-?\d[\d,]*(\.\d+)?", str(made.answer)), "the reference alone, without its solution"

@@ -11,7 +11,6 @@ from support.running import iwopd, refused, rows
 from torch.testing import assert_close
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from iwopd.models import rope
 from iwopd.models.batch import collate_tokens
@@ -96,7 +95,8 @@ def test_samples_that_cross_the_length_have_the_trainers_logprobs(name: str, mon
 
 def test_code_that_cannot_be_pinned_is_refused(monkeypatch) -> None:
     model = tiny("dynamic", monkeypatch)
-    monkeypatch.setattr(LlamaRotaryEmbedding, "__name__", "Positions")
+    rotary = model.model.rotary_emb
+    rotary.__class__ = type("Positions", (type(rotary),), {})
     rope.pin(model, ORIGINAL, "student.path=x")
     with pytest.raises(ValueError, match=r"student.path=x: LlamaForCausalLM has RoPE of type dynamic.* 32 tokens"):
         rope.pin(model, ORIGINAL + 1, "student.path=x")

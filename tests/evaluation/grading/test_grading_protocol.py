@@ -96,6 +96,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["garbage", "many", "forged", "after"])
 def test_a_pool_whose_processes_are_made_to_lie_decides_nothing_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -112,6 +113,7 @@ def test_a_pool_whose_processes_are_made_to_lie_decides_nothing_and_goes_on(
     assert all(line is None or (how == "after" and line["verdict"]) for line in found)
 
 
+@pytest.mark.process
 def test_a_process_that_does_not_start_says_why() -> None:
     pool = Pool("eval.sandbox=nonsense", "iwopd.evaluation.grading.nothing", [], 1, {})
     with pytest.raises(EngineError, match=r"eval.sandbox=nonsense: .* does not start: see why with: .*nothing"):
