@@ -311,6 +311,7 @@ def test_bad_input(settings: list[str], says: list[str], tmp_path: Path, capsys:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("content", "settings", "says"),
     [
@@ -346,6 +347,7 @@ def test_a_grader_that_is_not_installed(
     assert "is not installed; pip install" in line
 
 
+@pytest.mark.process
 def test_references_that_cannot_be_compared_are_told(
     parrot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
