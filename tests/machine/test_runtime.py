@@ -137,6 +137,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+@pytest.mark.process
 def test_two_workers_do_not_get_two_threads_each_on_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(host.cores()))
     monkeypatch.setenv(runtime.CHOSEN, "")
