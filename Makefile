@@ -4,15 +4,17 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run beside each other, one thread each; a worker with vLLM engines takes some 4 GB.
+WORKERS ?= 2
 STAMP := .venv/.ready
 PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
 
-.PHONY: help setup demo test lint typecheck docs audit lock smoke ablate clean
+.PHONY: help setup demo test test-fast lint typecheck docs audit lock smoke ablate clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## create .venv and install what is needed
 
@@ -39,7 +41,10 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 	$(BIN)/iwopd train
 
 test: setup  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+test-fast: setup  ## run the tests that start no process of their own
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'unit or cli'
 
 lint: setup docs  ## style, the layers, and the links of the documentation
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from iwopd.training.score import score
 from iwopd.types import Rollout, ScoredRollout
 
 VOCABULARY = 50
+pytest_plugins = ["support.tiers"]
 
 # The same examples at every run, and no limit on the time of one.
 settings.register_profile("repeatable", derandomize=True, max_examples=40, deadline=None, database=None)

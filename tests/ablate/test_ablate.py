@@ -21,7 +21,7 @@ from iwopd.ablate.results import COMPARED, Finished, comparisons, difference, me
 from iwopd.ablate.words import verdicts
 from iwopd.config import AblateConfig
 
-pytestmark = pytest.mark.usefixtures("smoke_models")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 
 STUDY = (*SMALL, "ablate.early=2", "ablate.seeds=2", "eval.greedy=false")
 ARMS = "ablate.arms=[uniform,{name: iw_1.0, weighting: iw, weighting.gamma: 1.0}]"
@@ -213,6 +213,7 @@ def test_a_hydra_launcher_carries_the_runs_out(launcher: str, study: Path, tmp_p
 # ---------------------------------------------------------------------------------------------- figures and words
 
 
+@pytest.mark.unit
 def test_curves_by_hand() -> None:
     assert area([0, 10, 20], [0.0, 1.0, 1.0]) == pytest.approx(0.75)
     assert area([0], [0.3]) == 0.3
@@ -227,12 +228,14 @@ def test_curves_by_hand() -> None:
     assert mean_curve([curve, curve], "tokens")["x"][-1] == 300
 
 
+@pytest.mark.unit
 def test_the_early_place_is_the_last_evaluation_up_to_the_step_that_one_included() -> None:
     curve = Curve((Point(0, 0, 0.2), Point(4, 100, 0.6), Point(8, 300, 0.5)))
     assert [early_place(curve, step, "steps") for step in (3, 4, 5, 7, 8, 9)] == [0, 4, 4, 4, 8, 8]
     assert [early_place(curve, step, "tokens") for step in (3, 4, 8)] == [0, 100, 300]
 
 
+@pytest.mark.unit
 def test_runs_of_one_seed_are_compared_at_the_same_places() -> None:
     """Those of the run with the fewest evaluations, up to where the first run ends; by hand on straight lines."""
     few = Curve((Point(0, 0, 0.0), Point(5, 100, 0.5), Point(10, 205, 1.025)))
@@ -246,6 +249,7 @@ def test_runs_of_one_seed_are_compared_at_the_same_places() -> None:
     assert alike["b", 1] == figures(many, 4, "steps")
 
 
+@pytest.mark.unit
 def test_with_equal_tokens_more_evaluations_of_the_same_curve_are_no_advantage() -> None:
     """The null: both arms on one learning curve, 17 against 8 evaluations, each with noise of its own."""
     drawn, studies, seeds = random.Random(0), 50, AblateConfig().seeds
@@ -290,6 +294,7 @@ def of_one_study(*differences: list[float]) -> list[str]:
     return [item["final"]["verdict"] for item in comparisons(names, "0", finished)]
 
 
+@pytest.mark.unit
 def test_verdicts_need_agreement_and_seeds_and_are_corrected_for_every_look() -> None:
     clear = [0.1, 0.12, 0.09, 0.11, 0.1, 0.13, 0.1, 0.09]
     noise = [0.1, -0.12, 0.09, -0.11, 0.1, 0.02, -0.1, 0.01]
@@ -309,6 +314,7 @@ def test_verdicts_need_agreement_and_seeds_and_are_corrected_for_every_look() ->
     assert of_one_study(clear[:5], noise[:5]) == ["too few seeds"] * 2
 
 
+@pytest.mark.unit
 def test_a_default_study_can_call_something_larger_than_the_noise() -> None:
     seeds = AblateConfig().seeds
     drawn = random.Random(3)
@@ -317,6 +323,7 @@ def test_a_default_study_can_call_something_larger_than_the_noise() -> None:
     assert of_one_study(clear, *noise)[0] == "larger than the noise"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("count", "smallest"), [(5, "2/2⁵ = 0.0625"), (8, "2/2⁸ = 0.00781")])
 def test_words_state_the_criterion_and_what_few_seeds_cannot_show(count: int, smallest: str) -> None:
     item = {"name": "iw", "baseline": "uniform", "seeds": list(range(count))}

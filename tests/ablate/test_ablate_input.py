@@ -39,6 +39,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(("overrides", "names", "says"), WRONG, ids=[case[0] for case in WRONG])
 def test_a_mistake_is_one_line_before_anything_is_written(
     overrides: str, names: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -51,6 +52,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_mistake_in_any_arm_comes_before_torch_and_so_does_a_missing_matplotlib(tmp_path: Path) -> None:
     for heavy in ("torch", "transformers", "datasets"):
         (tmp_path / f"{heavy}.py").write_text(f"raise RuntimeError('{heavy} was imported')")

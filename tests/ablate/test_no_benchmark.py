@@ -13,7 +13,7 @@ from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.doctor.lengths import steps_in_words
 
-pytestmark = pytest.mark.usefixtures("smoke_models")
+pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
 
 PLAIN = tuple(setting for setting in SMALL if "benchmarks" not in setting)
 

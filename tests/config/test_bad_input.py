@@ -12,6 +12,8 @@ from support.running import SMALL, iwopd, refused
 from iwopd.data import PromptStream
 from iwopd.types import Prompt
 
+pytestmark = pytest.mark.cli
+
 Edit = Callable[[Path], None]
 
 
@@ -308,6 +310,7 @@ def test_a_users_own_weighting_that_does_not_work(
 # ---------------------------------------------------------------------------------------------- the order of prompts
 
 
+@pytest.mark.unit
 def test_every_prompt_comes_once_an_epoch_and_each_epoch_in_another_order() -> None:
     prompts = [Prompt(str(index), [1], "x") for index in range(10)]
     stream = PromptStream(prompts, batch_size=4, seed=1)

@@ -129,6 +129,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(("overrides", "names", "says"), WRONG, ids=[case[0] for case in WRONG])
 def test_a_mistake_is_one_line_with_key_value_and_fix(
     overrides: str, names: str, says: str, capsys: pytest.CaptureFixture[str]
@@ -164,6 +165,7 @@ def test_what_advice_says_to_type_sets_the_value_that_was_meant(value: str) -> N
     assert (parsed.key_or_group, parsed.value()) == ("run.name", value)
 
 
+@pytest.mark.cli
 def test_a_value_with_line_breaks_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run.name=a\\nb(" in refused(capsys, "train", "optim.lr=1e-4", "run.name=a\nb(")
 
@@ -198,10 +200,12 @@ def test_every_path_may_start_with_a_home_folder(monkeypatch: pytest.MonkeyPatch
     assert home_quoted("~tracking") == "~tracking"
 
 
+@pytest.mark.cli
 def test_eval_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "eval.model" in refused(capsys, "eval")
 
 
+@pytest.mark.process
 def test_a_config_error_comes_before_torch(tmp_path: Path) -> None:
     for heavy in ("torch", "transformers", "datasets"):
         (tmp_path / f"{heavy}.py").write_text(f"raise RuntimeError('{heavy} was imported')")
@@ -213,6 +217,7 @@ def test_a_config_error_comes_before_torch(tmp_path: Path) -> None:
     assert {entry.suffix for entry in tmp_path.iterdir()} == {".py"}, "something was written"
 
 
+@pytest.mark.process
 def test_help_lists_the_verbs_without_hydra_or_torch() -> None:
     code = "import sys; from iwopd.cli import main; main(); print({'torch', 'hydra', 'omegaconf'} & set(sys.modules))"
     for arguments in ([], ["--help"]):
@@ -222,6 +227,7 @@ def test_help_lists_the_verbs_without_hydra_or_torch() -> None:
         assert done.stdout.endswith("set()\n")
 
 
+@pytest.mark.process
 def test_an_unknown_verb_gets_its_near_match() -> None:
     done = process("trian")
     assert (done.returncode, done.stderr) == (
@@ -230,6 +236,7 @@ def test_an_unknown_verb_gets_its_near_match() -> None:
     )
 
 
+@pytest.mark.process
 def test_cfg_job_prints_the_composed_config() -> None:
     done = process("eval", "+experiment=smoke", "weighting=last30", "--cfg", "job")
     assert done.returncode == 0, done.stderr
@@ -237,6 +244,7 @@ def test_cfg_job_prints_the_composed_config() -> None:
     assert (config.weighting.side, config.data.path) == ("last", "toy://smoke")
 
 
+@pytest.mark.process
 def test_a_users_own_config_folder_adds_presets(tmp_path: Path) -> None:
     (tmp_path / "weighting").mkdir()
     (tmp_path / "weighting" / "strong.yaml").write_text(
@@ -260,6 +268,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_two_hundred_random_command_lines_never_end_in_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

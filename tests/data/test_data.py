@@ -1,11 +1,14 @@
 """Rows from files of every format, and how they become prompts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from support.paths import SHARED
+from support.composing import composed
+from support.paths import PROBLEMS, SHARED, WORD_PROBLEMS
 
+from iwopd import assembly
 from iwopd.config import BenchmarkConfig, DataConfig
 from iwopd.data import load_rows, render, text_of
 from iwopd.toy.tokenizer import make_tokenizer
@@ -49,14 +52,25 @@ def test_messages_are_taken_as_they_are_and_a_model_without_template_gets_bare_t
     assert render(ROWS, DataConfig(path="x"), tokenizer)[0].text == "1+1"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems (AIME, GSM8K) do not lie beside this checkout")
+public = pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems do not lie beside this checkout")
+
+
 @pytest.mark.parametrize(
-    ("name", "prompt", "count"),
-    [("aime24", "problem", 30), ("aime25", "problem", 30), ("gsm8k-test", "question", None)],
+    ("benchmark", "file"),
+    [
+        ("aime24", PROBLEMS),
+        ("gsm8k", WORD_PROBLEMS),
+        *(
+            pytest.param(benchmark, SHARED / f"{name}.jsonl", marks=public, id=name)
+            for benchmark, name in [("aime24", "aime24"), ("aime25", "aime25"), ("gsm8k", "gsm8k-test")]
+        ),
+    ],
 )
-def test_public_problems_load_and_encode(name: str, prompt: str, count: int | None) -> None:
-    source = BenchmarkConfig(path=str(SHARED / f"{name}.jsonl"), prompt_column=prompt)
-    rows = load_rows(source, "data", answers=True)
-    assert count in (None, len(rows))
-    for made, row in zip(render(rows, source, make_tokenizer()), rows, strict=True):
-        assert len(made.ids) == len(row[prompt].encode()) + 2
+def test_problems_of_the_public_forms_load_and_encode(benchmark: str, file: Path) -> None:
+    config = composed(f"benchmark=[{benchmark}]", f"eval.benchmarks.{benchmark}.path={file}")
+    source, rows = config.eval.benchmarks[benchmark], assembly.benchmark_rows(config.eval)
+    (loaded,) = assembly.benchmarks(config.eval, rows, make_tokenizer())
+    assert len(loaded.prompts) == len(file.read_text().splitlines())
+    for made, row in zip(loaded.prompts, rows[benchmark], strict=True):
+        assert len(made.ids) == len(f"{row[source.prompt_column]}{source.suffix}".encode()) + 2
+        assert re.fullmatch(r"-?\d[\d,]*(\.\d+)?", str(made.answer)), "the reference alone, without its solution"

@@ -64,6 +64,7 @@ def test_what_may_be_read_passes_and_the_token_is_sent() -> None:
     assert Hub.tokens == [f"Bearer {TOKEN}"]
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 FILES = {
     "me/table": {"train.csv": b"prompt,answer\nq,05\nr,3.10\n", "test.csv": b"prompt,answer\ns,1e3\n"},
     "me/lines": {

@@ -16,6 +16,8 @@ from iwopd.runs import digests
 from iwopd.toy import toy_rows
 from iwopd.types import Prompt
 
+pytestmark = pytest.mark.cli
+
 TEMPLATE = "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% for message in messages %}{{ message.content }}{% endfor %}"
 NO_DATE = "{% for message in messages %}{{ message.content }}{% endfor %}:"
 
@@ -174,6 +176,7 @@ def test_the_date_that_templates_print_can_be_set(smoke_models: dict[str, Path],
 # ---------------------------------------------------------------------------------------------- digests alone
 
 
+@pytest.mark.unit
 def test_of_a_large_file_every_tensor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -190,6 +193,7 @@ def test_of_a_large_file_every_tensor_counts(tmp_path: Path, monkeypatch: pytest
     assert len(found) == 2 * 41
 
 
+@pytest.mark.unit
 def test_of_two_formats_the_one_that_is_read_counts(smoke_models: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(smoke_models["student"], folder)
@@ -198,6 +202,7 @@ def test_of_two_formats_the_one_that_is_read_counts(smoke_models: dict[str, Path
     assert model_digest(str(folder)) == before
 
 
+@pytest.mark.unit
 def test_of_a_hub_model_the_commit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--me--model"
@@ -215,6 +220,7 @@ def test_of_a_hub_model_the_commit_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert model_digest("me/model", "a" * 40) == {"commit": "a" * 40}
 
 
+@pytest.mark.unit
 def test_order_teachers_answers_and_tests_count_where_they_matter() -> None:
     prompts = [Prompt("a", [1], ""), Prompt("b", [2], "")]
 

@@ -7,11 +7,15 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.composing import composed
 from support.running import SMALL, iwopd
 from tokenizers.processors import TemplateProcessing
 
 from iwopd.config import DataConfig
 from iwopd.data import load_rows, render
+from iwopd.doctor import prompts
+from iwopd.doctor.findings import Section
+from iwopd.doctor.sources import Source
 from iwopd.errors import DataError
 from iwopd.toy.tokenizer import make_tokenizer
 
@@ -62,7 +66,7 @@ def test_nothing_is_put_behind_a_prompt(around: str, before: list[int], text: st
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     specials = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|eos|>", "<|user|>", "<|pad|>")]
-    tokenizer._tokenizer.post_processor = TemplateProcessing(single=around, special_tokens=specials)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=around, special_tokens=specials)
     (made,) = render([{"prompt": text}], DataConfig(path="x"), tokenizer)
     assert made.ids == before + tokenizer.encode(text, add_special_tokens=False)
     assert len(made.ids) == len(before) + (2 if "eos" in text else len(text))
@@ -196,6 +200,7 @@ def test_half_a_character_in_what_stands_around_a_problem() -> None:
 # ---------------------------------------------------------------------------------------------- doctor
 
 
+@pytest.mark.cli
 def test_the_doctor_sees_chats_that_hold_their_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = jsonl(tmp_path / "a.jsonl", [{"prompt": [USER, ANSWER], "answer": "1"}] * 8)
@@ -210,11 +215,8 @@ def test_the_doctor_sees_chats_that_hold_their_answer(tmp_path: Path, monkeypatc
 
 
 def test_the_doctor_sees_prompts_that_are_over() -> None:
-    from iwopd.doctor import prompts
-    from iwopd.doctor.findings import Section
-
-    tokenizer, section = make_tokenizer(), Section("Data")
+    config, tokenizer, section = composed(*SMALL), make_tokenizer(), Section("Data")
     tokenizer.chat_template = "{{ messages[0].content }}<|eos|>"
-    made = render([{"prompt": "1+1"}], DataConfig(path="x"), tokenizer)
-    prompts._describe(made, tokenizer, section, shown=1)
-    assert "1 of 1 prompts end with the end-of-sequence token '<|eos|>'" in section.findings[-1].text
+    prompts.look(config, Source("student", config.student, tokenizer=tokenizer), section)
+    warnings = [finding.text for finding in section.findings if finding.level == "warning"]
+    assert any("64 of 64 prompts end with the end-of-sequence token '<|eos|>'" in text for text in warnings)

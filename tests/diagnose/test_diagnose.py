@@ -347,6 +347,7 @@ def trained(smoke_models, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.cli
 def test_what_a_diagnosis_leaves(made):
     left = {entry.name for entry in made.iterdir() if not entry.name.startswith(".")}
     assert {"diagnose.json", "report.html", "figures", "config.yaml", "about.json"} <= left
@@ -367,6 +368,7 @@ def test_what_a_diagnosis_leaves(made):
         assert [sum(right) / 6 for right in curve["right"]] == curve["accuracy"]
 
 
+@pytest.mark.cli
 def test_a_run_is_diagnosed_at_every_step_it_kept(trained, tmp_path, capsys):
     folder = tmp_path / "steps"
     assert iwopd("diagnose", *QUICK, "diagnose.continuations=0", f"diagnose.run={trained}", f"run.dir={folder}") == 0
@@ -379,6 +381,7 @@ def test_a_run_is_diagnosed_at_every_step_it_kept(trained, tmp_path, capsys):
     assert not (folder / "figures" / "continuation.svg").exists()
 
 
+@pytest.mark.cli
 def test_prompts_need_no_answers_where_nothing_is_continued(made, tmp_path):
     """And the same pair gives the same numbers twice."""
     settings = ("eval.benchmarks.smoke.answer_column=null", "diagnose.continuations=0")
@@ -407,6 +410,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
+@pytest.mark.cli
 def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
     text = (made / "report.html").read_text()
     elements = Elements(text).found
@@ -468,6 +472,7 @@ PROBE = """<script>addEventListener("load", () => {
 })</script>"""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (1000, True), (480, False)])
 def test_a_browser_shows_the_report_whole(made, tmp_path, width, dark):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -490,6 +495,7 @@ def test_a_browser_shows_the_report_whole(made, tmp_path, width, dark):
 # ---------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -509,6 +515,7 @@ def test_bad_input_is_one_line(settings, said, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.cli
 def test_a_run_of_another_pair_or_verb_is_refused(trained, made, tmp_path, capsys):
     folder = f"run.dir={tmp_path / 'run'}"
     other = refused(capsys, "diagnose", *QUICK, f"diagnose.run={trained}", "teacher.path=toy://smoke/student", folder)
@@ -522,12 +529,14 @@ def test_a_run_of_another_pair_or_verb_is_refused(trained, made, tmp_path, capsy
     assert "has no whole checkpoint" in refused(capsys, "diagnose", *QUICK, f"diagnose.run={bare}", folder)
 
 
+@pytest.mark.cli
 def test_a_missing_matplotlib_is_told_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("iwopd.preflight.packages.find_spec", lambda name: None)
     line = refused(capsys, "diagnose", *QUICK, f"run.dir={tmp_path / 'run'}", "student.path=/none")
     assert "matplotlib is not installed; pip install 'iwopd[report]'" in line
 
 
+@pytest.mark.process
 def test_what_can_be_refused_is_refused_before_torch(tmp_path):
     for heavy in ("torch", "transformers"):
         (tmp_path / f"{heavy}.py").write_text(f"raise RuntimeError('{heavy} was imported')")

@@ -29,6 +29,8 @@ from iwopd.cli import VERBS
 from iwopd.launch import split_flags
 from iwopd.toy import toy_rows
 
+pytestmark = pytest.mark.process
+
 NEEDS = {"a GPU", "the hub", "the network", "vLLM", "servers", "a login"}
 COMMANDS = commands()
 
@@ -127,12 +129,14 @@ def typed_in(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
+@pytest.mark.unit
 def test_marks_are_known() -> None:
     unknown = {(command.page, need) for command in COMMANDS for need in command.needs if need not in NEEDS}
     assert not unknown
     assert {block.language for block in blocks()} <= {"bash", "console", "python"}, "another language is not collected"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("command", [each for each in of_verbs() if each not in run_here()], ids=str)
 def test_iwopd_commands_pass_the_checks_of_their_config(command: Command) -> None:
     for given in settings(command):

@@ -100,6 +100,7 @@ def test_defaults_and_values(rows: dict[str, tuple[str, str, str]], key: str, de
     assert f"| `{key}` | `{default}` | {values} |" in printed
 
 
+@pytest.mark.process
 def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     config = load_config(str(REPOSITORY / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from support.paths import DATA, SHARED
+from support.paths import DATA, PROBLEMS
 from support.running import SMALL, iwopd, process, refused
+
+pytestmark = pytest.mark.cli
 
 MODELS = DATA / "models"
 
@@ -90,6 +92,7 @@ def test_the_students_own_teacher_takes_a_runs_path(
     assert status == noisy
 
 
+@pytest.mark.vllm
 def test_a_vllm_engine_is_started_and_compared(doctor: Examined) -> None:
     status, report = doctor("rollout=vllm")
     assert status == 0, texts(report, "problem")
@@ -134,14 +137,14 @@ AIME = (
 STUDENT = (*(override for override in AIME if "teacher" not in override), "rollout.max_tokens=2048")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems (AIME, GSM8K) do not lie beside this checkout")
+@pytest.mark.process
 def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     problems = (
         "data=file",
-        f"data.path={SHARED / 'aime24.jsonl'}",
+        f"data.path={PROBLEMS}",
         "data.prompt_column=problem",
         "benchmark=[smoke,file]",
-        f"eval.benchmarks.file.path={SHARED / 'aime25.jsonl'}",
+        f"eval.benchmarks.file.path={PROBLEMS}",
         "eval.benchmarks.file.prompt_column=problem",
     )
     status, report = doctor(*AIME, *problems, "doctor.card=h200")
@@ -157,6 +160,7 @@ def test_a_plan_from_config_json_alone(doctor: Examined) -> None:
     assert terms["rollout"]["student's vLLM engine"] == pytest.approx(0.5 * 139.8 * 2**30)
 
 
+@pytest.mark.process
 def test_a_card_that_is_too_small(doctor: Examined, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = doctor(*STUDENT, "doctor.card=l4", "student.gradient_checkpointing=false")
     assert (status, report["works"]) == (1, False)
@@ -167,6 +171,7 @@ def test_a_card_that_is_too_small(doctor: Examined, capsys: pytest.CaptureFixtur
     assert "this run would not work: 1 problem" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_lora_has_few_gradients_and_small_checkpoints(doctor: Examined) -> None:
     _, report = doctor(*STUDENT, "doctor.card=h100", "student.lora.rank=8")
     terms = {term["what"]: term["bytes"] for term in report["memory"][2]["terms"]}
@@ -175,12 +180,14 @@ def test_lora_has_few_gradients_and_small_checkpoints(doctor: Examined) -> None:
     assert terms["Adam's moments"] == 2 * terms["adapters' weights"]
 
 
+@pytest.mark.process
 def test_more_gpus_than_there_are(doctor: Examined) -> None:
     status, report = doctor(*STUDENT, "doctor.card=h100", "doctor.gpus=2", "rollout.engine.tensor_parallel=4")
     assert status == 1
     assert "tensor_parallel=4: there are 2" in texts(report, "problem", "Where")[0]
 
 
+@pytest.mark.process
 def test_an_engine_without_room_for_one_sequence(doctor: Examined) -> None:
     status, report = doctor(*STUDENT, "doctor.card=l4", "rollout.engine.gpu_memory=0.06")
     assert status == 1
@@ -255,6 +262,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "did you mean doctor.card?" in refused(capsys, "doctor", "+doctor.cart=h100")
 
 
+@pytest.mark.process
 def test_the_verb_is_listed() -> None:
     found = process("--help")
     assert "doctor" in found.stdout

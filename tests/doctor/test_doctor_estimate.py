@@ -9,6 +9,8 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from bench_estimate import EXPERTS, STAGES, Case, estimate, measure
 
+pytestmark = pytest.mark.process
+
 SMALL = {"width": 256, "mlp": 768, "layers": 4, "vocabulary": 16_000, "prompts": 3, "prompt": 160, "response": 12}
 CASES = {
     "one micro-batch": Case(**SMALL, micro=10_000),

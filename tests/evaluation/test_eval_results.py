@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from support.paths import SHARED
+from support.paths import PROBLEMS, WORD_PROBLEMS
 from support.records import plain_rollout
 from support.running import SMALL, iwopd, refused, rows, start
 
@@ -22,6 +22,8 @@ from iwopd.evaluation.results import SampleFile, read_samples
 from iwopd.preflight.digests import model_digest
 from iwopd.report.stats import mean_interval
 from iwopd.types import Prompt
+
+pytestmark = pytest.mark.cli
 
 EVAL = (*SMALL, "eval.benchmarks.smoke.limit=24", "eval.model=toy://smoke/student", "eval.k=3", "eval.chunk=12")
 
@@ -66,6 +68,7 @@ def test_how_many_are_sampled_at_one_time_does_not_matter(whole: Path, tmp_path:
     assert results(tmp_path / "one")["metrics"] == results(whole)["metrics"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_cut_off_it_goes_on_to_the_same_figures(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "cut"
@@ -169,6 +172,7 @@ def graded(prompt: str, sample: int, correct: bool, tokens: int = 1) -> Graded:
     return Graded(Prompt(prompt, [1], "", answer="1"), answer, "text", Verdict(correct, "1"))
 
 
+@pytest.mark.unit
 def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = SampleFile(tmp_path / "eval" / "b.jsonl.zst", {"weights": ""}, samples=1, greedy=False)
     file.add([graded("a", 0, True)], [])
@@ -196,6 +200,7 @@ def outcomes(verdicts: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]
     ]
 
 
+@pytest.mark.unit
 def test_figures_by_hand() -> None:
     found = outcomes([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1]], [[1, 2, 3, 4, 5], [6, 7, 8, 9, 9]])
     told, metrics = details(found), measure(found, k=2)
@@ -265,6 +270,7 @@ def test_a_problem_in_mathematics_from_a_file(parrot: Path, tmp_path: Path) -> N
     assert len(read_samples(folder / "eval" / "math_file.jsonl.zst")) == 4
 
 
+@pytest.mark.process
 def test_programs_are_run_where_that_is_allowed(parrot: Path, tmp_path: Path) -> None:
     row = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "test": "assert f() == 1"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
@@ -276,16 +282,16 @@ def test_programs_are_run_where_that_is_allowed(parrot: Path, tmp_path: Path) ->
     assert found["settings"]["sandbox"] == "namespaces"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems (AIME, GSM8K) do not lie beside this checkout")
-def test_public_problems(parrot: Path, tmp_path: Path) -> None:
-    files = {"aime24": "aime24", "aime25": "aime25", "gsm8k": "gsm8k-test"}
-    paths = [f"eval.benchmarks.{name}.path={SHARED / f'{file}.jsonl'}" for name, file in files.items()]
-    settings = ("benchmark=[aime24,aime25,gsm8k]", *paths, "eval.benchmarks.gsm8k.limit=20", *QUICK)
+@pytest.mark.process
+def test_problems_of_the_public_forms(parrot: Path, tmp_path: Path) -> None:
+    files = {"aime24": PROBLEMS, "aime25": PROBLEMS, "gsm8k": WORD_PROBLEMS}
+    paths = [f"eval.benchmarks.{name}.path={file}" for name, file in files.items()]
+    settings = ("benchmark=[aime24,aime25,gsm8k]", *paths, "eval.benchmarks.gsm8k.limit=6", *QUICK)
     assert iwopd("eval", *settings, f"eval.model={parrot}", f"run.dir={tmp_path / 'run'}") == 0
     found = {name: results(tmp_path / "run", name) for name in files}
-    assert [found[name]["metrics"]["problems"] for name in files] == [30, 30, 20]
+    assert [found[name]["metrics"]["problems"] for name in files] == [12, 12, 6]
     samples = read_samples(tmp_path / "run" / "eval" / "gsm8k.jsonl.zst")
-    assert samples[0]["reference"] == "18"
+    assert samples[0]["reference"] == "37"
     assert all(row["reference"].replace(",", "").lstrip("-").replace(".", "").isdigit() for row in samples)
     (logged,) = rows(tmp_path / "run" / "metrics.jsonl")
     assert logged["eval/accuracy"] == 0
@@ -318,6 +324,7 @@ def test_bad_input(settings: list[str], says: list[str], tmp_path: Path, capsys:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("content", "settings", "says"),
     [
@@ -353,6 +360,7 @@ def test_a_grader_that_is_not_installed(
     assert "is not installed; pip install" in line
 
 
+@pytest.mark.process
 def test_references_that_cannot_be_compared_are_told(
     parrot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

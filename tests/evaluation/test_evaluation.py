@@ -78,6 +78,7 @@ def test_mean_and_pass_at_k_by_hand() -> None:
     assert (metrics["response_length"], metrics["problems"], metrics["samples"], metrics["k"]) == (1, 4, 4, 2)
 
 
+@pytest.mark.process
 def test_mathematics_is_graded_in_every_sample() -> None:
     answers = [[r"so \boxed{\frac{2}{4}}", r"\boxed{2}"], ["no box", r"\boxed{x=\sqrt{8}}"]]
     prompts = [Prompt("0", [1], "", answer="0.5"), Prompt("1", [1], "", answer=r"2\sqrt{2}")]

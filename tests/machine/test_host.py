@@ -1,13 +1,17 @@
 """The machine as a process sees it, limits of containers among them; and the watch over its memory."""
 
+import itertools
 import logging
 import os
+import platform
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from iwopd.machine import host
+from iwopd.machine import host, memory_watch
 from iwopd.machine.memory_watch import MemoryWatch
 
 GIB = 2**30
@@ -16,11 +20,10 @@ GIB = 2**30
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes files of control groups, and puts this process into group /a/b of version 2 (or of version 1)."""
-    lines = host._lines
     member = ["0::/a/b"]
 
-    def read(file: Path) -> list[str]:
-        return member if file == Path("/proc/self/cgroup") else lines(file)
+    def read(file: Path, *options: str, read: Callable[..., str] = Path.read_text) -> str:
+        return "\n".join(member) if file == Path("/proc/self/cgroup") else read(file, *options)
 
     def write(files: dict[str, str], version: int = 2) -> None:
         for name, text in files.items():
@@ -30,7 +33,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             member[:] = ["4:memory:/a/b", "3:cpu,cpuacct:/a/b"]
 
     monkeypatch.setattr(host, "CGROUPS", tmp_path)
-    monkeypatch.setattr(host, "_lines", read)
+    monkeypatch.setattr(Path, "read_text", read)
     return write
 
 
@@ -71,12 +74,21 @@ def test_limits_of_version_1(groups) -> None:
     assert (host.total_bytes(), host.available_bytes()) == (GIB, 0)
 
 
-def test_a_stage_tells_the_most_memory_it_held() -> None:
+def test_a_stage_tells_the_most_memory_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    def look(resident: Callable[[], int] = host.resident_bytes) -> int:
+        looked.set()
+        return resident()
+
     with MemoryWatch() as memory:
         memory.begin()
         before = memory.lap("before")
         held = bytearray(200 * 2**20)
-        memory._look()
+        monkeypatch.setattr(host, "resident_bytes", look)
+        assert looked.wait(60)
+        looked.clear()
+        assert looked.wait(60), "by now the look before is over"
         del held
         filled, after = memory.lap("filled"), memory.lap("after")
     assert 190 < filled - before < 250
@@ -107,7 +119,7 @@ def test_freed_blocks_are_given_back_when_a_stage_holds_more_than_it_needs(monke
     assert not step(1000, 2100), "so much was needed"
 
 
-@pytest.mark.skipif(host._glibc() is None, reason="glibc's malloc keeps freed blocks")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc keeps freed blocks")
 def test_what_malloc_keeps_can_be_given_back() -> None:
     held = [bytearray(60_000) for _ in range(4_000)]
     top = bytearray(60_000)  # above them: without it malloc gives them back itself
@@ -119,11 +131,21 @@ def test_what_malloc_keeps_can_be_given_back() -> None:
     del top
 
 
-def test_a_warning_comes_once_before_the_memory_ends(caplog: pytest.LogCaptureFixture) -> None:
-    memory = MemoryWatch()
-    with caplog.at_level(logging.WARNING, "iwopd"):
-        memory._warn(10 * GIB, 100 * GIB, GIB)
-        assert not caplog.records
-        memory._warn(7 * GIB, 100 * GIB, 80 * GIB)
-    assert "7.0 of 100.0 GiB of this machine's memory are left, and this process holds 80.0" in caplog.text
-    assert memory._warned
+def test_a_warning_comes_once_before_the_memory_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks, left, enough = itertools.count(), iter([10 * GIB] * 3), threading.Event()
+
+    def resident() -> int:
+        if next(looks) == 10 * memory_watch.LOOKS:
+            enough.set()
+        return 80 * GIB
+
+    monkeypatch.setattr(memory_watch, "EVERY", 0.001)
+    monkeypatch.setattr(host, "resident_bytes", resident)
+    monkeypatch.setattr(host, "available_bytes", lambda: next(left, 7 * GIB))
+    monkeypatch.setattr(host, "total_bytes", lambda: 100 * GIB)
+    with caplog.at_level(logging.WARNING, "iwopd"), MemoryWatch():
+        assert enough.wait(60)
+    (record,) = caplog.records
+    assert "7.0 of 100.0 GiB of this machine's memory are left, and this process holds 80.0" in record.message

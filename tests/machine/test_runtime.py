@@ -133,6 +133,11 @@ def test_a_resumed_run_takes_the_threads_it_began_with_or_says_that_it_cannot(ma
     assert runtime.prepare(config(TOY, dir=str(tmp_path)), "train").notes == (), "not resumed"
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@pytest.mark.process
 def test_two_workers_do_not_get_two_threads_each_on_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(host.cores()))
     monkeypatch.setenv(runtime.CHOSEN, "")
@@ -144,7 +149,7 @@ def test_two_workers_do_not_get_two_threads_each_on_two_cores(tmp_path: Path, mo
     for folder in folders:
         threads = json.loads((folder / "about.json").read_text())["threads"]
         assert threads == max(1, host.cores() // 2)
-        said = f"{runtime._count(threads, 'thread')} on {runtime._count(host.cores(), 'core')}, shared by 2 processes"
+        said = f"{counted(threads, 'thread')} on {counted(host.cores(), 'core')}, shared by 2 processes"
         assert said in (folder / "train.log").read_text()
         line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
         assert all(50 < line[f"memory/{stage}_mib"] < 10_000 for stage in ("rollout", "score", "update"))
@@ -181,6 +186,7 @@ def growth(how: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.process
 def test_products_of_ever_new_lengths_do_not_fill_memory() -> None:
     plain, prepared = growth("plain"), growth("prepared")
     if plain < 50:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 PRINTS = "from iwopd.machine import streams; streams.install(); import os, sys; print('é :100:', flush=True); "
 
 
@@ -52,18 +54,23 @@ def test_standard_error_that_nobody_reads_ends_nothing() -> None:
 def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     code = """
 import os, time
-from iwopd.run_folders import _unused
-from pathlib import Path
+from types import SimpleNamespace
+from iwopd import run_folders
+from iwopd.config import RunConfig
+run_folders.datetime = SimpleNamespace(now=lambda now=run_folders.datetime.now(): now)
 begin = time.time() + 0.2
 for _ in range(8):
     if not os.fork():
         time.sleep(begin - time.time())
-        os.write(1, f"{_unused(Path('runs'), 'train-now', True)} ".encode())
+        config = SimpleNamespace(run=RunConfig())
+        run_folders.settle(config, "train", claim=True)
+        os.write(1, f"{config.run.dir} ".encode())
         os._exit(0)
 for _ in range(8):
     os.wait()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    names = {"train-now", *(f"train-now-{number}" for number in range(2, 9))}
-    assert sorted(done.stdout.split()) == sorted(f"runs/{name}" for name in names)
-    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == names
+    first, *others = sorted(done.stdout.split(), key=lambda folder: (len(folder), folder))
+    assert first.startswith("runs/train-")
+    assert others == [f"{first}-{number}" for number in range(2, 9)]
+    assert {f"runs/{folder.name}" for folder in (tmp_path / "runs").iterdir()} == {first, *others}

@@ -25,6 +25,8 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.types import Prompt, Rollout
 
+pytestmark = pytest.mark.cli
+
 on_architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 # Longer than the sliding windows, and so unlike in length that most rows are padded.
 PROMPTS = [Prompt(f"p{size}", [(7 * i + size) % 256 for i in range(size)], "") for size in (3, 25, 11, 40)]
@@ -47,6 +49,7 @@ def flat_gradient(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
+@pytest.mark.unit
 @on_architectures
 def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
     model = make(name).eval()
@@ -65,6 +68,7 @@ def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
             assert_close(found, expected[place], rtol=0, atol=2e-4)
 
 
+@pytest.mark.unit
 @on_architectures
 def test_gradients_of_a_window_are_those_of_the_uncut_forward(name: str) -> None:
     """What lies behind the window is never read; the gradient is that of the model's own forward over all tokens."""
@@ -84,6 +88,7 @@ def test_gradients_of_a_window_are_those_of_the_uncut_forward(name: str) -> None
     assert (flat_gradient(model) - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.unit
 @on_architectures
 def test_weights_have_the_names_and_values_of_a_saved_model(name: str, tmp_path: Path) -> None:
     """What an engine is given is what it would have read from a folder."""
@@ -144,6 +149,7 @@ def assert_final_is_what_was_measured(model: PreTrainedModel, run: Path) -> None
     assert_close(found, torch.tensor(last["sampler_logprobs"][:known]), rtol=0, atol=2e-4)
 
 
+@pytest.mark.process
 @on_architectures
 def test_a_pair_trains_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)
@@ -152,6 +158,7 @@ def test_a_pair_trains_two_steps(name: str, folder: Path, tmp_path: Path) -> Non
     assert_trained(steps, tmp_path / "run", student)
 
 
+@pytest.mark.process
 @on_architectures
 def test_a_teacher_that_is_the_student_teaches_nothing(name: str, folder: Path, tmp_path: Path) -> None:
     student = model_folder(folder, name)
@@ -160,6 +167,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing(name: str, folder: Path, 
     assert abs(row["train/reverse_kl"]) < 1e-5
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("name", "chosen"), [("llama", "sdpa"), ("gpt_oss", "eager"), ("gemma2", "eager")])
 def test_attention_is_the_fastest_that_leaves_nothing_out(name: str, chosen: str, folder: Path) -> None:
     """transformers' sdpa would run Gemma 2 without the cap on its attention, other than vLLM does."""
@@ -181,6 +189,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize("loss", ["policy_gradient", "reverse_kl"])
 def test_unlike_pairs_train(ours: tuple, theirs: tuple, loss: str, folder: Path, tmp_path: Path) -> None:
@@ -203,6 +212,7 @@ def assert_merged_beside(base: Path, run: Path) -> None:
         assert_close(value, saved[key], rtol=0, atol=1e-6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi", "qwen3_moe", "gpt_oss"])
 def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)
@@ -296,6 +306,7 @@ def test_code_of_a_models_own_runs_where_it_is_trusted(own_code: Path, folder: P
 # ---------------------------------------------------------------------------------------------- vLLM
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe", "gpt_neox"])
 def test_vllm_answers_for_the_student(name: str, folder: Path, tmp_path: Path) -> None:
     student, teacher = model_folder(folder, name), model_folder(folder, name, seed=1)

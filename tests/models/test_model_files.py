@@ -21,6 +21,8 @@ from iwopd.errors import ModelError
 from iwopd.models import saved
 from iwopd.models.language_model import load_pretrained
 
+pytestmark = pytest.mark.cli
+
 # ---------------------------------------------------------------------------------------------- adapters and runs
 
 
@@ -98,6 +100,7 @@ def test_a_file_that_is_not_pytorchs_is_refused(plain: Path, tmp_path: Path, cap
     assert "pytorch_model.bin is cut short or not a PyTorch file" in line
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("ids", "left"), [([999_999, 3], (3,)), (10**9, ()), ([-1, 3], (3,)), (3, (3,))])
 def test_end_ids_without_a_row_are_left_out(ids, left, plain: Path, caplog: pytest.LogCaptureFixture) -> None:
     (plain / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
@@ -110,6 +113,7 @@ def test_end_ids_without_a_row_are_left_out(ids, left, plain: Path, caplog: pyte
     assert all(f"student.path={plain}: its generation config ends" in line for line in warned)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe", "gpt_oss", "opt"])
 def test_a_saved_model_is_seen_to_be_whole(name: str, tmp_path: Path) -> None:
     model = make(name)
@@ -130,6 +134,7 @@ def test_a_saved_model_is_seen_to_be_whole(name: str, tmp_path: Path) -> None:
         saved.check_model(tmp_path, type(model))
 
 
+@pytest.mark.unit
 def test_saved_adapters_are_seen_to_be_whole(tmp_path: Path, smoke_models) -> None:
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(smoke_models["student"]), peft.LoraConfig(r=2, target_modules=["q_proj"])
@@ -177,6 +182,7 @@ def test_such_a_run_says_so_in_its_log(tmp_path) -> None:
     assert "use student.dtype=float32 optim.autocast=true" in (tmp_path / "run" / "train.log").read_text()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 def test_adapters_are_float32_whatever_the_model_is(name: str, tmp_path: Path) -> None:
     folder = save(make(name), tmp_path / name)

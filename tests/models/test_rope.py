@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.architectures import _GROUPED, ARCHITECTURES, EOS, SMALL, make, problems, save
+from support.architectures import ARCHITECTURES, EOS, GROUPED, SMALL, make, problems, save
 from support.records import plain_rollout
 from support.running import iwopd, refused, rows
 from torch.testing import assert_close
@@ -35,7 +35,7 @@ on_models = pytest.mark.parametrize("name", MODELS)
 
 def tiny(name: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Any:
     kind, options = MODELS[name]
-    monkeypatch.setitem(ARCHITECTURES, name, (kind, {**_GROUPED, "num_local_experts": 4, **options}))
+    monkeypatch.setitem(ARCHITECTURES, name, (kind, {**GROUPED, "num_local_experts": 4, **options}))
     return make(name, seed).eval()
 
 
@@ -96,7 +96,8 @@ def test_samples_that_cross_the_length_have_the_trainers_logprobs(name: str, mon
 
 def test_code_that_cannot_be_pinned_is_refused(monkeypatch) -> None:
     model = tiny("dynamic", monkeypatch)
-    monkeypatch.setattr(rope, "_is_rotary", lambda module: False)
+    rotary = model.model.rotary_emb
+    rotary.__class__ = type("Positions", (type(rotary),), {})
     rope.pin(model, ORIGINAL, "student.path=x")
     with pytest.raises(ValueError, match=r"student.path=x: LlamaForCausalLM has RoPE of type dynamic.* 32 tokens"):
         rope.pin(model, ORIGINAL + 1, "student.path=x")
@@ -137,6 +138,7 @@ def pair(folder: Path, name: str, monkeypatch) -> tuple[str, ...]:
     return (*SMALL, *problems(folder), f"student.path={student}", f"teacher.path={teacher}", "run.steps=1")
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("name", "engines"),
     [
@@ -158,6 +160,7 @@ def test_a_run_beyond_the_length_has_one_policy(name, engines, tmp_path, monkeyp
     assert saved["rope_parameters"]["rope_type"] == name
 
 
+@pytest.mark.cli
 def test_the_length_that_dynamic_reaches_is_the_limit(tmp_path, monkeypatch, capsys) -> None:
     settings = pair(tmp_path, "dynamic", monkeypatch)
     line = refused(capsys, "train", *settings, "rollout.max_tokens=400", f"run.dir={tmp_path / 'run'}")

@@ -1,20 +1,21 @@
 """Sampling with transformers: the same text at any batch size, from the distribution that is reported."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from iwopd.errors import NonFiniteError
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.rollout.base import Sampling
-from iwopd.rollout.decoding import Decoding
 from iwopd.rollout.hf import HfEngine, draw, sampling_logprobs
 from iwopd.types import Prompt, Rollout
 
@@ -77,19 +78,32 @@ def test_text_does_not_depend_on_the_order_of_the_prompts(lm):
     assert all(rollout.response_ids.tolist() == by_name[rollout.name] for rollout in found)
 
 
-def test_finished_rows_are_dropped_without_effect_on_the_others(lm, monkeypatch):
-    kept, keep = [], Decoding.keep
+@contextmanager
+def forwards(lm: LanguageModel, most: int | None = None) -> Iterator[list[int]]:
+    """Rows of every forward pass; memory is for `most` of them."""
+    rows = list[int]()
 
-    def watched(self, rows):
-        kept.append(len(rows))
-        keep(self, rows)
+    def see(model: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        rows.append(len(named["input_ids"]))
+        if most is not None and rows[-1] > most:
+            raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(Decoding, "keep", watched)
-    together = generate(lm)
-    assert len(kept) > 1, "rows are to finish at different times"
-    kept.clear()
-    assert responses(together) == responses(generate(lm, batch_size=1))
-    assert not kept
+    hook = lm.model.base_model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def test_finished_rows_are_dropped_without_effect_on_the_others(lm):
+    with forwards(lm) as rows:
+        together = generate(lm)
+    assert rows[0] == 15
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(rows)) > 2, "rows are to finish at different times"
+    with forwards(lm) as rows:
+        assert responses(together) == responses(generate(lm, batch_size=1))
+    assert set(rows) == {1}
 
 
 def test_a_rollout_tells_what_it_answers(lm):
@@ -290,20 +304,13 @@ def test_damaged_weights_are_an_error_that_names_the_rollout(temperature, tiny_m
         generate(broken, PROMPTS[:1], replace(PLAIN, temperature=temperature))
 
 
-def test_out_of_memory_halves_the_batch_and_changes_no_text(tiny_model, monkeypatch, caplog):
+def test_out_of_memory_halves_the_batch_and_changes_no_text(tiny_model, caplog):
     model = tiny_model()
     prompts = [Prompt(str(index), [1 + index, 2, 3], "") for index in range(6)]
     expected = HfEngine(model, [0]).generate(prompts, Sampling(max_tokens=5), seed=1, stream=0)
-    whole = HfEngine._generate_batch
-
-    def small_memory(engine, requests, *rest):
-        if len(requests) > 2:
-            raise torch.OutOfMemoryError("full")
-        return whole(engine, requests, *rest)
-
-    monkeypatch.setattr(HfEngine, "_generate_batch", small_memory)
     engine = HfEngine(model, [0])
-    found = engine.generate(prompts, Sampling(max_tokens=5), seed=1, stream=0)
+    with forwards(model, most=2):
+        found = engine.generate(prompts, Sampling(max_tokens=5), seed=1, stream=0)
     assert responses(found) == responses(expected)
     assert engine.batch_size == 1
     assert "rollout.batch_size=3" in caplog.text

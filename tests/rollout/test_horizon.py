@@ -105,6 +105,7 @@ def finished(smoke_models, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.cli
 def test_only_training_rollouts_end_at_the_horizon(finished):
     found = rows(finished / "metrics.jsonl")
     training = [row for row in found if "train/loss" in row]
@@ -118,6 +119,7 @@ def test_only_training_rollouts_end_at_the_horizon(finished):
     assert max(lengths) > horizons[0]
 
 
+@pytest.mark.cli
 def test_the_preset_keeps_the_horizon_at_30_percent(smoke_models, tmp_path):
     settings = (*SMALL, "run.steps=2", "weighting=first30_horizon", "eval.every=0")
     assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0
@@ -128,6 +130,7 @@ def test_the_preset_keeps_the_horizon_at_30_percent(smoke_models, tmp_path):
     assert next(row["train/weight_min"] for row in found if "train/loss" in row) == 1
 
 
+@pytest.mark.cli
 def test_a_resumed_run_has_the_horizons_of_one_never_interrupted(finished, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(finished, half)
@@ -138,6 +141,7 @@ def test_a_resumed_run_has_the_horizons_of_one_never_interrupted(finished, tmp_p
     assert without_times(rows(half / "metrics.jsonl")) == without_times(rows(finished / "metrics.jsonl"))
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -16,6 +16,8 @@ from iwopd.runs.manifest import damage
 from iwopd.runs.public import hub_name, shown
 from iwopd.vllm import in_process
 
+pytestmark = pytest.mark.cli
+
 
 @pytest.fixture(scope="module")
 def run(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -89,6 +91,7 @@ def test_the_transformers_example_runs(run: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.vllm
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
 def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in in_process.ENVIRONMENT.items():
@@ -98,7 +101,7 @@ def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("torch._dynamo.config.disable", True)  # as the program does on a CPU
     monkeypatch.setattr("vllm.LLM", partial(LLM, enforce_eager=True, kv_cache_memory_bytes=2**26))
     scope: dict[str, Any] = {}
-    with in_process._as_found():
+    with in_process.as_found():
         exec(example(run, 1), scope)
         scope["model"].llm_engine.engine_core.shutdown()
     assert scope["output"].outputs[0].text in capsys.readouterr().out
@@ -123,6 +126,7 @@ HUB = (
 )
 
 
+@pytest.mark.unit
 def test_hub_names_are_named(tmp_path: Path) -> None:
     card = written(tmp_path, *HUB)
     assert card.data.base_model == "Qwen/Qwen3-0.6B"
@@ -135,6 +139,7 @@ def test_hub_names_are_named(tmp_path: Path) -> None:
     assert "max_new_tokens=99" in card.text
 
 
+@pytest.mark.unit
 def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
     servers = ("rollout=vllm_server", "rollout.urls=[http://10.1.2.3:8000]")
     wandb = ("tracking=wandb", "tracking.entity=my-team")
@@ -146,6 +151,7 @@ def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
         assert private not in text
 
 
+@pytest.mark.unit
 def test_several_benchmarks_are_rows(tmp_path: Path) -> None:
     names = ("smoke", "toy")
     metrics = {
@@ -170,6 +176,7 @@ def test_several_benchmarks_are_rows(tmp_path: Path) -> None:
         assert f"| {name} | 7 | mean@1 | – | 0.500 [0.400, 0.600] |" in card.text
 
 
+@pytest.mark.unit
 def test_what_a_path_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "x").mkdir(parents=True)

@@ -79,6 +79,7 @@ def saved_step(folder: Path) -> int:
     return json.loads((checkpoint / "trainer.json").read_text())["step"]
 
 
+@pytest.mark.process
 def test_a_run_whose_output_nobody_reads_is_saved(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("train", *LONG, f"run.dir={folder}")
@@ -94,6 +95,7 @@ def test_a_run_whose_output_nobody_reads_is_saved(tmp_path: Path) -> None:
     assert f"stopped after step {step}/500, saved" in (folder / "train.log").read_text()
 
 
+@pytest.mark.process
 def test_nohup_and_then_a_schedulers_warning(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does for the process it starts
     try:
@@ -110,6 +112,7 @@ def test_nohup_and_then_a_schedulers_warning(tmp_path: Path) -> None:
     assert saved_step(tmp_path / "run") >= 2
 
 
+@pytest.mark.process
 def test_names_of_any_script_in_an_ascii_world(tmp_path: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     settings = ['run.name="é :100: [red]数"', 'eval.benchmarks.smoke.suffix="é"', "run.steps=0"]

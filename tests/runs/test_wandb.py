@@ -14,6 +14,8 @@ from wandb.proto import wandb_internal_pb2
 
 from iwopd.runs.wandb import WandbMirror, shaded_sample
 
+pytestmark = pytest.mark.cli
+
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
 
 
@@ -201,6 +203,7 @@ def test_what_wandb_gets_holds_no_secret(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(next(each.value_json for each in started.config.update if each.key == "kept")) == config["kept"]
 
 
+@pytest.mark.unit
 def test_tokens_are_escaped_and_shaded_within_the_window() -> None:
     row = {"tokens": ["<b>", "&", "\n", "x"], "start": 1, "weights": [0.5, 1.5], "advantages": [-0.25, 2.0]}
     page = shaded_sample({"prompt": "<i>1\n", "correct": True, **row})

@@ -22,7 +22,7 @@ _SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
 }
-_GROUPED = {**_SHAPE, "num_key_value_heads": 1}
+GROUPED = {**_SHAPE, "num_key_value_heads": 1}
 _EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -56,19 +56,19 @@ _LINEAR = {
 
 # What each adds to the plain one is said behind it.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", _GROUPED),
-    "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),  # biases, a tied head
-    "gemma": ("GemmaConfig", {**_GROUPED, "head_dim": 32}),  # scaled embeddings
-    "gemma2": ("Gemma2Config", {**_GROUPED, **_CAPS, "head_dim": 32, "sliding_window": 16, **_EAGER}),  # caps
-    "gemma3": ("Gemma3TextConfig", {**_GROUPED, "head_dim": 32, "sliding_window": 16}),  # two kinds of RoPE
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen2": ("Qwen2Config", {**GROUPED, "tie_word_embeddings": True}),  # biases, a tied head
+    "gemma": ("GemmaConfig", {**GROUPED, "head_dim": 32}),  # scaled embeddings
+    "gemma2": ("Gemma2Config", {**GROUPED, **_CAPS, "head_dim": 32, "sliding_window": 16, **_EAGER}),  # caps
+    "gemma3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 32, "sliding_window": 16}),  # two kinds of RoPE
     "gpt_neox": ("GPTNeoXConfig", _SHAPE),  # one matrix for q, k and v, partial RoPE
-    "qwen3_moe": ("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 32, "output_router_logits": True}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**GROUPED, **_EXPERTS, "head_dim": 32, "output_router_logits": True}),
     "phi": ("PhiConfig", _SHAPE),  # a head with a bias
-    "granite": ("GraniteConfig", {**_GROUPED, "logits_scaling": 3.0, "embedding_multiplier": 2.0}),
-    "cohere": ("CohereConfig", {**_GROUPED, "logit_scale": 0.3}),
-    "gpt_oss": ("GptOssConfig", {**_GROUPED, **_EXPERTS, "head_dim": 32, "sliding_window": 16}),  # sinks, eager only
-    "deepseek_v3": ("DeepseekV3Config", {**_GROUPED, **_LATENT, "num_key_value_heads": 2}),  # latent attention
-    "qwen3_next": ("Qwen3NextConfig", {**_GROUPED, **_EXPERTS, **_LINEAR, "head_dim": 32}),  # half of it recurrent
+    "granite": ("GraniteConfig", {**GROUPED, "logits_scaling": 3.0, "embedding_multiplier": 2.0}),
+    "cohere": ("CohereConfig", {**GROUPED, "logit_scale": 0.3}),
+    "gpt_oss": ("GptOssConfig", {**GROUPED, **_EXPERTS, "head_dim": 32, "sliding_window": 16}),  # sinks, eager only
+    "deepseek_v3": ("DeepseekV3Config", {**GROUPED, **_LATENT, "num_key_value_heads": 2}),  # latent attention
+    "qwen3_next": ("Qwen3NextConfig", {**GROUPED, **_EXPERTS, **_LINEAR, "head_dim": 32}),  # half of it recurrent
     "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.2}),  # all of it
     "opt": ("OPTConfig", {**_SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32}),  # learned positions
 }

@@ -7,5 +7,6 @@ TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
 DATA = TESTS / "data"
 GOLDEN = TESTS / "golden"
-# Rows of public benchmarks, which stay out of the repository.
+# Problems of our own in the forms of two public sets, AIME's and GSM8K's; rows of those stay out of the repository.
+PROBLEMS, WORD_PROBLEMS = DATA / "problems.jsonl", DATA / "word_problems.jsonl"
 SHARED = Path(os.environ.get("IWOPD_SHARED", REPOSITORY.parent / "shared")) / "data"

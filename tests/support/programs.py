@@ -1,6 +1,11 @@
 """Problems whose answers are programs, in the three forms of the field."""
 
-from iwopd.evaluation.grading import code_rows
+import os
+from typing import Any
+
+import pytest
+
+from iwopd.evaluation.grading import CodeGrader, code_rows
 from iwopd.types import Prompt
 
 NATIVE = {
@@ -31,6 +36,13 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3"],
     "test": "assert add(1, 2) == 3\nassert add(3, 4) == 7\n",
 }
+
+
+def one_process(**options: Any) -> CodeGrader:
+    """A grader as on a machine with one core: every program meets the processes that the one before it has met."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda process: {0})
+        return CodeGrader(**options)
 
 
 def prompt_of(row: dict) -> Prompt:

@@ -11,6 +11,7 @@ import pytest
 
 from iwopd.cli import VERBS
 from iwopd.launch import launch
+from support.tiers import check_command
 
 # The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
 SMALL = (
@@ -31,6 +32,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def iwopd(verb: str, *overrides: str) -> int:
     """Run a verb in this process; the exit status."""
+    check_command()
     before = sys.argv
     try:
         launch(verb, VERBS[verb][0], overrides)

@@ -117,6 +117,7 @@ def test_a_model_is_made_once_and_a_failed_one_leaves_nothing(
     }
 
 
+@pytest.mark.process
 def test_two_processes_that_ask_at_once_make_it_once(tmp_path) -> None:
     """Real processes and a real model: both wait on the lock, one trains."""
     code = (

@@ -1,5 +1,5 @@
-"""The paper's experiments, every part of them but the size: real problems, chat template, rollouts, scores, updates,
-graded answers, with random models of a hundred thousand parameters that share a byte-level tokenizer."""
+"""The paper's experiments, every part of them but the size: problems, chat template, rollouts, scores, updates, graded
+answers, with random models of a hundred thousand parameters that share a byte-level tokenizer."""
 
 import json
 import math
@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.paths import DATA, SHARED
+from support.paths import PROBLEMS, WORD_PROBLEMS
 from support.running import iwopd, rows
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from iwopd.toy.tokenizer import make_tokenizer
 
-OWN = DATA / "problems.jsonl"
-public = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the public problems (AIME, GSM8K) do not lie beside this checkout"
-)
+pytestmark = pytest.mark.process  # mathematics is graded by processes
+
 SUFFIX = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -50,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def train(experiment: str, run: Path, data: Path, benchmark: str, problems: Path, *overrides: str) -> list[dict]:
     """Three steps of an experiment on local problems; its metrics."""
-    column = "question" if "gsm8k" in data.name else "problem"
+    column = "question" if data == WORD_PROBLEMS else "problem"
     settings = [
         *("run.steps=3", "run.save_every=0", "run.samples=1", "tracking=none", "data=file", "data.batch_size=6"),
         *(f"run.dir={run}", f"data.path={data}", f"data.prompt_column={column}", "rollout.max_tokens=48"),
@@ -79,10 +77,11 @@ def first(file: Path, column: str) -> str:
 
 @pytest.mark.parametrize("experiment", ["aime", "aime_same_size", "aime_exopd", "aime_iw_exopd"])
 def test_an_experiment_trains_three_steps(experiment: str, models: list[str], tmp_path: Path) -> None:
-    metrics = train(experiment, tmp_path, OWN, "aime24", OWN, *models, "rollout=hf")
-    check(tmp_path, metrics, first(OWN, "problem"))
+    metrics = train(experiment, tmp_path, PROBLEMS, "aime24", PROBLEMS, *models, "rollout=hf")
+    check(tmp_path, metrics, first(PROBLEMS, "problem"))
 
 
+@pytest.mark.vllm
 def test_with_vllm_and_the_tracking_of_the_paper(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,26 +89,14 @@ def test_with_vllm_and_the_tracking_of_the_paper(
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     vllm = ("rollout=vllm", "rollout.engine.kv_cache_gib=0.25", "tracking=wandb")
-    metrics = train("aime", tmp_path / "run", OWN, "aime24", OWN, *models, *vllm)
-    check(tmp_path / "run", metrics, first(OWN, "problem"))
+    metrics = train("aime", tmp_path / "run", PROBLEMS, "aime24", PROBLEMS, *models, *vllm)
+    check(tmp_path / "run", metrics, first(PROBLEMS, "problem"))
     assert max(row["sync/parity_max_gap"] for row in metrics if "sync/parity_max_gap" in row) < 0.5  # bfloat16
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-@public
-@pytest.mark.parametrize(("data", "benchmark"), [("aime24", "aime25"), ("aime25", "aime24")])
-def test_aime_problems(data: str, benchmark: str, models: list[str], tmp_path: Path) -> None:
-    files = [SHARED / f"{name}.jsonl" for name in (data, benchmark)]
-    metrics = train("aime", tmp_path, files[0], benchmark, files[1], *models, "rollout=hf", "data.batch_size=4")
-    check(tmp_path, metrics, first(files[1], "problem"))
-
-
-@public
-def test_gsm8k_problems(models: list[str], tmp_path: Path) -> None:
-    files = [SHARED / f"gsm8k-{split}.jsonl" for split in ("train", "test")]
-    # The longest problem has more bytes than this experiment's limit has tokens of a real tokenizer.
-    settings = ("rollout=hf", "data.max_prompt_tokens=2048")
-    metrics = train("gsm8k_1gpu", tmp_path, files[0], "gsm8k", files[1], *models, *settings)
-    check(tmp_path, metrics, first(files[1], "question"))
+def test_word_problems_whose_answers_are_solutions(models: list[str], tmp_path: Path) -> None:
+    metrics = train("gsm8k_1gpu", tmp_path, WORD_PROBLEMS, "gsm8k", WORD_PROBLEMS, *models, "rollout=hf")
+    check(tmp_path, metrics, first(WORD_PROBLEMS, "question"))
     sample: Any = rows(tmp_path / "samples.jsonl")[0]
-    assert sample["answer"] == "18"  # of "… #### 18"
+    assert sample["answer"] == "37"  # of "… #### 37"

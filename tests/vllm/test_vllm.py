@@ -33,6 +33,8 @@ from iwopd.types import Prompt, Rollout
 from iwopd.vllm import in_process, worker
 from iwopd.vllm.in_process import InProcess, Settings
 
+pytestmark = pytest.mark.vllm
+
 CPU = torch.device("cpu")
 VLLM_SMALL = (*SMALL, "rollout=vllm", "rollout.engine.kv_cache_gib=0.25")
 
@@ -319,16 +321,23 @@ def teacher(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         yield made
 
 
-def test_scores_are_the_same_with_overlap(engine: VllmEngine, teacher: VllmTeacher) -> None:
+def test_scores_are_the_same_with_overlap(
+    engine: VllmEngine, teacher: VllmTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     window = WINDOWS["whole"]
     early: list[int] = []
+    run = teacher.vllm.run
+
+    def counted(prompts: list[list[int]], *rest: Any) -> Any:
+        early.append(len(prompts))
+        return run(prompts, *rest)
 
     def expect(rollout: Rollout) -> None:
         teacher.expect(rollout, window)
-        early.append(len(teacher._done))
 
+    monkeypatch.setattr(teacher.vllm, "run", counted)
     rollouts = engine.generate(PROMPTS, Sampling(n=2, max_tokens=20), seed=1, stream=0, finished=expect)
-    assert early[-1] > 0, "some were scored before the last was written"
+    assert 0 < sum(early) <= len(rollouts), "some were scored before the last was written"
     overlapped = teacher.score(rollouts, window)
     apart = teacher.score(rollouts, window)
     for found, expected in zip(overlapped, apart, strict=True):
@@ -339,7 +348,9 @@ def test_scores_are_the_same_with_overlap(engine: VllmEngine, teacher: VllmTeach
 # ---------------------------------------------------------------------------------------------- clean
 
 
-def test_starting_an_engine_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_starting_an_engine_leaves_the_process_and_other_engines_as_they_were(
+    engine: VllmEngine, folder: Path, tmp_path: Path
+) -> None:
     def state() -> list[Any]:
         return [
             torch.get_num_threads(),
@@ -354,16 +365,12 @@ def test_starting_an_engine_leaves_the_process_as_it_was(folder: Path, tmp_path:
         ]
 
     os.environ.update({name: os.environ.get(name, value) for name, value in in_process.ENVIRONMENT.items()})
-    before = state()
-    with start_engine(folder, tmp_path / "vllm.log") as engine:
-        assert state() == before
-        engine.generate(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0)
-    assert state() == before
-
-
-def test_closing_one_engine_leaves_the_other_working(engine: VllmEngine, folder: Path, tmp_path: Path) -> None:
     expected = engine.generate(PROMPTS, Sampling(max_tokens=8), seed=1, stream=0)
-    start_engine(folder, tmp_path / "vllm.log").close()
+    before = state()
+    with start_engine(folder, tmp_path / "vllm.log") as another:
+        assert state() == before
+        another.generate(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0)
+    assert state() == before
     assert engine.generate(PROMPTS, Sampling(max_tokens=8), seed=1, stream=0) == expected
 
 
@@ -375,6 +382,7 @@ def test_an_engine_that_does_not_start_is_one_line_with_its_log(folder: Path, tm
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.process
 def test_importing_iwopd_never_imports_vllm() -> None:
     code = (
         "import pkgutil, importlib, sys, iwopd\n"
@@ -432,6 +440,7 @@ def test_ctrl_c_saves_leaves_no_process_and_the_run_goes_on(tmp_path: Path, fini
     assert children(running.pid) == []
     assert iwopd("train", *VLLM_SMALL, f"run.dir={folder}", "run.resume=true") == 0
     assert weights(folder / "final") == weights(finished / "final")
+    assert without_times(rows(folder / "metrics.jsonl")) == without_times(rows(finished / "metrics.jsonl"))
 
 
 # ---------------------------------------------------------------------------------------------- whole runs
@@ -453,12 +462,10 @@ def test_metrics_tell_of_the_sync(finished: Path) -> None:
         assert row["train/sampler_gap_mean"] < 1e-4, "the engine had the weights of the step before"
 
 
-@pytest.mark.parametrize("extra", [[], ["scoring=vllm", "rollout.n=2", "rollout.top_p=0.9"]], ids=["", "two engines"])
-def test_resume_is_exact(extra: list[str], finished: Path, tmp_path: Path) -> None:
-    whole, half = finished, tmp_path / "half"
-    if extra:
-        whole = tmp_path / "whole"
-        assert iwopd("train", *VLLM_SMALL, *extra, f"run.dir={whole}") == 0
+def test_resume_is_exact_with_two_engines(tmp_path: Path) -> None:
+    extra = ("scoring=vllm", "rollout.n=2", "rollout.top_p=0.9")
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert iwopd("train", *VLLM_SMALL, *extra, f"run.dir={whole}") == 0
     shutil.copytree(whole, half)
     shutil.rmtree(half / "final")
     shutil.rmtree(half / "checkpoints" / "step-000004")
@@ -486,32 +493,44 @@ def test_a_run_stops_when_engine_and_trainer_differ_and_its_step_is_saved(
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1]
 
 
-def test_eval_with_vllm_measures_about_what_hf_measures(finished: Path, tmp_path: Path) -> None:
-    settings = (*SMALL, "eval.benchmarks.smoke.limit=64", f"eval.model={finished / 'final'}")
+@pytest.fixture(scope="module")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
+    """Settings of an evaluation of its student, and what it leaves with vLLM."""
+    folder = tmp_path_factory.mktemp("evaluated") / "whole"
+    limits = ("eval.benchmarks.smoke.limit=64", "eval.chunk=16")
+    settings = (*SMALL, *limits, f"eval.model={finished / 'final'}")
+    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={folder}") == 0
+    return settings, folder
+
+
+def test_eval_with_vllm_measures_about_what_hf_measures(
+    evaluated: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    settings, whole = evaluated
     assert iwopd("eval", *settings, f"run.dir={tmp_path / 'hf'}") == 0
-    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={tmp_path / 'vllm'}") == 0
-    (hf,), (vllm,) = (rows(tmp_path / name / "metrics.jsonl") for name in ("hf", "vllm"))
+    (hf,), (vllm,) = (rows(folder / "metrics.jsonl") for folder in (tmp_path / "hf", whole))
     assert vllm["eval/greedy_accuracy"] == pytest.approx(hf["eval/greedy_accuracy"], abs=0.05)
     spread = hf["eval/accuracy_high"] - hf["eval/accuracy_low"]
     assert vllm["eval/accuracy"] == pytest.approx(hf["eval/accuracy"], abs=spread)
 
 
-def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(finished: Path, tmp_path: Path) -> None:
-    settings = (*SMALL, "rollout=vllm", "eval.benchmarks.smoke.limit=24", "eval.chunk=16")
-    settings += (f"eval.model={finished / 'final'}",)
-    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'whole'}") == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(
+    evaluated: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    settings, whole = evaluated
+    shutil.copytree(whole, tmp_path / "cut")
     file = tmp_path / "cut" / "eval" / "smoke.jsonl.zst"
     file.write_bytes(file.read_bytes()[:-1])  # what was drawn last is lost
-    assert iwopd("eval", *settings, f"run.dir={tmp_path / 'cut'}", "run.resume=true") == 0
-    assert file.read_bytes() == (tmp_path / "whole" / "eval" / "smoke.jsonl.zst").read_bytes()
-    found = [(tmp_path / name / "eval" / "smoke.json").read_text() for name in ("whole", "cut")]
+    assert iwopd("eval", *settings, "rollout=vllm", f"run.dir={tmp_path / 'cut'}", "run.resume=true") == 0
+    assert file.read_bytes() == (whole / "eval" / "smoke.jsonl.zst").read_bytes()
+    found = [(folder / "eval" / "smoke.json").read_text() for folder in (whole, tmp_path / "cut")]
     assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.cli
 def test_a_missing_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("iwopd.vllm.find_spec", lambda name: None)
     line = refused(capsys, "train", *VLLM_SMALL, f"run.dir={tmp_path / 'run'}")
@@ -520,12 +539,14 @@ def test_a_missing_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.cli
 def test_a_vllm_that_is_too_old_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("iwopd.vllm._version", lambda name: "0.9.2" if name == "vllm" else None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.2")
     line = refused(capsys, "train", *VLLM_SMALL, f"run.dir={tmp_path / 'run'}")
     assert "vLLM 0.9.2 is too old, 0.32 or newer is needed" in line
 
 
+@pytest.mark.process
 def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     (tmp_path / "sitecustomize.py").write_text(
@@ -539,6 +560,7 @@ def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -41,6 +41,7 @@ def score(teacher: VllmServerTeacher) -> list[float]:
 # ------------------------------------------------------------------------------------- which model a server serves
 
 
+@pytest.mark.cli
 def test_a_server_of_another_model_is_refused_and_a_model_under_another_name_is_not(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, smoke_models: dict[str, Path]
 ) -> None:
@@ -137,6 +138,7 @@ def test_closing_does_not_wait_for_requests_under_way() -> None:
         answer_now.set()
 
 
+@pytest.mark.process
 def test_after_ctrl_c_a_run_ends_without_waiting_for_its_teacher(tmp_path: Path, smoke_models: dict[str, Path]) -> None:
     answer_now = threading.Event()
 
@@ -294,6 +296,7 @@ def test_plain_http_beyond_this_machine_is_a_warning(caplog: pytest.LogCaptureFi
     assert not caplog.text
 
 
+@pytest.mark.cli
 def test_a_password_in_an_address_is_refused_and_not_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for setting in (
         "rollout=vllm_server rollout.urls=[http://me:hunter2@a:1]",
@@ -333,6 +336,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.process
 def test_weights_left_by_a_killed_trainer_are_removed_and_those_of_a_living_one_are_not(tmp_path: Path) -> None:
     running = [
         subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)

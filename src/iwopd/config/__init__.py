@@ -5,6 +5,7 @@ reports all mistakes at once, each as one line with the key, the value, the reas
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -136,6 +137,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 ENTRIES: dict[str, type] = {"data.sources": MixedSourceConfig, "teachers": TeacherConfig}
 
 
+@cache
 def register_schemas() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()

@@ -6,6 +6,7 @@ them sees rows like any others and model folders in HF format.
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from iwopd.toy.task import TEST_PROBLEMS, TRAIN_PROBLEMS, Noise, Task, problems
 SCHEME = "toy://"
 STANDARD, SMOKE = Task(), Task(nodes=5, letters=8, min_depth=3, max_depth=4)
 TASKS: Mapping[str, Task] = MappingProxyType({"standard": STANDARD, "smoke": SMOKE})
+_problems = cache(problems)
 
 
 def is_toy(path: str) -> bool:
@@ -51,7 +53,7 @@ def toy_rows(key: str, path: str, split: str) -> list[dict[str, Any]]:
     count = TRAIN_PROBLEMS if split == "train" else TEST_PROBLEMS
     return [
         {"id": f"{split}-{index}", "prompt": problem.prompt, "answer": problem.answer}
-        for index, problem in enumerate(problems(task, split, count))
+        for index, problem in enumerate(_problems(task, split, count))
     ]
 
 

@@ -71,7 +71,7 @@ class InProcess:
         self.log = _Log(log_file)
         self.on_cpu = not torch.cuda.is_available()
         try:
-            with _as_found(), self.log, _standard_error_to(log_file):
+            with as_found(), self.log, _standard_error_to(log_file):
                 self.llm = self._start(options)
         except Exception as error:  # vLLM raises whatever its parts raise
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -267,7 +267,7 @@ def _standard_error_to(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_found() -> Iterator[None]:
+def as_found() -> Iterator[None]:
     """Starting vLLM makes `torch.set_num_threads` a no-op and sets environment variables that child processes would
     inherit; all is put back, and the state of the random generators too."""
     set_threads, threads, environment = torch.set_num_threads, torch.get_num_threads(), dict(os.environ)

@@ -1,9 +1,12 @@
 """Programs that mean well, in the formats of HumanEval+ and MBPP+: their verdicts are evalplus' own."""
 
+import pytest
 from support.attacks import answered
 from support.programs import HUB, MBPP
 
 from iwopd.evaluation.grading import CodeGrader
+
+pytestmark = pytest.mark.process
 
 
 def native(task: str, name: str, inputs: list, solution: str, atol: float = 0) -> dict:

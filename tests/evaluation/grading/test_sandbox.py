@@ -14,10 +14,12 @@ import psutil
 import pytest
 from support.attacks import ATTACKS, FACTS, HUNT, RIGHT, SECRET, answered, probing
 from support.paths import TESTS
-from support.programs import HUB, NATIVE
+from support.programs import HUB, NATIVE, one_process
 from support.running import refused
 
 from iwopd.evaluation.grading import CodeGrader, Verdict, sandbox
+
+pytestmark = pytest.mark.process
 
 Grade = Callable[[dict, str], Verdict]
 
@@ -26,8 +28,7 @@ Grade = Callable[[dict, str], Verdict]
 def grader() -> Iterator[CodeGrader]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        made = CodeGrader(seconds=6, memory=2**31)
-        made._pool.count = 1  # every program meets the processes that the one before it has met
+        made = one_process(seconds=6, memory=2**31)
         yield made
         made.close()
 
@@ -238,8 +239,7 @@ def add(a, b):
 def test_programs_end_with_whoever_grades() -> None:
     code = "import time\ndef add(a, b):\n    time.sleep(271)\n    return 3"
     before = {each.pid for each in psutil.Process().children(recursive=True)}
-    grader = CodeGrader(seconds=60, memory=2**31)
-    grader._pool.count = 1
+    grader = one_process(seconds=60, memory=2**31)
     found = list[Verdict]()
     thread = threading.Thread(target=lambda: found.extend(grader([answered(HUB, code)])))
     thread.start()
@@ -276,8 +276,7 @@ def test_a_program_ends_when_what_judges_it_is_killed() -> None:
     """By the kernel for want of memory, say: nothing may go on without a limit."""
     code = "import time\ndef add(a, b):\n    time.sleep(271)\n    return 3"
     before = {each.pid for each in psutil.Process().children(recursive=True)}
-    grader = CodeGrader(seconds=3, memory=2**31)
-    grader._pool.count = 1
+    grader = one_process(seconds=3, memory=2**31)
     thread = threading.Thread(target=lambda: grader([answered(HUB, code)]))
     thread.start()
     wait_for(lambda: len(started(before)) == 5)
@@ -297,8 +296,7 @@ def test_without_namespaces_verdicts_and_limits_hold(mode: str, monkeypatch: pyt
     started_here = (
         "import posix, time\ndef add(a, b):\n    if posix.fork() == 0:\n        time.sleep(posix.setsid() or 271)\n"
     )
-    grader = CodeGrader(seconds=6, memory=2**31, sandbox=mode)
-    grader._pool.count = 1
+    grader = one_process(seconds=6, memory=2**31, sandbox=mode)
     names = FACTS["environment"]
     rows = [
         (NATIVE, RIGHT, True),
@@ -359,8 +357,7 @@ def opened(needed: list[Path], stage: Path) -> list[str]:
 
 def grade_all() -> None:
     """In a process of its own: who it is, and verdicts, on standard output."""
-    grader = CodeGrader(seconds=6, memory=2**31)
-    grader._pool.count = 1
+    grader = one_process(seconds=6, memory=2**31)
     rows = [(NATIVE, RIGHT), (HUB, RIGHT), (HUB, ATTACKS["a verdict through /proc"])]
     rows += [(probing(wanted), code) for code, wanted in FACTS.values()]
     found = grader([answered(row, code) for row, code in rows])
