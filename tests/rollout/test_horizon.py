@@ -12,7 +12,7 @@ from iwopd.config import HfRolloutConfig
 from iwopd.numerics import WeightInput
 from iwopd.rollout.base import Sampling, silent
 from iwopd.rollout.hf import HfEngine
-from iwopd.rollout.horizon import horizon_tokens, whole_length
+from iwopd.rollout.horizon import horizon_tokens, running_mean_length
 from iwopd.training.objective import Objective
 from iwopd.training.update import update
 from iwopd.types import Prompt, Rollout
@@ -55,9 +55,9 @@ def test_a_share_without_a_measured_length_is_an_error():
 
 
 def test_the_running_length_is_that_of_whole_responses_newer_ones_more():
-    first = whole_length(None, [rollout_of(10), rollout_of(30)])
+    first = running_mean_length(None, [rollout_of(10), rollout_of(30)])
     assert first == 20
-    assert whole_length(first, [rollout_of(40)]) == 30
+    assert running_mean_length(first, [rollout_of(40)]) == 30
 
 
 def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
