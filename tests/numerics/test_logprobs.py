@@ -189,11 +189,11 @@ def test_reverse_kl_and_its_gradient_equal_torchs(chunk, teacher_vocabulary, cas
     case.teacher_weight = rand(teacher_vocabulary, WIDTH + 2, seed=3)
     found = chunked_kl(case, chunk)
     kl, student, teacher = direct_kl(case)
-    assert_close(found.reverse_kl.double(), kl, rtol=1e-5, atol=1e-5)
+    assert_close(found.divergence.double(), kl, rtol=1e-5, atol=1e-5)
     assert_close(found.logprobs.double(), student.detach(), rtol=1e-5, atol=1e-6)
     assert_close(found.teacher_logprobs.double(), teacher, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(
-        gradients(found.reverse_kl @ case.factors, case.hidden, case.weight),
+        gradients(found.divergence @ case.factors, case.hidden, case.weight),
         gradients(kl @ case.factors.double(), case.hidden, case.weight),
         strict=True,
     ):
@@ -204,14 +204,14 @@ def test_reverse_kl_of_bfloat16_heads_is_near(case):
     kl, *_ = direct_kl(case)
     for name in ("hidden", "weight", "teacher_hidden", "teacher_weight"):
         setattr(case, name, getattr(case, name).detach().bfloat16())
-    found = chunked_kl(case, 3).reverse_kl
+    found = chunked_kl(case, 3).divergence
     assert found.dtype == torch.float32
     assert_close(found.double(), kl, rtol=0.1, atol=0.1)
 
 
 def test_reverse_kl_of_a_model_with_itself_is_zero(case):
     case.teacher_hidden, case.teacher_weight = case.hidden, case.weight
-    found = chunked_kl(case, 4).reverse_kl
+    found = chunked_kl(case, 4).divergence
     assert_close(found, torch.zeros(TOKENS), rtol=0, atol=1e-6)
     assert_close(gradients(found.sum(), case.hidden)[0], torch.zeros(TOKENS, WIDTH), rtol=0, atol=1e-6)
 
@@ -220,7 +220,7 @@ def test_reverse_kl_sends_no_gradient_to_the_teacher(case):
     case.teacher_hidden.requires_grad_()
     case.teacher_weight.requires_grad_()
     found = chunked_kl(case, 4)
-    found.reverse_kl.sum().backward()
+    found.divergence.sum().backward()
     assert case.hidden.grad.any()
     assert case.teacher_hidden.grad is case.teacher_weight.grad is None
     assert not found.logprobs.requires_grad
@@ -244,7 +244,7 @@ def test_no_more_than_a_chunk_of_logits_exists_in_forward_or_backward(chunk, cas
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_no_more_than_a_chunk_of_either_models_logits_exists_for_the_kl(chunk, case):
     heads = CountingHead(case.weight), CountingHead(case.teacher_weight)
-    chunked_kl(case, chunk, *heads).reverse_kl.sum().backward()
+    chunked_kl(case, chunk, *heads).divergence.sum().backward()
     for head in heads:
         assert sum(head.calls) == 2 * TOKENS
         assert head.most_alive == max(head.calls) == chunk

@@ -53,8 +53,7 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
-    objective = Objective.of(config)
-    try_weighting(objective.weighting)
+    try_weighting(config.weighting)
     inputs = read(config, checked, folder, display)
     chosen = device(config.run.device, config.run.deterministic)
     display.line(f"loading student {config.student.path} on {chosen}")
@@ -82,7 +81,7 @@ def training_run(
         teacher=teacher,
         base=reference,
         engine=sampler,
-        objective=objective,
+        objective=Objective.of(config),
         stream=inputs.stream,
         benchmarks=inputs.benchmarks,
         tokenizer=inputs.tokenizer,

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from iwopd.config.engines import (
-    HfScoringConfig,
     RolloutConfig,
     VllmRolloutConfig,
     VllmServerRolloutConfig,
@@ -195,7 +194,7 @@ def _loss_problems(config: "Config") -> Iterator[str]:
 
 def _engine_problems(config: "Config") -> Iterator[str]:
     rollout, scoring = config.rollout, config.scoring
-    if config.loss.over_vocabulary and not isinstance(scoring, HfScoringConfig):
+    if config.loss.signal not in scoring.signals:
         yield (
             f"loss.kind={config.loss.kind}: compares whole distributions, and vLLM reports the log-probs of single "
             "tokens; use scoring=hf or loss=policy_gradient"

@@ -119,6 +119,8 @@ class ScoringConfig:
         "trainer", "student log-probs in the advantage: recomputed, or the engine's", choices=("trainer", "sampler")
     )
 
+    signals = ("sampled",)  # what such a teacher can say of a token; see `iwopd.losses`
+
 
 @dataclass(kw_only=True, slots=True)
 class HfScoringConfig(ScoringConfig):
@@ -127,6 +129,8 @@ class HfScoringConfig(ScoringConfig):
     batch_tokens: int | None = setting(
         None, "tokens scored at one time, padding included; null for 32768 on a GPU, 2048 on a CPU", low=1
     )
+
+    signals = ("sampled", "full")
 
 
 @dataclass(kw_only=True, slots=True)

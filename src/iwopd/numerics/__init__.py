@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iwopd.numerics.advantage import exopd_advantage, opd_advantage
     from iwopd.numerics.comparison import Comparison, chunked_comparison
-    from iwopd.numerics.divergence import ChunkedScores, Divergence, chunked_divergence, reverse_kl
+    from iwopd.numerics.divergence import ChunkedScores, Divergence, chunked_divergence, forward_kl, jsd, reverse_kl
     from iwopd.numerics.logprobs import Head, chunked_token_logprobs, linear_token_logprobs
     from iwopd.numerics.loss import (
         LossInput,
@@ -66,10 +66,12 @@ __all__ = [
     "divergence_token_losses",
     "exopd_advantage",
     "fixed_window_weights",
+    "forward_kl",
     "iw_reversed_weights",
     "iw_signed_weights",
     "iw_surrogate_weights",
     "iw_weights",
+    "jsd",
     "linear_token_logprobs",
     "loss_scale",
     "opd_advantage",

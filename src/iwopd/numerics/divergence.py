@@ -6,6 +6,7 @@
 # torch's own annotations are partial.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +40,35 @@ def reverse_kl(
 ) -> Float[Tensor, " tokens"]:
     """KL(π_θ ‖ π_T) = Σ_v π_θ(v) (log π_θ(v) − log π_T(v)), of log-probs."""
     return (student.exp() * (student - teacher)).sum(-1)
+
+
+def forward_kl(
+    student: Float[Tensor, "tokens vocabulary"], teacher: Float[Tensor, "tokens vocabulary"]
+) -> Float[Tensor, " tokens"]:
+    """KL(π_T ‖ π_θ) = Σ_v π_T(v) (log π_T(v) − log π_θ(v)), of log-probs."""
+    return reverse_kl(teacher, student)
+
+
+def jsd(
+    student: Float[Tensor, "tokens vocabulary"], teacher: Float[Tensor, "tokens vocabulary"], beta: float
+) -> Float[Tensor, " tokens"]:
+    """The generalised Jensen-Shannon divergence β KL(π_T ‖ M) + (1 − β) KL(π_θ ‖ M), M = β π_T + (1 − β) π_θ, of
+    log-probs (GKD, arXiv 2306.13649).
+
+    It vanishes as β goes to 0 or 1. As TRL does, β = 0 is the forward KL and β = 1 the reverse KL, which are the limits
+    of JSD_β / β and JSD_β / (1 − β).
+
+    Raises:
+        ValueError: beta outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta}: must be from 0 to 1")
+    if beta == 0:
+        return forward_kl(student, teacher)
+    if beta == 1:
+        return reverse_kl(student, teacher)
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * reverse_kl(teacher, mixture) + (1 - beta) * reverse_kl(student, mixture)
 
 
 def chunked_divergence(

@@ -85,8 +85,8 @@ class Loop:
 
     @property
     def _student_that_scores(self) -> Student | None:
-        first = self.components.objective.needs_student_first(self.config.optim.updates_per_batch)
-        return self.components.student if first else None
+        parts, updates = self.components, self.config.optim.updates_per_batch
+        return parts.student if parts.objective.needs_student_first(updates) else None
 
     def update(self, scored: Sequence[ScoredRollout]) -> None:
         """Weights, loss, gradients and one optimiser step, or several; then the step counts as taken.
