@@ -183,8 +183,8 @@ def naive(rollouts: list[Rollout], vocabulary: int, hidden: int) -> Prepared:
 
     def work() -> None:
         with torch.no_grad():
-            scored = tokens.spread(teacher(tokens, whole_logits))
-        own = tokens.spread(student(tokens, whole_logits))
+            scored = tokens.to_padded(teacher(tokens, whole_logits))
+        own = tokens.to_padded(student(tokens, whole_logits))
         advantages = opd_advantage(scored, own.detach(), tokens.mask)
         weights = iw_weights(advantages, tokens.mask, 0.5)
         policy_loss(own, own.detach(), weights * advantages, tokens.mask).loss.backward()

@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+def no_progress(title: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
 
 
@@ -186,7 +186,7 @@ def main() -> None:
         "| sync, ms | parity max gap, nats |"
     )
     print("|---|" + "---|" * 8)
-    toy = ensure_models({"student": "toy://standard/student"}, silent)["student"]
+    toy = ensure_models({"student": "toy://standard/student"}, no_progress)["student"]
     with tempfile.TemporaryDirectory() as room:
         for name in options.models:
             folder = toy if name == "toy" else random_model(name, Path(room) / name, toy)

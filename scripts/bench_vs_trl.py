@@ -51,10 +51,10 @@ def run_trl(steps: int) -> list[float]:
     from iwopd.toy.models import ensure_models
 
     @contextmanager
-    def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    def no_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
 
-    folders = ensure_models({role: f"toy://standard/{role}" for role in ("student", "teacher")}, silent)
+    folders = ensure_models({role: f"toy://standard/{role}" for role in ("student", "teacher")}, no_progress)
     rows = toy_rows("data.path", "toy://standard", "train")[: 64 * steps]
     # TRL divides the loss by the tokens of the dataset's own answers, which it does not train on: without one, by zero.
     data = Dataset.from_list(

@@ -118,7 +118,7 @@ def smoke_models() -> dict[str, Path]:
     """The smallest toy pair, by role; made once, in the user's cache."""
 
     @contextmanager
-    def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    def no_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
 
-    return ensure_models({role: f"toy://smoke/{role}" for role in ("student", "teacher")}, silent)
+    return ensure_models({role: f"toy://smoke/{role}" for role in ("student", "teacher")}, no_progress)

@@ -18,7 +18,7 @@ from support.running import SMALL, iwopd, process, refused, rows, start, weights
 
 from iwopd.ablate.curves import Curve, Point, area, common_grid, early_place, figures, study_figures, value_at
 from iwopd.ablate.results import COMPARED, Finished, comparisons, difference, mean_curve
-from iwopd.ablate.words import verdicts
+from iwopd.ablate.summary import verdicts
 from iwopd.config import AblateConfig
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]

@@ -9,7 +9,7 @@ import pytest
 from support.running import SMALL, iwopd, refused, rows
 
 from iwopd.config import DataConfig, MixedSourceConfig
-from iwopd.data import Filter, Mixture, PromptStream, cell, load_rows, render, shares
+from iwopd.data import Filter, Mixture, PromptStream, get_column, load_rows, render, shares
 from iwopd.errors import ConfigError, DataError
 from iwopd.toy.tokenizer import make_tokenizer
 from iwopd.types import Prompt
@@ -107,9 +107,9 @@ def test_of_a_table_only_the_named_columns_are_read(tmp_path: Path, monkeypatch:
 
 
 def test_a_column_of_records_is_reached_by_dots() -> None:
-    assert cell(ROWS[0], "meta.style") == "rule"
-    assert cell(ROWS[3], "meta.style") is None
-    assert cell({"a.b": 1}, "a.b") == 1
+    assert get_column(ROWS[0], "meta.style") == "rule"
+    assert get_column(ROWS[3], "meta.style") is None
+    assert get_column({"a.b": 1}, "a.b") == 1
 
 
 def test_a_template_keeps_latex_as_it_is() -> None:

@@ -55,7 +55,7 @@ def test_a_pair_that_works(doctor: Examined, tmp_path: Path, capsys: pytest.Capt
     assert (status, report["works"]) == (0, True)
     assert texts(report, "problem") == texts(report, "warning") == []
     assert len([text for text in texts(report, "note", "Data") if text.startswith("prompt train-")]) == 3
-    tried = " ".join(texts(report, "ok", "Tried out"))
+    tried = " ".join(texts(report, "ok", "Live check"))
     assert "engine and trainer agree" in tried
     assert "the student as its own teacher: largest |A| 0 nats" in tried
     assert [place["stage"] for place in report["memory"]] == ["rollout", "score", "update"]
@@ -86,7 +86,7 @@ def test_the_students_own_teacher_takes_a_runs_path(
         stage = import_module("iwopd.training.update")  # the package shows the function of that name
         monkeypatch.setattr(stage, "evaluation_mode", lambda model: nullcontext(model.train()))
     status, report = doctor(f"student.path={student}", f"loss={loss}")
-    (said,) = [text for text in texts(report, "problem" if noisy else "ok", "Tried out") if "own teacher" in text]
+    (said,) = [text for text in texts(report, "problem" if noisy else "ok", "Live check") if "own teacher" in text]
     assert "gradient norm" in said
     assert ("where A should be 0" in said) == noisy
     assert status == noisy
@@ -96,7 +96,7 @@ def test_the_students_own_teacher_takes_a_runs_path(
 def test_a_vllm_engine_is_started_and_compared(doctor: Examined) -> None:
     status, report = doctor("rollout=vllm")
     assert status == 0, texts(report, "problem")
-    (said,) = [text for text in texts(report, "ok", "Tried out") if "agree" in text]
+    (said,) = [text for text in texts(report, "ok", "Live check") if "agree" in text]
     assert "own weights" not in said
     assert any(term["what"].startswith("student's vLLM engine") for term in report["memory"][0]["terms"])
 
@@ -114,7 +114,7 @@ def test_the_window_of_the_weighting_counts(doctor: Examined) -> None:
 
 def test_what_is_left_out_says_why(doctor: Examined) -> None:
     _, report = doctor("doctor.live_gib=1e-6")
-    assert "more than doctor.live_gib=1e-06" in texts(report, "note", "Tried out")[0]
+    assert "more than doctor.live_gib=1e-06" in texts(report, "note", "Live check")[0]
 
 
 # ---------------------------------------------------------------------------------------------- planning
@@ -235,7 +235,7 @@ def test_every_other_check_goes_on(doctor: Examined, monkeypatch: pytest.MonkeyP
     assert any("there is no such file" in text for text in found)
     assert any(text.startswith("eval.max_tokens=100000: ") for text in found)
     assert "not estimated" in texts(report, "warning", "Memory")[0]
-    assert texts(report, "note", "Tried out")
+    assert texts(report, "note", "Live check")
 
 
 def test_a_student_that_does_not_load(doctor: Examined, smoke_models: dict[str, Path], tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_student_that_does_not_load(doctor: Examined, smoke_models: dict[str, 
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     status, report = doctor("student=hf", f"student.path={folder}")
     assert status == 1
-    assert "1 weights are missing" in texts(report, "problem", "Tried out")[0]
+    assert "1 weights are missing" in texts(report, "problem", "Live check")[0]
 
 
 # ---------------------------------------------------------------------------------------------- bad input

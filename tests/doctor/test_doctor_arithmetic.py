@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 from iwopd.config.gpus import CARDS, card_of
 from iwopd.doctor import memory
 from iwopd.doctor.compute import Shape, decode_seconds, matmul_seconds
-from iwopd.doctor.hollow import Hollow, Work
+from iwopd.doctor.fake_model import FakeModel, Work
 from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.doctor.models import shape_of
 from iwopd.rollout.base import Sampling
@@ -21,7 +21,7 @@ MODELS = DATA / "models"
 
 def shape(name: str, trained: int = 0) -> Shape:
     config = AutoConfig.from_pretrained(MODELS / name)
-    return shape_of("student", Hollow(config, dtype="bfloat16").model, config, 2, trained)
+    return shape_of("student", FakeModel(config, dtype="bfloat16").model, config, 2, trained)
 
 
 # ---------------------------------------------------------------------------------------------- parameters
@@ -126,8 +126,8 @@ SHAPE = {
 
 
 def kept(layers: int, **options: bool) -> int:
-    hollow = Hollow(Qwen3Config(num_hidden_layers=layers, **SHAPE), dtype="float32", **options)
-    return hollow.update(Work(2, 16, 0, 113), first=False).kept
+    fake = FakeModel(Qwen3Config(num_hidden_layers=layers, **SHAPE), dtype="float32", **options)
+    return fake.update(Work(2, 16, 0, 113), first=False).kept
 
 
 def test_a_layer_keeps_what_its_operators_need_for_backward() -> None:
@@ -146,14 +146,14 @@ def test_a_checkpointed_layer_keeps_its_input_only() -> None:
 
 def test_the_cache_of_a_rollout() -> None:
     config = LlamaConfig(num_hidden_layers=3, **SHAPE)
-    found = Hollow(config, dtype="float32").rollout(5, 20, 11, Sampling(max_tokens=11))
+    found = FakeModel(config, dtype="float32").rollout(5, 20, 11, Sampling(max_tokens=11))
     assert found.kept == 5 * 30 * memory.cache_per_token(3, 2, 32, 4)
     assert found.peak > found.kept
 
 
 def test_experts_in_float32_are_traced_too() -> None:
     more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_hidden_layers": 2}
-    found = Hollow(Qwen3MoeConfig(**SHAPE, **more), dtype="float32").update(Work(2, 16, 0, 113), first=True)
+    found = FakeModel(Qwen3MoeConfig(**SHAPE, **more), dtype="float32").update(Work(2, 16, 0, 113), first=True)
     assert found.peak > found.kept > 0
 
 

@@ -59,7 +59,7 @@ def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
     with torch.no_grad():
         expected = [own_logprobs(model, rollout) for rollout in rollouts]
         trained = {
-            side: (tokens := collate_tokens(rollouts, windows, padding=side)).ragged(lm.token_logprobs(tokens))
+            side: (tokens := collate_tokens(rollouts, windows, padding=side)).to_rows(lm.token_logprobs(tokens))
             for side in ("right", "left")
         }
     assert max(map(len, expected)) == 20

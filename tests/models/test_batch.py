@@ -50,7 +50,7 @@ def test_logprob_t_is_that_of_token_t_given_all_before_it(window, padding, rollo
     lm, windows = tiny_model(0), windows_of(rollouts, window)
     tokens = collate_tokens(rollouts, windows, padding=padding)
     with torch.no_grad():
-        found = tokens.spread(lm.token_logprobs(tokens))
+        found = tokens.to_padded(lm.token_logprobs(tokens))
         for row, (rollout, (start, stop)) in enumerate(zip(rollouts, windows, strict=True)):
             for place, t in enumerate(range(start, stop)):
                 before = torch.tensor(rollout.ids(t))[None].long()
@@ -106,8 +106,8 @@ def test_layout_counts_from_the_windows_start(window, padding, rollouts):
 def test_spread_and_ragged_put_tokens_in_their_rows(rollouts):
     tokens = collate_tokens(rollouts, windows_of(rollouts, WINDOWS["whole"]))
     flat = torch.arange(1.0, len(tokens.targets) + 1, requires_grad=True)
-    padded = tokens.spread(flat)
-    for row, values in zip(padded, tokens.ragged(flat), strict=True):
+    padded = tokens.to_padded(flat)
+    for row, values in zip(padded, tokens.to_rows(flat), strict=True):
         assert row[: len(values)].tolist() == values.tolist()
         assert not row[len(values) :].any()
     padded.sum().backward()

@@ -185,7 +185,7 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
     student.model.gradient_checkpointing_disable()
     student.model.eval()
     with torch.no_grad():
-        exact = tokens.spread(lm.token_logprobs(tokens))
+        exact = tokens.to_padded(lm.token_logprobs(tokens))
     advantages = (batch.teacher_logprobs - exact) * tokens.mask
     weights = Objective(IW).weights(batch, advantages, 0.0)
     for each in adapter_dropouts(student.model):

@@ -195,7 +195,7 @@ def test_reported_logprobs_are_the_trainers(lm):
     rollouts = generate(lm, batch_size=6)
     tokens = collate_tokens(rollouts, [(0, len(rollout.response_ids)) for rollout in rollouts])
     with torch.no_grad():
-        recomputed = tokens.ragged(lm.token_logprobs(tokens))
+        recomputed = tokens.to_rows(lm.token_logprobs(tokens))
     for rollout, expected in zip(rollouts, recomputed, strict=True):
         assert rollout.sampler_logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 

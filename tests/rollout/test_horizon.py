@@ -11,7 +11,7 @@ from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.config import HfRolloutConfig
 from iwopd.numerics import WeightInput
-from iwopd.rollout.base import Sampling, silent
+from iwopd.rollout.base import Sampling, no_progress
 from iwopd.rollout.hf import HfEngine
 from iwopd.rollout.horizon import horizon_tokens, running_mean_length
 from iwopd.training.objective import Objective
@@ -65,7 +65,8 @@ def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):
     engine = HfEngine(tiny_model(0), [7], batch_size=3)
     prompts = [Prompt(f"p{index}", [index + 1, 4, 9][: 1 + index % 3], "") for index in range(8)]
     whole, cut = (
-        engine.generate(prompts, Sampling(max_tokens=tokens), seed=3, stream=0, progress=silent) for tokens in (24, 5)
+        engine.generate(prompts, Sampling(max_tokens=tokens), seed=3, stream=0, progress=no_progress)
+        for tokens in (24, 5)
     )
     assert {rollout.finish_reason for rollout in cut} == {"stop", "length"}
     for long, short in zip(whole, cut, strict=True):

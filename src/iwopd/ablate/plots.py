@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import pyplot
 
 from iwopd.ablate.results import COMPARED
-from iwopd.ablate.words import figure_names, signed
+from iwopd.ablate.summary import figure_names, signed
 from iwopd.report.plots import COLOURS, Figure, save, style
 
 MARKERS = "osD^vPX*"

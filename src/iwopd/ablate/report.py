@@ -9,7 +9,7 @@ from typing import Any
 
 from iwopd.ablate.plots import draw
 from iwopd.ablate.results import COMPARED
-from iwopd.ablate.words import figure_names, signed, verdicts
+from iwopd.ablate.summary import figure_names, signed, verdicts
 from iwopd.errors import RunFolderError
 from iwopd.redact import cleaned
 from iwopd.report.page import figure, folded, listing, page, table

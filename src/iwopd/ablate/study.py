@@ -5,10 +5,10 @@ from typing import Any
 
 from iwopd.ablate import cluster
 from iwopd.ablate.arms import Arm, Run, with_budget
-from iwopd.ablate.board import Board
 from iwopd.ablate.curves import read_curve
 from iwopd.ablate.report import write_report
 from iwopd.ablate.results import study_results
+from iwopd.ablate.study_table import StudyTable
 from iwopd.ablate.workers import Outcome, Workers
 from iwopd.config import Config
 from iwopd.machine import host
@@ -48,7 +48,7 @@ def check_begun(runs: Sequence[Run]) -> None:
             keep_inputs(folder, known[key])
 
 
-def carry_out(config: Config, runs: Sequence[Run], board: Board, flags: Sequence[str]) -> None:
+def carry_out(config: Config, runs: Sequence[Run], board: StudyTable, flags: Sequence[str]) -> None:
     """Every run that is not done; those with a budget to follow after the baseline that sets it."""
     baseline = [one for one in runs if one.arm == config.ablate.baseline]
     others = [one for one in runs if one.arm != config.ablate.baseline]
@@ -78,7 +78,7 @@ def budgeted(config: Config, runs: Sequence[Run]) -> list[Run]:
     return [one if one.arm == config.ablate.baseline else with_budget(one, budgets[one.seed]) for one in known]
 
 
-def carry_out_batch(config: Config, runs: Sequence[Run], board: Board, flags: Sequence[str]) -> None:
+def carry_out_batch(config: Config, runs: Sequence[Run], board: StudyTable, flags: Sequence[str]) -> None:
     """The runs that are not done: through the Hydra launcher that was chosen, or in processes of this machine."""
     waiting = [one for one in runs if not one.done and one.name not in board.failed]
     if not waiting:
@@ -101,7 +101,7 @@ def _on_cpu(device: str) -> bool:
     return not torch.cuda.is_available()
 
 
-def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: Board, folder: RunFolder) -> None:
+def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: StudyTable, folder: RunFolder) -> None:
     """study.json, study.md, report.html and figures/, from what the runs left."""
     results = study_results(config, arms, runs, board.failed)
     for text in write_report(results, folder.path):

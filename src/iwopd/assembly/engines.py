@@ -25,7 +25,7 @@ from iwopd.rollout.base import Engine
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
-from iwopd.scoring.several import SeveralTeachers
+from iwopd.scoring.router import TeacherRouter
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def teachers(
     if len(found) == 1:
         return found["teacher"]
     named = {key.removeprefix("teachers."): each for key, each in found.items() if key != "teacher"}
-    return SeveralTeachers({config.teacher.name: found["teacher"], **named}, config.teacher.name, prompts)
+    return TeacherRouter({config.teacher.name: found["teacher"], **named}, config.teacher.name, prompts)
 
 
 def base(config: Config, served: Served, device: torch.device) -> Teacher:

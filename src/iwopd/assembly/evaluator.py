@@ -59,7 +59,7 @@ class Evaluator:
         if lm is not None:
             self.engine.check_logprobs(self.sampling, self.benchmarks[0].prompts[0])
         self.engine.load_weights(self.model)
-        if not folder.held:
+        if not folder.locked:
             stack.enter_context(folder)
 
     def evaluate(self, benchmark: Benchmark) -> Evaluation:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from iwopd.config import Config
-from iwopd.data import Mixture, Prompts, PromptStream, Row, fitting, render, shares
+from iwopd.data import Mixture, Prompts, PromptStream, Row, drop_overlong, render, shares
 from iwopd.errors import ModelError, loading_error
 from iwopd.preflight.models import check_tokenizers
 from iwopd.preflight.paths import scorer_sections
@@ -63,7 +63,7 @@ def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Any) ->
     for key, source in data_sources(data).items():
         group = key.removeprefix("data.sources.") if data.sources else None
         prompts = render(rows[key], source, tokenizer, group, key)
-        kept[key], overlong = fitting(prompts, data.max_prompt_tokens, data.overlong, "data")
+        kept[key], overlong = drop_overlong(prompts, data.max_prompt_tokens, data.overlong, "data")
         dropped += overlong
     if not data.sources:
         return PromptStream(kept["data"], data.batch_size, config.seed), dropped

@@ -63,7 +63,7 @@ def training_run(
     learner, state = load_student(config, inputs, chosen, checkpoint)
     teacher, reference = load_teachers(config, inputs, chosen, folder, display, stack)
     sampler = start_engine(config, inputs, learner, folder, stack)
-    if not folder.held:
+    if not folder.locked:
         stack.enter_context(folder)
     display.log_to(folder.path / "train.log")
     runtime.report()
@@ -150,7 +150,7 @@ def load_teachers(
     """The teacher, or several as one; and the model that ExOPD measures the teacher's gain from, None without it."""
     log_file = folder.path / "vllm.log"
     if uses_vllm(config):
-        if not folder.held:
+        if not folder.locked:
             stack.enter_context(folder)  # vLLM's log goes there
         display.line(f"vLLM starts, a matter of seconds to minutes; its log is {log_file}")
     scored = {

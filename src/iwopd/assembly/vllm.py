@@ -27,7 +27,7 @@ from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.vllm.in_process import InProcess, Settings
 from iwopd.vllm.servers import Servers
-from iwopd.vllm.transfer import OverGpus, SharedFile, to_workers_of
+from iwopd.vllm.transfer import DeviceTransport, SharedFile, to_workers_of
 
 SCORED = 1  # vLLM samples one token more when it scores
 
@@ -135,7 +135,7 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     servers = _servers("rollout.urls", rollout.urls, rollout.http, served, served.context)
     dtype = getattr(torch, engine_dtype(config, rollout.dtype))
     kind: Any = rollout.sync
-    route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else OverGpus(servers, kind, dtype)
+    route = SharedFile(servers, rollout.sync_dir, dtype) if kind == "file" else DeviceTransport(servers, kind, dtype)
     return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
 
 

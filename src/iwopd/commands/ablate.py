@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from iwopd.ablate.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds
-from iwopd.ablate.board import Board
 from iwopd.ablate.study import budgeted, carry_out, check_begun, prepare, write
+from iwopd.ablate.study_table import StudyTable
 from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, IwopdError
@@ -42,7 +42,7 @@ def run(config: Config, line: CommandLine) -> None:
             prepare(runs)
             check_begun(runs)
             axis: Any = config.ablate.match  # its choices are checked by the schema
-            with Board(runs, config.ablate.baseline, config.ablate.early, axis) as board:
+            with StudyTable(runs, config.ablate.baseline, config.ablate.early, axis) as board:
                 carry_out(config, runs, board, line.flags)
         except Stopped as stop:
             print(f"stopped; resume unfinished runs from their checkpoints with: iwopd ablate … run.dir={folder.path}")

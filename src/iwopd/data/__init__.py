@@ -1,8 +1,8 @@
 """Problems: rows from a file, the hub or the toy task; filtered, rendered to token ids, handed out step by step."""
 
 from iwopd.data.filters import Filter
-from iwopd.data.prompts import answers_within, fitting, render
-from iwopd.data.rows import cell, load_rows
+from iwopd.data.prompts import answers_within, drop_overlong, render
+from iwopd.data.rows import get_column, load_rows
 from iwopd.data.stream import Mixture, Prompts, PromptStream, shares
 from iwopd.data.table import Row
 from iwopd.data.values import text_of
@@ -14,8 +14,8 @@ __all__ = [
     "Prompts",
     "Row",
     "answers_within",
-    "cell",
-    "fitting",
+    "drop_overlong",
+    "get_column",
     "load_rows",
     "render",
     "shares",

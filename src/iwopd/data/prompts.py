@@ -6,7 +6,7 @@ from typing import Any
 
 from iwopd.config import SourceConfig
 from iwopd.data.messages import Message, as_messages
-from iwopd.data.rows import Row, cell
+from iwopd.data.rows import Row, get_column
 from iwopd.data.values import is_missing, text_of
 from iwopd.errors import DataError
 from iwopd.types import Prompt
@@ -32,8 +32,8 @@ def render(
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         said = f"{source.path}: row {number}"
-        text = _render_text(cell(row, source.prompt_column), source, tokenizer, said, key)
-        name = text_of(cell(row, source.id_column)) if source.id_column else f"{source.split}-{number}"
+        text = _render_text(get_column(row, source.prompt_column), source, tokenizer, said, key)
+        name = text_of(get_column(row, source.id_column)) if source.id_column else f"{source.split}-{number}"
         identity = f"{group}/{name}" if group else name
         if identity in seen:
             raise DataError(
@@ -41,7 +41,7 @@ def render(
                 f"or number the rows with {key}.id_column=null"
             )
         seen[identity] = number
-        answer = cell(row, source.answer_column) if source.answer_column else None
+        answer = get_column(row, source.answer_column) if source.answer_column else None
         reference = None if answer is None else text_of(answer)
         prompts.append(Prompt(identity, _encode(text, tokenizer), text, reference, row, _teacher(row, source)))
     remark = answers_within(rows, source)
@@ -52,7 +52,7 @@ def render(
 
 def answers_within(rows: Sequence[Row], source: SourceConfig) -> str | None:
     """What to say of problems that end with the assistant's message, which may be the answer; None where none does."""
-    last = [as_messages(cell(row, source.prompt_column))[-1]["role"] for row in rows]
+    last = [as_messages(get_column(row, source.prompt_column))[-1]["role"] for row in rows]
     count = last.count("assistant")
     if not count:
         return None
@@ -64,7 +64,7 @@ def answers_within(rows: Sequence[Row], source: SourceConfig) -> str | None:
 
 def _teacher(row: Row, source: SourceConfig) -> str | None:
     column = getattr(source, "teacher_column", None)
-    named = cell(row, column) if column else None
+    named = get_column(row, column) if column else None
     return getattr(source, "teacher", None) if is_missing(named) else text_of(named)
 
 
@@ -149,7 +149,7 @@ def _encode(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def fitting(prompts: Sequence[Prompt], limit: int, overlong: str, key: str) -> tuple[list[Prompt], int]:
+def drop_overlong(prompts: Sequence[Prompt], limit: int, overlong: str, key: str) -> tuple[list[Prompt], int]:
     """Prompts of at most `limit` tokens, and how many were dropped.
 
     Raises:

@@ -57,13 +57,13 @@ def _table(source: SourceConfig, key: str, columns: Mapping[str, str]) -> Table:
     return hub_datasets.read(source, key, wanted, only=only)
 
 
-def cell(row: Mapping[str, Any], column: str) -> Any:
+def get_column(row: Mapping[str, Any], column: str) -> Any:
     """A row's value in a column, or None; ``reward_model.ground_truth`` reaches into a column of records."""
     if column in row or "." not in column:
         return row.get(column)
     first, _, rest = column.partition(".")
     inner = row.get(first)
-    return cell(inner, rest) if isinstance(inner, dict) else None
+    return get_column(inner, rest) if isinstance(inner, dict) else None
 
 
 def _named(source: SourceConfig, keeps: Filter | None) -> dict[str, str]:
@@ -115,7 +115,7 @@ def _check_columns(
 
 
 def _cell_problem(row: Row, column: str, source: SourceConfig) -> str | None:
-    value = cell(row, column)
+    value = get_column(row, column)
     if is_missing(value):
         if column == getattr(source, "teacher_column", None):
             return None  # the teacher of those that name none

@@ -9,7 +9,7 @@ from iwopd.diagnose.records import BINS, POINTS, Curve
 from iwopd.evaluation.evaluate import Benchmark, grade
 from iwopd.numerics.position import prefix_size
 from iwopd.report.stats import mean_interval
-from iwopd.rollout.base import Engine, Progress, Sampling, silent
+from iwopd.rollout.base import Engine, Progress, Sampling, no_progress
 from iwopd.types import Prompt, Rollout
 
 
@@ -22,7 +22,7 @@ def continuation_curve(
     seed: int,
     decode: Callable[[Sequence[int]], str],
     context: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Curve:
     """Share of right answers when `engine` goes on after the first 0, 10, … 100 % of each rollout.
 

@@ -23,7 +23,7 @@ from iwopd.numerics.position import (
     relative_bins,
     shares,
 )
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
@@ -58,7 +58,7 @@ def measure(
     full: bool,
     top_k: int,
     batch_tokens: int,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Measured:
     """Score rollouts with teacher and student.
 
@@ -115,7 +115,7 @@ def _compare(
     else:
         assert batch.teacher_hidden is not None, "score() keeps them when asked to"
         flat = vars(lm(tokens, comparison_with(batch.teacher_hidden, teacher.head(), top_k)))
-    return {name: tokens.ragged(values.float().cpu()) for name, values in flat.items()}
+    return {name: tokens.to_rows(values.float().cpu()) for name, values in flat.items()}
 
 
 def by_position(measured: Measured) -> dict[str, Any]:

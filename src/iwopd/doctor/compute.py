@@ -79,19 +79,26 @@ def matmul_seconds(flops: float, card: Card | None, utilisation: float, gpus: in
 
 
 def decode_seconds(
-    sequences: int, at_once: int, length: float, start: float, weights: float, cache: float, card: Card, share: float
+    sequences: int,
+    concurrent: int,
+    length: float,
+    start: float,
+    weights: float,
+    cache: float,
+    card: Card,
+    share: float,
 ) -> float:
     """Seconds in which `sequences` are decoded, bound by memory: each token of a batch reads all weights and all cached
     keys and values.
 
     Args:
-        at_once: sequences decoded together.
+        concurrent: sequences decoded together.
         length: tokens each decodes, on average.
         start: tokens of their prompts.
         weights: bytes.
         cache: bytes per token.
         share: of the bandwidth that is reached.
     """
-    at_once = max(1, min(at_once, sequences))
-    passes = sequences / at_once * length
-    return passes * (weights + at_once * cache * (start + length / 2)) / (share * card.bandwidth * 1e9)
+    concurrent = max(1, min(concurrent, sequences))
+    passes = sequences / concurrent * length
+    return passes * (weights + concurrent * cache * (start + length / 2)) / (share * card.bandwidth * 1e9)

@@ -86,21 +86,23 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
     how = f"2 × {count(shape.active)} × {count(sequences * (prompt + response))} tokens, and attention"
     if card is None or not sequences:
         return Cost(stage, tokens, flops, None if card is None else 0.0, how)
-    gpus, at_once = 1, sequences
+    gpus, concurrent = 1, sequences
     rollout = config.rollout
     if isinstance(rollout, VllmRolloutConfig):
-        gpus, at_once = rollout.engine.tensor_parallel, rollout.engine.sequences
+        gpus, concurrent = rollout.engine.tensor_parallel, rollout.engine.sequences
     elif isinstance(rollout, HfRolloutConfig):
-        at_once = rollout.batch_size
+        concurrent = rollout.batch_size
     elif isinstance(rollout, VllmServerRolloutConfig):
-        gpus, at_once = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
+        gpus, concurrent = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
     each = 2 if assembly.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
     weights, cache = shape.parameters * each, shape.cache
-    bound = decode_seconds(sequences, at_once, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
+    bound = (
+        decode_seconds(sequences, concurrent, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
+    )
     computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus) or 0.0
     if bound > computed:
         how = (
-            f"{min(at_once, sequences)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the cache at "
-            f"{config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
+            f"{min(concurrent, sequences)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the "
+            f"cache at {config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
         )
     return Cost(stage, tokens, flops, max(bound, computed), how)

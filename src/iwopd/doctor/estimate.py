@@ -145,7 +145,7 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
 
 
-def what_it_does(config: Config, section: Section) -> None:
+def summarize(config: Config, section: Section) -> None:
     """The run in a few lines."""
     rollout: Any = config.rollout
     section.ok("the config is valid: every key, type, range and combination was checked")

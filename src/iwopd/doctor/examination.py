@@ -5,7 +5,7 @@ from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
 from iwopd.doctor.findings import Report, Section
 from iwopd.doctor.lengths import lengths
-from iwopd.doctor.live import Models, try_out
+from iwopd.doctor.live import Models, live_check
 from iwopd.doctor.machine import Machine, machine_for
 from iwopd.doctor.models import Scorer, student_model, teacher_model
 from iwopd.doctor.plan import Plan
@@ -33,7 +33,7 @@ class Examination:
         environment.versions(self.config, self.report.section("Versions"))
         environment.gpus(self.config, self.machine, self.report.section("Where it would run"))
         settings = self.report.section("What it would do")
-        estimate.what_it_does(self.config, settings)
+        estimate.summarize(self.config, settings)
         self.weighting = self._weighting(settings)
 
     def models(self) -> None:
@@ -72,7 +72,7 @@ class Examination:
     def live(self) -> None:
         """The models themselves."""
         models = Models(self.student, self.scorers, self.found.prompts)
-        try_out(self.config, models, self.made, self.weighting, self.report.section("Tried out"))
+        live_check(self.config, models, self.made, self.weighting, self.report.section("Live check"))
 
     def _weighting(self, section: Section) -> Weighting:
         with section.guarded():

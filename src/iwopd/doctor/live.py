@@ -38,9 +38,9 @@ class Models:
     prompts: list[Prompt]
 
 
-def try_out(config: Config, models: Models, plan: Plan | None, weighting: Weighting, section: Section) -> None:
+def live_check(config: Config, models: Models, plan: Plan | None, weighting: Weighting, section: Section) -> None:
     """Load the models and compare; says what was left out, and why."""
-    reason = why_not(config, models, plan)
+    reason = skip_reason(config, models, plan)
     if reason is not None:
         section.note(f"not tried: {reason}")
         return
@@ -48,7 +48,7 @@ def try_out(config: Config, models: Models, plan: Plan | None, weighting: Weight
         _try(config, models, weighting, Path(folder) / "vllm.log", stack, section)
 
 
-def why_not(config: Config, models: Models, plan: Plan | None) -> str | None:
+def skip_reason(config: Config, models: Models, plan: Plan | None) -> str | None:
     """Why the models are not loaded; None where they are."""
     if not config.doctor.live:
         return "doctor.live=false"

@@ -7,7 +7,7 @@ from typing import Any
 from iwopd.assembly.models import adapters
 from iwopd.config import Config
 from iwopd.doctor.compute import Shape
-from iwopd.doctor.hollow import Hollow
+from iwopd.doctor.fake_model import FakeModel
 from iwopd.doctor.memory import BYTES, cache_per_token
 from iwopd.models.rope import context_limit
 
@@ -20,14 +20,14 @@ class Model:
     """One model of a run.
 
     Attributes:
-        hollow: it, without data.
+        fake: it, without data.
         shape: what counts of it.
         each: bytes of a weight.
         trained_each: bytes of a trained weight: adapters are float32 whatever the model is.
         computes_in: bytes of a number in its products.
     """
 
-    hollow: Hollow
+    fake: FakeModel
     shape: Shape
     each: int
     trained_each: int
@@ -51,7 +51,7 @@ class Scorer:
 def student_model(config: Config, model_config: Any, kind: str) -> Model:
     """The student as it is trained on a device of that kind."""
     section = config.student
-    hollow = Hollow(
+    fake = FakeModel(
         model_config,
         dtype=section.dtype,
         attention=section.attention,
@@ -62,25 +62,25 @@ def student_model(config: Config, model_config: Any, kind: str) -> Model:
         adapt=partial(adapters, config) if section.lora.rank else None,
     )
     computed = "bfloat16" if config.optim.autocast else section.dtype
-    return _model("student", hollow, model_config, section.dtype, computed, trained=True)
+    return _model("student", fake, model_config, section.dtype, computed, trained=True)
 
 
 def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Model:
     """A model that only scores, of the config section `name`."""
-    hollow = Hollow(
+    fake = FakeModel(
         model_config,
         dtype=section.dtype,
         attention=section.attention,
         device=kind,
         trust_remote_code=section.trust_remote_code,
     )
-    return _model(name, hollow, model_config, section.dtype, section.dtype, trained=False)
+    return _model(name, fake, model_config, section.dtype, section.dtype, trained=False)
 
 
-def _model(name: str, hollow: Hollow, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
-    learnt = hollow.trained() if trained else []
-    shape = shape_of(name, hollow.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
-    return Model(hollow, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype], BYTES[computed])
+def _model(name: str, fake: FakeModel, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
+    learnt = fake.trained() if trained else []
+    shape = shape_of(name, fake.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
+    return Model(fake, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype], BYTES[computed])
 
 
 def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Shape:

@@ -7,8 +7,8 @@ from typing import Any
 from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
+from iwopd.doctor.fake_model import Pass, Work
 from iwopd.doctor.findings import NotEstimatedError
-from iwopd.doctor.hollow import Pass, Work
 from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
@@ -197,7 +197,7 @@ class Plan:
             return terms
         rows = min(rollout.batch_size, self.config.data.batch_size * rollout.n)
         response = max(self.lengths.response, self.lengths.evaluated)
-        found = self.student.hollow.rollout(rows, self.lengths.prompt, response, assembly.sampling(rollout))
+        found = self.student.fake.rollout(rows, self.lengths.prompt, response, assembly.sampling(rollout))
         held = memory.kv_cache(rows, self.lengths.prompt + response - 1, 0)
         how = held.how.rpartition(" × ")[0] + f", {self.student.shape.layers} layers"
         terms.append(Term("keys and values", found.kept, how))
@@ -211,14 +211,14 @@ class Plan:
             passes += self._prompt_logprobs()
         if self.scores_itself:
             work = self.micro_batch(self.config.optim.micro_batch_tokens)
-            passes.append(_working(self.student.hollow.score(work), work, "student's pass"))
+            passes.append(_working(self.student.fake.score(work), work, "student's pass"))
         return [max(passes, key=lambda term: term.bytes)] if passes else []
 
     def _pass(self, scorer: Scorer) -> Term:
         scoring = self.config.scoring
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
         work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
-        return _working(scorer.model.hollow.score(work), work, f"{scorer.key}'s pass")
+        return _working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
@@ -241,7 +241,7 @@ class Plan:
     def _micro_batch_terms(self, work: Work, *, first: bool) -> list[Term]:
         loss, width = self.config.loss, self.teacher.shape.width
         divergence = loss.divergence() if loss.signal == "full" else None
-        found = self.student.hollow.update(work, first=first, divergence=divergence, teacher_width=width)
+        found = self.student.fake.update(work, first=first, divergence=divergence, teacher_width=width)
         if not found.gradients:
             return _activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")
@@ -292,11 +292,11 @@ def _activations(found: Pass, work: Work, student: Model) -> list[Term]:
     layers, length = student.shape.layers, work.prompt + work.stop - 1
     per_token = found.kept / work.read / layers
     how = f"{work.rows} × {length:,} tokens × {layers} layers × {memory.size(per_token)}"
-    kept = Term("activations", found.kept, how + (", checkpointed" if student.hollow.checkpointing else ""))
+    kept = Term("activations", found.kept, how + (", checkpointed" if student.fake.checkpointing else ""))
     rest = found.peak - found.kept
     if rest < 0:  # the peak comes late in backward, when most of them are freed
         return [Term("activations still held", found.peak, how)]
-    chunk = max(student.hollow.lm.chunk, student.shape.width)
+    chunk = max(student.fake.lm.chunk, student.shape.width)
     what = (
         f"head in chunks of {min(chunk, work.scored):,} × {student.shape.vocabulary:,} logits, its gradient, backward"
     )

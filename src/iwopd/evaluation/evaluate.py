@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from iwopd.evaluation.grading import Grader, Verdict
 from iwopd.report.stats import mean_interval, pass_at_k
-from iwopd.rollout.base import Engine, Progress, Sampling, silent
+from iwopd.rollout.base import Engine, Progress, Sampling, no_progress
 from iwopd.rollout.tally import Series
 from iwopd.types import Prompt, Rollout
 
@@ -101,7 +101,7 @@ def evaluate(
     greedy: bool,
     seed: int,
     decode: Decode,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     kept: Kept | None = None,
     chunk: int | None = None,
 ) -> Evaluation:

@@ -43,11 +43,11 @@ class Tokens:
     positions: Tensor
     lengths: Tensor
 
-    def spread(self, flat: Tensor) -> Tensor:
+    def to_padded(self, flat: Tensor) -> Tensor:
         """[tokens] to [batch, time], 0 outside the mask; gradients flow through."""
         return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
 
-    def ragged(self, flat: Tensor) -> list[Tensor]:
+    def to_rows(self, flat: Tensor) -> list[Tensor]:
         """[tokens, ...] to one tensor per row."""
         return list(flat.split(self.mask.sum(-1).tolist()))
 
@@ -119,7 +119,7 @@ def collate(
     tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
 
     def spread(rows: list[Logprobs]) -> Tensor:
-        return tokens.spread(torch.from_numpy(numpy.concatenate(rows)).to(device))
+        return tokens.to_padded(torch.from_numpy(numpy.concatenate(rows)).to(device))
 
     trainer = [record.trainer_logprobs for record in scored if record.trainer_logprobs is not None]
     base = [record.base_logprobs for record in scored if record.base_logprobs is not None]
@@ -140,7 +140,7 @@ def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Indices grouped by length, longest first, so that a group's padded size stays within `limit` tokens.
 
     A sequence longer than the limit makes a group of its own. A group that is worth a pass of its own takes no sequence
-    that would be padded by more than `PADDING` of the longest.
+    that would be padded by more than `MAX_PADDING_RATIO` of the longest.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -151,10 +151,10 @@ def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return groups
 
 
-PADDING = 0.1
-WORTHWHILE = 1 / 4  # of the limit
+MAX_PADDING_RATIO = 0.1
+MIN_FILL_RATIO = 1 / 4  # of the limit
 
 
 def _fits(longest: int, length: int, count: int, limit: int) -> bool:
-    wasteful = length < (1 - PADDING) * longest and longest * count >= WORTHWHILE * limit
+    wasteful = length < (1 - MAX_PADDING_RATIO) * longest and longest * count >= MIN_FILL_RATIO * limit
     return longest * (count + 1) <= limit and not wasteful

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig
-from iwopd.data import Row, cell, load_rows, text_of
+from iwopd.data import Row, get_column, load_rows, text_of
 from iwopd.errors import ConfigError, DataError
 from iwopd.evaluation.grading import code_rows
 
@@ -39,7 +39,7 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
     known = [config.teacher.name, *config.teachers]
     for key, source in sources.items():
         for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
-            named = cell(row, source.teacher_column or "")
+            named = get_column(row, source.teacher_column or "")
             if named is not None and text_of(named) not in known:
                 raise DataError(
                     f"{source.path}: row {number}, column {source.teacher_column}: {named} is no teacher; there are "
@@ -72,7 +72,7 @@ def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
     rows = _with_references(rows, source)
     _tell_floats(rows, source, key)
     for number, row in enumerate(rows, start=1):
-        if source.grader == "math" and not text_of(cell(row, source.answer_column)).strip():
+        if source.grader == "math" and not text_of(get_column(row, source.answer_column)).strip():
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: empty, so no answer could be right; "
                 "correct or remove the row"
@@ -85,7 +85,7 @@ def _tell_floats(rows: list[Row], source: BenchmarkConfig, key: str) -> None:
     if source.grader != "exact":
         return
     column = str(source.answer_column)
-    floats = [text_of(value) for row in rows if type(value := cell(row, column)) is float]
+    floats = [text_of(value) for row in rows if type(value := get_column(row, column)) is float]
     found = [text for text in floats if text.endswith(".0")]
     if found:
         log.warning(
@@ -102,7 +102,7 @@ def _with_references(rows: list[Row], source: BenchmarkConfig) -> list[Row]:
     assert source.answer_column is not None
     pattern, found = re.compile(source.reference_pattern), list[Row]()
     for number, row in enumerate(rows, start=1):
-        match = pattern.search(text_of(cell(row, source.answer_column)))
+        match = pattern.search(text_of(get_column(row, source.answer_column)))
         if match is None:
             raise DataError(
                 f"{source.path}: row {number}, column {source.answer_column}: reference_pattern="

@@ -24,7 +24,7 @@ class Progress(Protocol):
         ...
 
 
-def silent(done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
+def no_progress(done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
     """Progress that nobody watches."""
 
 
@@ -37,7 +37,7 @@ def part_of(progress: Progress, place: int, count: int) -> Progress:
     return tell
 
 
-def unheard(rollout: Rollout) -> None:
+def ignore_rollout(rollout: Rollout) -> None:
     """A finished rollout that nobody waits for."""
 
 
@@ -70,8 +70,8 @@ class Engine(Protocol):
         *,
         seed: int,
         stream: int | str,
-        progress: Progress = silent,
-        finished: Finished = unheard,
+        progress: Progress = no_progress,
+        finished: Finished = ignore_rollout,
     ) -> list[Rollout]:
         """`sampling.n` rollouts per prompt, prompt by prompt.
 

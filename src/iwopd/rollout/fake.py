@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids
 
@@ -31,8 +31,8 @@ class FakeEngine(Engine):
         *,
         seed: int,
         stream: int | str,
-        progress: Progress = silent,
-        finished: Finished = unheard,
+        progress: Progress = no_progress,
+        finished: Finished = ignore_rollout,
     ) -> list[Rollout]:
         """See `Engine.generate`."""
         length = min(self.length, sampling.max_tokens)

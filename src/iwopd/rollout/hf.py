@@ -11,7 +11,7 @@ from torch import Tensor
 from iwopd.errors import EngineError, IwopdError, NonFiniteError, first_line
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.rollout.decoding import Decoding, cache_argument
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
@@ -87,8 +87,8 @@ class HfEngine(Engine):
         *,
         seed: int,
         stream: int | str,
-        progress: Progress = silent,
-        finished: Finished = unheard,
+        progress: Progress = no_progress,
+        finished: Finished = ignore_rollout,
     ) -> list[Rollout]:
         """See `Engine.generate`.
 

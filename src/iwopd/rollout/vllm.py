@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.rollout.records import Answer, make_rollout
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.in_process import InProcess
-from iwopd.vllm.transfer import Weighted
+from iwopd.vllm.transfer import WeightSource
 
 # The worker extension that takes weights over, by name: workers may be processes of their own.
 WORKER = "iwopd.vllm.worker.StudentWeights"
@@ -32,7 +32,7 @@ class VllmEngine(Engine):
         vllm: InProcess,
         stop_ids: Sequence[int],
         vocabulary: int | None = None,
-        send: Callable[[Weighted], None] | None = None,
+        send: Callable[[WeightSource], None] | None = None,
     ):
         self.vllm = vllm
         self.stop_ids = list(stop_ids)
@@ -47,8 +47,8 @@ class VllmEngine(Engine):
         *,
         seed: int,
         stream: int | str,
-        progress: Progress = silent,
-        finished: Finished = unheard,
+        progress: Progress = no_progress,
+        finished: Finished = ignore_rollout,
     ) -> list[Rollout]:
         """See `Engine.generate`.
 
@@ -96,7 +96,7 @@ class VllmEngine(Engine):
             allowed_token_ids=None if self.vocabulary is None else list(range(self.vocabulary)),
         )
 
-    def sync_weights(self, student: Weighted, version: int) -> None:
+    def sync_weights(self, student: WeightSource, version: int) -> None:
         """Hand the student's weights over, and forget what was cached under the old ones."""
         self.vllm.wake()
         if self.send is None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.errors import ConfigError, EngineError
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, silent, unheard
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.rollout.records import Answer, make_rollout
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.servers import BadAnswer, Server, Servers
-from iwopd.vllm.transfer import Route, Weighted
+from iwopd.vllm.transfer import WeightSource, WeightTransport
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class VllmServerEngine(Engine):
         self,
         servers: Servers,
         stop_ids: Sequence[int],
-        route: Route,
+        route: WeightTransport,
         vocabulary: int | None = None,
         rows: int | None = None,
     ):
@@ -59,8 +59,8 @@ class VllmServerEngine(Engine):
         *,
         seed: int,
         stream: int | str,
-        progress: Progress = silent,
-        finished: Finished = unheard,
+        progress: Progress = no_progress,
+        finished: Finished = ignore_rollout,
     ) -> list[Rollout]:
         """See `Engine.generate`.
 
@@ -138,7 +138,7 @@ class VllmServerEngine(Engine):
                 "them with --logprobs-mode processed_logprobs, or sample with 1, 1 and 0"
             )
 
-    def sync_weights(self, student: Weighted, version: int) -> None:
+    def sync_weights(self, student: WeightSource, version: int) -> None:
         """Hand the student's weights to every server that is alive.
 
         Raises:
@@ -146,7 +146,7 @@ class VllmServerEngine(Engine):
         """
         self.version = version
         self._send = self.route.publish(student)
-        self.servers.at_once(self._hand_over, self.servers.alive)
+        self.servers.map_concurrent(self._hand_over, self.servers.alive)
         if not self.servers.alive:
             raise EngineError(f"{self.servers.key}: no server took the weights of step {version}; start them again")
 
@@ -171,7 +171,7 @@ class VllmServerEngine(Engine):
         self._send = lambda server: self.servers.post(
             server, "collective_rpc", {"method": "take_weights_from", "args": [str(Path(folder).resolve())]}
         )
-        self.servers.at_once(self._hand_over, self.servers.alive)
+        self.servers.map_concurrent(self._hand_over, self.servers.alive)
 
     def _serves(self, server: Server, folder: str) -> bool:
         """True where its weights are that model's, as they were loaded."""

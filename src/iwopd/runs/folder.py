@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
 # Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
-FREE_KEYS = re.compile(
+RESUME_MAY_CHANGE = re.compile(
     r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
     r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
@@ -79,7 +79,7 @@ class RunFolder:
         return self.checkpoints.final
 
     @property
-    def held(self) -> bool:
+    def locked(self) -> bool:
         """True while this object keeps others from writing there."""
         return self.lock.held
 
@@ -153,7 +153,7 @@ class RunFolder:
     def _is_free(self, key: str) -> bool:
         """True for a key that may differ when a run goes on; only an evaluation is one of `eval.model`."""
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
-        return bool(FREE_KEYS.fullmatch(key.removeprefix("environment."))) and not of_the_run
+        return bool(RESUME_MAY_CHANGE.fullmatch(key.removeprefix("environment."))) and not of_the_run
 
     def _is_place(self, key: str, *paths: Any) -> bool:
         """True for a key that says where something is whose contents can be compared; a toy is its name."""

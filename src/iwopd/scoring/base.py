@@ -5,7 +5,7 @@ from typing import Protocol, Self
 
 from iwopd.models.batch import Window
 from iwopd.numerics.logprobs import Head
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.types import Rollout, ScoredRollout
 
 
@@ -13,7 +13,7 @@ class Teacher(Protocol):
     """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """The teacher's log-probs of each rollout's window, in the order given.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy
 
 from iwopd.models.batch import Window
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
 
@@ -19,7 +19,7 @@ class FakeTeacher(Teacher):
         self.closed = False
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`."""
         if hidden:

@@ -14,7 +14,7 @@ from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.readouts import logprobs_and_states
 from iwopd.numerics.logprobs import Head
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.types import Rollout, ScoredRollout, as_logprobs
 
@@ -30,7 +30,7 @@ def in_token_batches(
     batch_tokens: int,
     device: torch.device,
     function: Callable[[Tokens], Sequence[Tensor]],
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[tuple[Tensor, ...]]:
     """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
 
@@ -43,7 +43,7 @@ def in_token_batches(
         group, columns = waiting.pop(), None
         tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
         try:
-            columns = [tokens.ragged(flat.cpu()) for flat in function(tokens)]
+            columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens)]
         except torch.OutOfMemoryError as error:
             if len(group) == 1:
                 raise OutOfMemoryError(
@@ -93,7 +93,7 @@ class HfTeacher(Teacher):
 
     @torch.no_grad()
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iwopd.models.batch import Window
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.prompt_logprobs import scored_rollout
 from iwopd.types import Rollout, ScoredRollout
@@ -38,7 +38,7 @@ class VllmTeacher(Teacher):
             self._run(waiting)
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 
@@ -54,7 +54,7 @@ class VllmTeacher(Teacher):
         self._done.clear()
         return scored
 
-    def _run(self, items: Sequence[tuple[Rollout, Window]], progress: Progress = silent, total: int = 0) -> None:
+    def _run(self, items: Sequence[tuple[Rollout, Window]], progress: Progress = no_progress, total: int = 0) -> None:
         from vllm import SamplingParams
 
         windows = [window(len(rollout.response_ids)) for rollout, window in items]

@@ -8,7 +8,7 @@ from typing import Any
 
 from iwopd.errors import EngineError
 from iwopd.models.batch import Window
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.prompt_logprobs import scored_rollout
 from iwopd.types import Ids, Rollout, ScoredRollout
@@ -80,7 +80,7 @@ class VllmServerTeacher(Teacher):
         return self.servers.submit(_body(ids), len(ids), partial(_read, rollout, bounds))
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 

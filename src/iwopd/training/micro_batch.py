@@ -115,8 +115,8 @@ def _passes(dropouts: list[nn.Module], forward: Callable[[], Forward]) -> tuple[
 def _forward(lm: LanguageModel, batch: Batch, objective: Objective, teacher_head: Head | None) -> Forward:
     tokens, loss = batch.tokens, objective.loss
     if loss.signal == "sampled":
-        return Forward(tokens.spread(lm.token_logprobs(tokens)), batch.teacher_logprobs)
+        return Forward(tokens.to_padded(lm.token_logprobs(tokens)), batch.teacher_logprobs)
     assert batch.teacher_hidden is not None, "score() keeps hidden states for losses over the vocabulary"
     assert teacher_head is not None, "update() is given the teacher's head for losses over the vocabulary"
     scores = lm(tokens, divergence_from(batch.teacher_hidden, teacher_head, loss.divergence()))
-    return Forward(**{name: tokens.spread(flat) for name, flat in scores._asdict().items()})
+    return Forward(**{name: tokens.to_padded(flat) for name, flat in scores._asdict().items()})

@@ -7,7 +7,7 @@ import torch
 
 from iwopd.models.batch import Window
 from iwopd.models.student import Student
-from iwopd.rollout.base import Progress, part_of, silent
+from iwopd.rollout.base import Progress, no_progress, part_of
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import in_token_batches
 from iwopd.types import Logprobs, Rollout, ScoredRollout, as_logprobs
@@ -21,7 +21,7 @@ def score(
     student: Student | None = None,
     base: Teacher | None = None,
     hidden: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[ScoredRollout]:
     """Log-probs of each rollout's window, in the order given.
 
@@ -50,7 +50,7 @@ def trainer_logprobs(
     student: Student,
     rollouts: Sequence[Rollout],
     windows: Sequence[tuple[int, int]],
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[Logprobs]:
     """The student's own log-probs (nats) of each rollout's window ``[start, stop)``, recomputed by the trainer."""
     student.model.eval()

@@ -13,7 +13,7 @@ from iwopd.models.batch import collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.student import Student
 from iwopd.numerics import Head
-from iwopd.rollout.base import Progress, part_of, silent
+from iwopd.rollout.base import Progress, no_progress, part_of
 from iwopd.seeding import derive_seed
 from iwopd.training.micro_batch import train_on
 from iwopd.training.objective import Objective
@@ -32,7 +32,7 @@ def update(
     progress: float = 0.0,
     updates: int = 1,
     teacher_head: Head | None = None,
-    advance: Progress = silent,
+    advance: Progress = no_progress,
 ) -> dict[str, float]:
     """Train the student on one batch of scored rollouts; returns metrics with keys such as ``train/loss``.
 

@@ -278,7 +278,7 @@ class Servers:
         """True where it was started with VLLM_SERVER_DEV_MODE=1."""
         return self._control("GET", server, "weight_info").status_code != 404
 
-    def at_once(self, function: Callable[[Server], None], servers: Sequence[Server]) -> None:
+    def map_concurrent(self, function: Callable[[Server], None], servers: Sequence[Server]) -> None:
         """`function` for all of them at the same time."""
         if not servers:
             return

@@ -1,7 +1,7 @@
 """Ways for the student's weights to reach vLLM workers in other processes.
 
-`SharedFile` is run for real in the tests. `OverGpus` and `to_workers_of` follow vLLM's weight-transfer API (CUDA IPC
-where trainer and worker share a GPU, NCCL where they do not); they need GPUs and have not been run yet.
+`SharedFile` is run for real in the tests. `DeviceTransport` and `to_workers_of` follow vLLM's weight-transfer API (CUDA
+IPC where trainer and worker share a GPU, NCCL where they do not); they need GPUs and have not been run yet.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PREFIX = f"iwopd-weights-{socket.gethostname()}-"
 LOCK = ".lock"  # held by the trainer while it lives
 
 
-class Weighted(Protocol):
+class WeightSource(Protocol):
     """The student, as far as it matters here."""
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -36,10 +36,10 @@ class Weighted(Protocol):
         ...
 
 
-class Route(Protocol):
+class WeightTransport(Protocol):
     """How weights reach servers."""
 
-    def publish(self, student: Weighted) -> Callable[[Server], None]:
+    def publish(self, student: WeightSource) -> Callable[[Server], None]:
         """Make the weights ready; returns what has one server take them."""
         ...
 
@@ -76,8 +76,8 @@ class SharedFile:
     def _grant(self, path: Path, mode: int) -> None:
         path.chmod(mode & 0o700 if self._private else mode & ~_umask())
 
-    def publish(self, student: Weighted) -> Callable[[Server], None]:
-        """See `Route`.
+    def publish(self, student: WeightSource) -> Callable[[Server], None]:
+        """See `WeightTransport`.
 
         Raises:
             EngineError: there is no room for the file.
@@ -166,13 +166,13 @@ def _as_json(update_info: dict[str, Any]) -> dict[str, Any]:
     return rest | {"ipc_handles_pickled": b64encode(pickle.dumps(update_info["ipc_handles"])).decode()}
 
 
-def to_workers_of(llm: Any, dtype: torch.dtype) -> Callable[[Weighted], None]:
+def to_workers_of(llm: Any, dtype: torch.dtype) -> Callable[[WeightSource], None]:
     """By CUDA IPC to the worker processes of an engine started here with tensor parallelism."""
     sender = _Sender("ipc", _InProcessClient(llm), world_size=0, dtype=dtype)
     return sender.send
 
 
-class OverGpus:
+class DeviceTransport:
     """By NCCL or CUDA IPC to servers started with ``--weight-transfer-config '{"backend": "nccl"}'`` (or "ipc")."""
 
     def __init__(self, servers: Servers, kind: Literal["nccl", "ipc"], dtype: torch.dtype):
@@ -181,8 +181,8 @@ class OverGpus:
         self.dtype = dtype
         self._senders: dict[str, _Sender] = {}
 
-    def publish(self, student: Weighted) -> Callable[[Server], None]:
-        """See `Route`: weights stay where they are until a server takes them."""
+    def publish(self, student: WeightSource) -> Callable[[Server], None]:
+        """See `WeightTransport`: weights stay where they are until a server takes them."""
 
         def hand_over(server: Server) -> None:
             if server.url not in self._senders:
@@ -208,9 +208,9 @@ class _Sender:
         self.world_size = world_size
         self.dtype = dtype
         self._engine: Any = None
-        self._student: Weighted | None = None
+        self._student: WeightSource | None = None
 
-    def send(self, student: Weighted) -> None:
+    def send(self, student: WeightSource) -> None:
         self._student = student
         if self._engine is None:
             self._engine = self._open()

@@ -66,7 +66,7 @@ class Pass:
     gradients: int = 0
 
 
-class Hollow:
+class FakeModel:
     """A model of `config`'s shape.
 
     Args:
@@ -116,7 +116,7 @@ class Hollow:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
                 if adapt is not None:
                     model.enable_input_require_grads()
-            self.lm = _HollowLanguageModel(model, device, autocast)
+            self.lm = _FakeLanguageModel(model, device, autocast)
         self.checkpointing = checkpointing
 
     @property
@@ -223,7 +223,7 @@ class Hollow:
             yield
 
 
-class _HollowLanguageModel(LanguageModel):
+class _FakeLanguageModel(LanguageModel):
     """Chunks as on the device the estimate is for."""
 
     def __init__(self, model: Any, kind: str, autocast: bool):

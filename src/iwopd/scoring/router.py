@@ -4,12 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from iwopd.models.batch import Window
-from iwopd.rollout.base import Progress, silent
+from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
 
 
-class Asked(Protocol):
+class PromptRef(Protocol):
     """The part of `iwopd.types.Prompt` that says who scores."""
 
     @property
@@ -19,7 +19,7 @@ class Asked(Protocol):
     def teacher(self) -> str | None: ...
 
 
-class SeveralTeachers(Teacher):
+class TeacherRouter(Teacher):
     """See `Teacher`.
 
     Args:
@@ -31,13 +31,13 @@ class SeveralTeachers(Teacher):
         KeyError: a prompt names another.
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher], default: str, prompts: Sequence[Asked]):
+    def __init__(self, teachers: Mapping[str, Teacher], default: str, prompts: Sequence[PromptRef]):
         self.teachers = teachers
         self._default = teachers[default]
         self._of = {prompt.id: teachers[prompt.teacher] for prompt in prompts if prompt.teacher is not None}
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = silent
+        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`. One teacher after the other, so that those in host memory take turns on the GPU."""
         found: dict[int, ScoredRollout] = {}

@@ -18,7 +18,7 @@ from iwopd.runs.console import plain_console
 REFRESH = 1.0  # seconds between looks at the runs' files
 
 
-class Board:
+class StudyTable:
     """The state of all runs, read from their folders; a context manager.
 
     Args:
@@ -41,7 +41,7 @@ class Board:
         self._lock = threading.Lock()
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "StudyTable":
         if self._finished:
             self.line(f"{len(self._finished)} of {len(self.runs)} runs are done already")
         if self._live is not None:
