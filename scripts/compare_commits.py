@@ -13,6 +13,7 @@ Prints a table; exit status 1 where any kind differs or fails.
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("after", nargs="?", default="HEAD")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktrees are removed
     print(f"{'kind':32}{options.before[:12]:>14}{options.after[:12]:>14}  same weights")
     different = 0
     with (

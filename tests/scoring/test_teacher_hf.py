@@ -64,26 +64,26 @@ def test_hidden_states_are_kept_where_asked_for(window, lm, rollouts):
 
 
 def test_no_forward_holds_more_tokens_than_were_allowed(lm, rollouts, monkeypatch):
-    sizes, states = [], LanguageModel.states
+    sizes, forward = [], LanguageModel.forward
 
-    def watched(self, tokens):
+    def watched(self, tokens, readout):
         sizes.append(tokens.input_ids.numel())
-        return states(self, tokens)
+        return forward(self, tokens, readout)
 
-    monkeypatch.setattr(LanguageModel, "states", watched)
+    monkeypatch.setattr(LanguageModel, "forward", watched)
     HfTeacher(lm, CPU, batch_tokens=40).score(rollouts, WINDOWS["whole"])
     assert max(sizes) <= 40
     assert 1 < len(sizes) < len(rollouts)
 
 
 def test_a_cut_window_costs_no_tokens_behind_it(lm, make_rollouts, monkeypatch):
-    columns, states = [], LanguageModel.states
+    columns, forward = [], LanguageModel.forward
 
-    def watched(self, tokens):
+    def watched(self, tokens, readout):
         columns.append(tokens.input_ids.shape[1])
-        return states(self, tokens)
+        return forward(self, tokens, readout)
 
-    monkeypatch.setattr(LanguageModel, "states", watched)
+    monkeypatch.setattr(LanguageModel, "forward", watched)
     long = make_rollouts(6, seed=5, longest=100, longest_prompt=3)
     HfTeacher(lm, CPU).score(long, WINDOWS["first"])
     assert columns == [max(len(r.prompt_ids) + window_bounds(len(r.response_ids), 0.3)[1] - 1 for r in long)]
