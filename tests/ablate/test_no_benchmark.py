@@ -25,6 +25,7 @@ def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_a_run_without_a_benchmark_trains_and_says_so(unmeasured: Path, tmp_path: Path) -> None:
     found = rows(unmeasured / "metrics.jsonl")
     assert [row["step"] for row in found] == [1, 2, 3, 4]
@@ -37,6 +38,7 @@ def test_a_run_without_a_benchmark_trains_and_says_so(unmeasured: Path, tmp_path
     assert weights(unmeasured / "final") == weights(tmp_path / "run" / "final"), "evaluations change nothing"
 
 
+@pytest.mark.process
 def test_a_run_without_a_benchmark_resumes_exactly(unmeasured: Path, tmp_path: Path) -> None:
     half = shutil.copytree(unmeasured, tmp_path / "half")
     shutil.rmtree(half / "final")
@@ -46,6 +48,7 @@ def test_a_run_without_a_benchmark_resumes_exactly(unmeasured: Path, tmp_path: P
     assert without_times(rows(half / "metrics.jsonl")) == without_times(rows(unmeasured / "metrics.jsonl"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "none", ["eval.benchmarks=[]", "eval.benchmarks={}", "eval.benchmarks=null", "~eval.benchmarks", "benchmark=null"]
 )

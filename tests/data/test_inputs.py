@@ -150,6 +150,7 @@ def test_an_evaluation_refuses_another_answer(began: World, tmp_path: Path, caps
     assert "problems are not what they were (test-1)" in refused(capsys, "eval", *settings, "run.resume=true")
 
 
+@pytest.mark.process
 def test_a_template_that_prints_the_time_prints_the_start_of_the_run(
     smoke_models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -203,7 +203,7 @@ MIXED = (
 )
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_run_over_a_mixture_asks_each_problems_own_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other teacher is the student itself, so its share of the batch has A = 0, and nothing else has."""
     from iwopd.training.update import update
@@ -229,7 +229,7 @@ def test_a_run_over_a_mixture_asks_each_problems_own_teacher(tmp_path: Path, mon
     assert min(gap for name, gap in seen if name == "a/") > 1e-2
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_column_names_the_teacher_of_each_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = [{"prompt": f"{n}", "by": name} for n, name in enumerate(["default", "other", None, "other"] * 4)]
     path = jsonl(tmp_path / "rows.jsonl", table)

@@ -347,7 +347,7 @@ def trained(smoke_models, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_what_a_diagnosis_leaves(made):
     left = {entry.name for entry in made.iterdir() if not entry.name.startswith(".")}
     assert {"diagnose.json", "report.html", "figures", "config.yaml", "about.json"} <= left
@@ -368,7 +368,7 @@ def test_what_a_diagnosis_leaves(made):
         assert [sum(right) / 6 for right in curve["right"]] == curve["accuracy"]
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_run_is_diagnosed_at_every_step_it_kept(trained, tmp_path, capsys):
     folder = tmp_path / "steps"
     assert iwopd("diagnose", *QUICK, "diagnose.continuations=0", f"diagnose.run={trained}", f"run.dir={folder}") == 0
@@ -381,7 +381,7 @@ def test_a_run_is_diagnosed_at_every_step_it_kept(trained, tmp_path, capsys):
     assert not (folder / "figures" / "continuation.svg").exists()
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_prompts_need_no_answers_where_nothing_is_continued(made, tmp_path):
     """And the same pair gives the same numbers twice."""
     settings = ("eval.benchmarks.smoke.answer_column=null", "diagnose.continuations=0")
@@ -410,7 +410,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
     text = (made / "report.html").read_text()
     elements = Elements(text).found
@@ -515,7 +515,7 @@ def test_bad_input_is_one_line(settings, said, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_run_of_another_pair_or_verb_is_refused(trained, made, tmp_path, capsys):
     folder = f"run.dir={tmp_path / 'run'}"
     other = refused(capsys, "diagnose", *QUICK, f"diagnose.run={trained}", "teacher.path=toy://smoke/student", folder)

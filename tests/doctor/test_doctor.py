@@ -67,6 +67,7 @@ def test_a_pair_that_works(doctor: Examined, tmp_path: Path, capsys: pytest.Capt
     assert "\x1b[" not in out  # plain, where there is no terminal
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("loss", ["policy_gradient", "reverse_kl"])
 @pytest.mark.parametrize("noisy", [False, True])
 def test_the_students_own_teacher_takes_a_runs_path(
@@ -101,6 +102,7 @@ def test_a_vllm_engine_is_started_and_compared(doctor: Examined) -> None:
     assert any(term["what"].startswith("student's vLLM engine") for term in report["memory"][0]["terms"])
 
 
+@pytest.mark.process
 def test_the_window_of_the_weighting_counts(doctor: Examined) -> None:
     _, whole = doctor("weighting=uniform", "doctor.live=false")
     _, first = doctor("weighting=first30", "doctor.live=false")

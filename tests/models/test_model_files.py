@@ -61,6 +61,7 @@ def test_adapters_are_refused_wherever_they_are_named(key, whole, plain, smoke_m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_the_folder_of_a_run_names_its_model(smoke_models, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     settings = (*SMOKE, "run.save_every=1", "eval.every=0", "eval.benchmarks.smoke.limit=2", "run.samples=0")
@@ -73,6 +74,7 @@ def test_the_folder_of_a_run_names_its_model(smoke_models, tmp_path, capsys) -> 
         )
 
 
+@pytest.mark.process
 def test_the_checkpoint_of_adapters_names_the_merged_model(tmp_path, capsys) -> None:
     run = tmp_path / "run"
     settings = (*SMOKE, "run.save_every=1", "eval.every=0", "eval.benchmarks.smoke.limit=2", "run.samples=0")
@@ -148,6 +150,7 @@ def test_saved_adapters_are_seen_to_be_whole(tmp_path: Path, smoke_models) -> No
         saved.check_adapters(tmp_path, model)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_run_whose_files_do_not_load_does_not_end_well(lora: int, tmp_path: Path, monkeypatch, capsys) -> None:
     whole = PreTrainedModel.save_pretrained
@@ -167,6 +170,7 @@ def test_a_run_whose_files_do_not_load_does_not_end_well(lora: int, tmp_path: Pa
 # ---------------------------------------------------------------------------------------------- precision
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("dtype", "rank", "warned"), [("bfloat16", 0, True), ("bfloat16", 4, False), ("float32", 0, False)]
 )

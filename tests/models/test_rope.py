@@ -138,7 +138,7 @@ def pair(folder: Path, name: str, monkeypatch) -> tuple[str, ...]:
     return (*SMALL, *problems(folder), f"student.path={student}", f"teacher.path={teacher}", "run.steps=1")
 
 
-@pytest.mark.cli
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "engines"),
     [

@@ -106,7 +106,7 @@ def finished(smoke_models, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_only_training_rollouts_end_at_the_horizon(finished):
     found = rows(finished / "metrics.jsonl")
     training = [row for row in found if "train/loss" in row]
@@ -131,7 +131,7 @@ def test_the_preset_keeps_the_horizon_at_30_percent(smoke_models, tmp_path):
     assert next(row["train/weight_min"] for row in found if "train/loss" in row) == 1
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_resumed_run_has_the_horizons_of_one_never_interrupted(finished, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(finished, half)

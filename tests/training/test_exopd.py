@@ -100,7 +100,7 @@ def test_without_the_bases_logprobs_there_is_no_silent_stand_in(
 SHORT = (*SMALL, "run.steps=2", "eval.every=0", "run.save_every=1", "weighting=uniform", "base.dtype=float32")
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_run_goes_beyond_opd_and_resumes_exactly(tmp_path: Path) -> None:
     """The base is the student before training, also when the student has moved on and the run is resumed."""
     whole, part, plain = (tmp_path / name for name in ("whole", "part", "plain"))
