@@ -31,8 +31,10 @@ from pathlib import Path
 
 from interruptions import table
 from interruptions.plan import KINDS, Plan, draw
-from interruptions.runs import Ended, Interruption, Place, Reference, Run, reference
+from interruptions.runs import Run
 from interruptions.servers import Fleet
+from interruptions.table import Ended, Interruption
+from interruptions.whole import Place, Reference, reference
 
 INSIDE = "IWOPD_CAMPAIGN_NAMESPACE"  # environment: this process may mount
 DISK_MIB = 64

@@ -173,3 +173,14 @@ def drafts(folder: Path) -> Iterator[Path]:
     for run in run_folders(folder):
         for place in (run, run / "checkpoints"):
             yield from (each for each in place.glob(".draft*") if each not in users)
+
+
+def draft_marks(folder: Path) -> set[tuple[str, int]]:
+    """Path and inode of each, which tell one from the next of the same name."""
+    found = set[tuple[str, int]]()
+    for each in drafts(folder):
+        try:
+            found.add((str(each), each.stat().st_ino))
+        except OSError:  # finished in between
+            continue
+    return found

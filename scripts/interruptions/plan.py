@@ -47,7 +47,7 @@ KINDS = {
         "SIGTERM, a child": 1,
     },
 }
-MOMENTS = {"start": 3, "line": 6, "draft": 3}
+MOMENTS = {"start": 3, "line": 6, "draft": 3, "end": 1}
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Moment:
     """When, within a session.
 
     Attributes:
-        kind: "start", "line" (after the nth line about a step) or "draft" (while the nth folder is being written).
+        kind: "start", "line" (after the nth line about a step), "draft" (while the nth checkpoint is being written) or
+            "end" (while final/ is).
         number: for "start", the part of the start-up that has passed; else which.
-        delay: further time after a line, in steps.
+        delay: further time: after a line in steps, while something is written in about the time that takes.
     """
 
     kind: str
@@ -67,9 +68,9 @@ class Moment:
     def __str__(self) -> str:
         if self.kind == "start":
             return f"{self.number:.0%} of the start-up"
-        return (
-            f"draft {self.number:.0f}" if self.kind == "draft" else f"line {self.number:.0f} + {self.delay:.1f} steps"
-        )
+        if self.kind == "line":
+            return f"line {self.number:.0f} + {self.delay:.1f} steps"
+        return f"{self.kind} {self.number:.0f} + {self.delay:.1f}"
 
 
 @dataclass(frozen=True)
@@ -125,4 +126,4 @@ def _moment(drawn: random.Random, rollout: str) -> Moment:
     number, delay = drawn.uniform(0.05, 1.0), drawn.uniform(0.0, 1.5)
     if kind == "start":
         return Moment(kind, number, 0.0)
-    return Moment(kind, float(drawn.randint(1, 3)), delay if kind == "line" else 0.0)
+    return Moment(kind, float(drawn.randint(1, 3)), delay)

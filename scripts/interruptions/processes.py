@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,10 @@ class Session:
     def step_lines(self) -> int:
         """Lines about steps and evaluations so far."""
         return sum(line.startswith(("step ", "after step ")) or ": accuracy" in line for line in self.lines())
+
+    def steps(self) -> list[int]:
+        """The steps that it says it has taken."""
+        return [int(found[1]) for line in self.lines() if (found := re.match(r"step (\d+)/", line))]
 
     def said(self) -> str:
         """The last line: of standard error, else of standard output."""

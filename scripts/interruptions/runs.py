@@ -1,140 +1,22 @@
 """One run of a campaign: interrupted by its plan, resumed each time, and compared with an uninterrupted run's."""
 
 import os
-import re
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from interruptions import files
 from interruptions.plan import DISK, FILES, SERVERS, Fault, Plan
-from interruptions.processes import Session, left_running, send, shared_memory, temporary, warm_up
-from interruptions.servers import TIMEOUT_S, Fleet
+from interruptions.processes import Session, left_running, send, shared_memory, temporary
+from interruptions.servers import TIMEOUT_S
+from interruptions.table import Ended, Interruption
+from interruptions.whole import HANGS, Place, Reference, difference, distance, overrides, table, weights
 
-STEPS = 12
-SMOKE = (
-    *("+experiment=smoke", f"run.steps={STEPS}", "run.keep=2", "eval.every=4", "eval.benchmarks.smoke.limit=8"),
-    *("data.batch_size=8", "data.limit=64", "rollout.max_tokens=24", "run.samples=2"),
-)
-STUDY = (*SMOKE, "run.steps=6", "ablate.arms=[uniform,iw]", "ablate.seeds=[1]", "ablate.workers=2", "eval.greedy=false")
-HANGS = 300.0  # seconds after which a session counts as hung
+WRITING = 0.03  # seconds that a checkpoint takes, about
 STATUS = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGHUP": (129, -1)}  # the second before Python is set up
-MAY_LOSE_METRICS = "metrics.jsonl: cut below the checkpoint"
-
-
-@dataclass
-class Interruption:
-    """What was done and what came of it.
-
-    Attributes:
-        lost: steps that are taken again.
-        problems: what should not be.
-    """
-
-    run: int
-    rollout: str
-    kind: str
-    moment: str
-    did: str = ""
-    status: int | None = None
-    said: str = ""
-    lost: int = 0
-    problems: list[str] = field(default_factory=list[str])
-
-
-@dataclass
-class Ended:
-    """How a run ended, after all its interruptions."""
-
-    run: int
-    rollout: str
-    interruptions: int
-    sessions: int
-    seconds: float
-    same_weights: bool | None = None
-    distance: float | None = None
-    whole_metrics: bool = False
-    left: list[str] = field(default_factory=list[str])
-    problems: list[str] = field(default_factory=list[str])
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A run that was never interrupted."""
-
-    weights: dict[str, bytes]
-    metrics: dict[str, list[dict[str, Any]]]
-    samples: dict[str, list[dict[str, Any]]]
-    startup: float
-    step: float
-
-
-@dataclass
-class Place:
-    """Where a worker's runs are: `disk`, a small file system of their own, or a plain folder."""
-
-    work: Path
-    disk: Path
-    preload: bool
-    fleet: Fleet | None = None
-    extra: tuple[str, ...] = ()
-
-
-def overrides(rollout: str, place: Place) -> list[str]:
-    """The command line, without run.dir and run.save_every."""
-    if rollout == "study":
-        return ["ablate", *STUDY, *place.extra]
-    served = ()
-    if rollout == "vllm_server":
-        assert place.fleet is not None
-        # One request at a time: a batch of several rounds by what else is in it, and that is a matter of timing.
-        served = (f"rollout.urls=[{place.fleet.urls}]", "rollout.http.connections=1", "rollout.http.backoff=0.1")
-    return ["train", *SMOKE, f"rollout={rollout}", *served, *place.extra]
-
-
-def reference(rollout: str, place: Place, name: str = "reference") -> Reference:
-    """Run it to its end; RuntimeError if it does not."""
-    folder = place.work / f"{name}-{rollout}"
-    if place.preload:
-        warm_up()
-    session = Session(
-        [*overrides(rollout, place), f"run.dir={folder}", "run.save_every=1"],
-        place.work / "sessions",
-        name,
-        place.preload,
-    )
-    while session.status() is None and not session.step_lines():
-        time.sleep(0.02)
-    startup = time.monotonic() - session.began
-    if not session.wait(2 * HANGS) or session.status():
-        raise RuntimeError(f"the uninterrupted run of {rollout} failed: {session.said()}")
-    step = (time.monotonic() - session.began - startup) / STEPS
-    return Reference(weights(folder), table(folder, "metrics.jsonl"), table(folder, "samples.jsonl"), startup, step)
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    """The final weights of each run in a folder."""
-    return {
-        str(run.relative_to(folder)): (run / "final" / "model.safetensors").read_bytes()
-        for run in files.run_folders(folder)
-        if (run / "final" / "model.safetensors").exists()
-    }
-
-
-def table(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    """A jsonl file of each run in a folder, less what the clock and the machine's memory say."""
-    return {
-        str(run.relative_to(folder)): [
-            {key: value for key, value in row.items() if not key.startswith(("time", "memory/"))}
-            for row in files.rows(run / name)
-        ]
-        for run in files.run_folders(folder)
-    }
 
 
 class Run:
@@ -161,13 +43,14 @@ class Run:
         self.filler = place.disk / "filler"
         self.config = b""
         self.done: list[str] = []
+        self.problems: list[str] = []
+        self.torn = False  # since the last session
         self.open: tuple[Fault, Interruption] | None = None  # a server's, in the session that runs
 
     def carry_out(self) -> Ended:
         """To its end."""
         began, memory = time.monotonic(), shared_memory()
         session: Session | None = None
-        problems: list[str] = []
         for fault in self.plan.faults:
             if not self.allowed():
                 break
@@ -178,14 +61,17 @@ class Run:
                 self.note(found)
             if session.status() is None:
                 continue  # a server was harmed, and the run goes on
+            if self.open is not None:
+                self._judge(session, *self.open)
             session = None
             if self._finished():
                 break
-        problems += self._finish(session)
-        ended = Ended(self.plan.index, self.plan.rollout, self.interruptions, self.started, 0.0, problems=problems)
+        self._finish(session)
+        ended = Ended(self.plan.index, self.plan.rollout, self.interruptions, self.started, 0.0, problems=self.problems)
         self._compare(ended, memory)
         ended.seconds = round(time.monotonic() - began, 1)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self.sessions):
+            shutil.rmtree(folder, ignore_errors=True)
         return ended
 
     # ------------------------------------------------------------------------------------------ sessions
@@ -200,6 +86,7 @@ class Run:
         if fault is not None and fault.kind.endswith("beyond http.timeout_s"):
             arguments.append(f"rollout.http.timeout_s={TIMEOUT_S}")
         self.started += 1
+        self.torn = False
         self.before = {run: self._size(run) for run in files.run_folders(self.folder)}
         return Session(arguments, self.sessions, self.mark, self.place.preload)
 
@@ -212,7 +99,7 @@ class Run:
         """True where nothing is left to do, as far as can be seen."""
         reported = self.plan.rollout != "study" or (self.folder / "report.html").exists()
         done = weights(self.folder).keys() == self.whole.weights.keys()
-        return done and reported and not list(files.drafts(self.folder))
+        return done and reported and not self.torn and not list(files.drafts(self.folder))
 
     def _interrupt(self, session: Session, fault: Fault) -> Interruption | None:
         """None if the session ended before the moment came."""
@@ -223,11 +110,13 @@ class Run:
                 send(signal.SIGKILL, session.tree())
                 session.wait(10)
                 return found
-            return self._ended_by_itself(session, found)
+            self._ended_by_itself(session)
+            return None
         self._act(session, fault, found)
         if fault.kind in FILES:
-            found.did = self._tear(fault) or ""
+            found.did = files.tear(self.folder, fault.kind, fault.amount) or ""
             found.kind = fault.kind if found.did else "SIGKILL, all its processes"
+            self.torn = True
         self.done.append(found.kind)
         if fault.kind in SERVERS:
             self.open = (fault, found)
@@ -235,20 +124,15 @@ class Run:
             self._judge(session, fault, found)
         return found
 
-    def _ended_by_itself(self, session: Session, found: Interruption) -> Interruption | None:
-        """A session that nobody interrupted ends well, or was refused for what the last interruption left."""
+    def _ended_by_itself(self, session: Session) -> None:
+        """A session that nobody interrupted ends well; or for a server's sake; or does not resume, which is a fault."""
         if self.open is not None:
             self._judge(session, *self.open)
-            return None
-        self._check_steps(session, found.problems)
-        if session.status() == 0 and not found.problems:
-            return None
-        found.kind = f"resume after {self.done[-1] if self.done else 'nothing'}"
-        found.status, found.said = session.status(), session.said()
+            return
+        self._check_steps(session, self.problems)
         if session.status():
-            found.problems.append(f"does not resume: {session.said()}")
+            self.problems.append(f"after {self.done[-1:]}: {session.said()}")
             self._repair()
-        return found
 
     def _repair(self) -> None:
         """So that the campaign can go on after a refusal that should not be."""
@@ -258,8 +142,8 @@ class Run:
 
     def _wait_for(self, session: Session, fault: Fault) -> bool:
         """Until the moment has come; False if the session ended or hung before."""
-        moment, limit = fault.moment, session.began + HANGS
-        seen: set[tuple[str, int]] = set()
+        moment, limit = fault.moment, time.monotonic() + HANGS
+        stale, seen = files.draft_marks(self.folder), set[tuple[str, int]]()
         first = session.step_lines() if moment.kind == "line" else 0
         while session.status() is None and time.monotonic() < limit:
             if moment.kind == "start" and time.monotonic() - session.began >= moment.number * self.whole.startup:
@@ -268,10 +152,14 @@ class Run:
                 time.sleep(moment.delay * self.whole.step)
                 return session.status() is None
             if moment.kind == "draft":
-                seen |= {(str(each), session.step_lines()) for each in files.drafts(self.folder)}
+                seen |= files.draft_marks(self.folder) - stale
                 if len(seen) >= moment.number:
+                    time.sleep(moment.delay * WRITING)
                     return session.status() is None
-            time.sleep(0.002 if moment.kind == "draft" else 0.02)
+            if moment.kind == "end" and any("final" in name for name, _ in files.draft_marks(self.folder) - stale):
+                time.sleep(moment.delay * WRITING)
+                return session.status() is None
+            time.sleep(0.002 if moment.kind in ("draft", "end") else 0.02)
         return False
 
     def _act(self, session: Session, fault: Fault, found: Interruption) -> None:
@@ -314,9 +202,6 @@ class Run:
         finally:
             self.filler.unlink()
 
-    def _tear(self, fault: Fault) -> str | None:
-        return files.tear(self.folder, fault.kind, fault.amount)
-
     # ------------------------------------------------------------------------------------------ judgement
 
     def _judge(self, session: Session, fault: Fault, found: Interruption) -> None:
@@ -339,7 +224,7 @@ class Run:
             reached = files.steps_taken(run) if changed and fault.kind not in FILES else 0
             found.lost += max(0, reached - step)
         if self.plan.rollout != "study":
-            taken = _steps(session)
+            taken = session.steps()
             found.lost = max(0, max([*taken, self.kept]) - kept[0])
             if fault.kind not in FILES and found.lost > most:
                 found.problems.append(f"{found.lost} steps lost, at most {most} should be")
@@ -347,31 +232,25 @@ class Run:
 
     def _check_steps(self, session: Session, problems: list[str]) -> None:
         """A resumed session must have gone on from the newest whole checkpoint."""
-        taken = _steps(session)
+        taken = session.steps()
         if self.plan.rollout != "study" and taken and taken[0] != self.kept + 1:
             problems.append(f"resumed at step {taken[0]} though checkpoint {self.kept} was whole")
 
-    def _finish(self, session: Session | None) -> list[str]:
-        """Bring it to its end without further interruptions; what went wrong with that."""
-        problems: list[str] = []
+    def _finish(self, session: Session | None) -> None:
+        """Bring it to its end without further interruptions."""
         for _ in range(4):
             if session is None and self._finished():
-                return problems
+                return
             session = session or self._start(None)
             if not session.wait(2 * HANGS):
                 send(signal.SIGKILL, session.tree())
-                return [*problems, f"hung for {2 * HANGS:.0f} s, after {self.done[-1:]}"]
-            if self.open is not None:
-                self._judge(session, *self.open)
-                session = None
-                continue
-            self._check_steps(session, problems)
-            if session.status() == 0:
-                return problems
-            problems.append(f"after {self.done[-1:]}: {session.said()}")
-            self._repair()
+                self.problems.append(f"hung for {2 * HANGS:.0f} s, after {self.done[-1:]}")
+                return
+            ended_well = session.status() == 0
+            self._ended_by_itself(session)
+            if ended_well:
+                return
             session = None
-        return problems
 
     def _compare(self, ended: Ended, memory: set[str]) -> None:
         """With the run that was never interrupted."""
@@ -385,9 +264,9 @@ class Run:
             metrics, samples = table(self.folder, "metrics.jsonl"), table(self.folder, "samples.jsonl")
             ended.whole_metrics = metrics == self.whole.metrics
             if not ended.whole_metrics:
-                ended.problems.append("metrics.jsonl: " + _difference(metrics, self.whole.metrics))
+                ended.problems.append("metrics.jsonl: " + difference(metrics, self.whole.metrics))
             if samples != self.whole.samples:
-                ended.problems.append("samples.jsonl: " + _difference(samples, self.whole.samples))
+                ended.problems.append("samples.jsonl: " + difference(samples, self.whole.samples))
         except ValueError as error:
             ended.problems.append(f"a line that is not JSON: {error}")
         ended.left = [
@@ -399,30 +278,3 @@ class Run:
         if "files of the user's beside" in self.done:
             missing = [name for name in files.OF_THE_USER if not (self.folder / name).exists()]
             ended.problems += [f"the user's {name} is gone" for name in missing]
-
-
-def _steps(session: Session) -> list[int]:
-    """The steps that a session says it has taken."""
-    return [int(found[1]) for line in session.lines() if (found := re.match(r"step (\d+)/", line))]
-
-
-def _difference(found: dict[str, Any], whole: dict[str, Any]) -> str:
-    for name, rows in whole.items():
-        steps = [row["step"] for row in found.get(name, []) if "train/loss" in row]
-        expected = [row["step"] for row in rows if "train/loss" in row]
-        if steps != expected:
-            missing, twice = sorted({*expected} - {*steps}), sorted({each for each in steps if steps.count(each) > 1})
-            return f"steps missing {missing}, twice {twice}"
-        if len(found.get(name, [])) != len(rows):
-            return f"{len(found.get(name, []))} lines instead of {len(rows)}"
-    return "other values"
-
-
-def distance(found: bytes, whole: bytes) -> float:
-    """How far weights are apart, as a part of their norm."""
-    import torch
-    from safetensors.torch import load
-
-    ours, theirs = load(found), load(whole)
-    apart = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in theirs)
-    return (apart / sum(float(torch.Tensor.double(each).square().sum()) for each in theirs.values())) ** 0.5

@@ -3,11 +3,46 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from interruptions.plan import KINDS
-from interruptions.runs import Ended, Interruption
+
+
+@dataclass
+class Interruption:
+    """What was done and what came of it.
+
+    Attributes:
+        lost: steps that are taken again.
+        problems: what should not be.
+    """
+
+    run: int
+    rollout: str
+    kind: str
+    moment: str
+    did: str = ""
+    status: int | None = None
+    said: str = ""
+    lost: int = 0
+    problems: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class Ended:
+    """How a run ended, after all its interruptions."""
+
+    run: int
+    rollout: str
+    interruptions: int
+    sessions: int
+    seconds: float
+    same_weights: bool | None = None
+    distance: float | None = None
+    whole_metrics: bool = False
+    left: list[str] = field(default_factory=list[str])
+    problems: list[str] = field(default_factory=list[str])
 
 
 def document(given: dict[str, Any], interruptions: Sequence[Interruption], runs: Sequence[Ended]) -> dict[str, Any]:
