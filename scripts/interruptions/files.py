@@ -126,17 +126,27 @@ def _lose(run: Path, name: str, how: str) -> str | None:
 
 
 def _leave_drafts(run: Path, amount: float) -> str | None:
-    """A copy of the newest checkpoint's first files under the names that drafts have."""
+    """Under the names that drafts have: a checkpoint that is not finished, a final model, a file."""
     found = checkpoints(run)
     if not found:
         return None
     following = int(found[-1].name.partition("-")[2]) + 1
-    draft = run / "checkpoints" / f".draft-step-{following:06d}"
+    owner = _owner(found[-1])
+    of_run, of_file = (f".draft-{owner}-", ".draft-iwopd-") if owner else (".draft-", ".draft-")
+    draft = run / "checkpoints" / f"{of_run}step-{following:06d}"
     shutil.copytree(found[-1], draft, dirs_exist_ok=True)
     (draft / "manifest.json").unlink(missing_ok=True)
-    (run / ".draft-config.yaml").write_text("run: {")
-    (run / ".draft-final").mkdir(exist_ok=True)
+    (run / f"{of_file}config.yaml").write_text("run: {")
+    (run / f"{of_run}final").mkdir(exist_ok=True)
     return "a checkpoint's, final's and config.yaml's"
+
+
+def _owner(checkpoint: Path) -> str | None:
+    """The run's id, where its drafts carry one."""
+    try:
+        return json.loads((checkpoint / "manifest.json").read_text()).get("run")
+    except (OSError, ValueError):
+        return None
 
 
 def _add_files_of_the_user(run: Path, amount: float) -> str | None:

@@ -13,9 +13,10 @@ from interruptions.plan import DISK, FILES, SERVERS, Fault, Plan
 from interruptions.processes import Session, left_running, send, shared_memory, temporary
 from interruptions.servers import TIMEOUT_S
 from interruptions.table import Ended, Interruption
-from interruptions.whole import HANGS, Place, Reference, difference, distance, overrides, table, weights
+from interruptions.whole import HANGS, Place, Reference, difference, distance, is_part, overrides, table, weights
 
 WRITING = 0.03  # seconds that a checkpoint takes, about
+CUT = "metrics.jsonl: cut below the checkpoint"  # what is lost then cannot be had back, and must be said
 STATUS = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGHUP": (129, -1)}  # the second before Python is set up
 
 
@@ -44,6 +45,7 @@ class Run:
         self.config = b""
         self.done: list[str] = []
         self.problems: list[str] = []
+        self.said_lost = False  # that lines of metrics.jsonl are
         self.torn = False  # since the last session
         self.open: tuple[Fault, Interruption] | None = None  # a server's, in the session that runs
 
@@ -232,6 +234,7 @@ class Run:
 
     def _check_steps(self, session: Session, problems: list[str]) -> None:
         """A resumed session must have gone on from the newest whole checkpoint."""
+        self.said_lost |= any("lost" in line and ".jsonl" in line for line in session.lines())
         taken = session.steps()
         if self.plan.rollout != "study" and taken and taken[0] != self.kept + 1:
             problems.append(f"resumed at step {taken[0]} though checkpoint {self.kept} was whole")
@@ -263,7 +266,9 @@ class Run:
         try:
             metrics, samples = table(self.folder, "metrics.jsonl"), table(self.folder, "samples.jsonl")
             ended.whole_metrics = metrics == self.whole.metrics
-            if not ended.whole_metrics:
+            cut = CUT in self.done and self.said_lost and is_part(metrics, self.whole.metrics)
+            ended.lost_lines = sum(map(len, self.whole.metrics.values())) - sum(map(len, metrics.values()))
+            if not ended.whole_metrics and not cut:
                 ended.problems.append("metrics.jsonl: " + difference(metrics, self.whole.metrics))
             if samples != self.whole.samples:
                 ended.problems.append("samples.jsonl: " + difference(samples, self.whole.samples))

@@ -41,6 +41,7 @@ class Ended:
     same_weights: bool | None = None
     distance: float | None = None
     whole_metrics: bool = False
+    lost_lines: int = 0
     left: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
 

@@ -105,6 +105,15 @@ def difference(found: dict[str, Any], whole: dict[str, Any]) -> str:
     return "other values"
 
 
+def is_part(found: dict[str, Any], whole: dict[str, Any]) -> bool:
+    """True where each file's rows are some of the other's, in their order, and none stands there twice."""
+    for name, rows in found.items():
+        rest = iter(whole[name])
+        if not all(row in rest for row in rows):
+            return False
+    return True
+
+
 def distance(found: bytes, whole: bytes) -> float:
     """How far weights are apart, as a part of their norm."""
     import torch
