@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,16 @@ def send(number: signal.Signals, processes: list[int]) -> None:
             continue
 
 
-def left_running(mark: str, seconds: float = 6.0) -> list[str]:
-    """Processes of the campaign's run `mark` that are still there after a while; they are killed."""
+def left_running(mark: str, sessions: Collection[int], seconds: float = 6.0) -> list[str]:
+    """Processes of a run that are still there after a while; they are killed.
+
+    Args:
+        mark: the run's, in the environment of what was executed.
+        sessions: of the run: what was only forked has no environment of its own to be seen.
+    """
     limit = time.monotonic() + seconds
-    while found := [each for each in psutil.process_iter() if _is_marked(each, mark)]:
-        if time.monotonic() > limit:
+    while found := [each for each in psutil.process_iter() if _belongs(each, mark, sessions)]:
+        if time.monotonic() >= limit:
             names = [_name(each) for each in found]
             for each in found:
                 each.kill()
@@ -149,10 +155,12 @@ def left_running(mark: str, seconds: float = 6.0) -> list[str]:
     return []
 
 
-def _is_marked(process: psutil.Process, mark: str) -> bool:
+def _belongs(process: psutil.Process, mark: str, sessions: Collection[int]) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return os.getsid(process.pid) in sessions or process.environ().get(MARK) == mark
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
         return False
 
 

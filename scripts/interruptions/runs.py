@@ -1,11 +1,10 @@
 """One run of a campaign: interrupted by its plan, resumed each time, and compared with an uninterrupted run's."""
 
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interruptions import files
@@ -43,6 +42,7 @@ class Run:
         self.started = self.interruptions = self.kept = 0
         self.filler = place.disk / "filler"
         self.config = b""
+        self.pids: list[int] = []
         self.done: list[str] = []
         self.problems: list[str] = []
         self.said_lost = False  # that lines of metrics.jsonl are
@@ -52,6 +52,19 @@ class Run:
     def carry_out(self) -> Ended:
         """To its end."""
         began, memory = time.monotonic(), shared_memory()
+        try:
+            self._finish(self._interrupt_often())
+        finally:
+            left_running(self.mark, self.pids, 0.0)
+        ended = Ended(self.plan.index, self.plan.rollout, self.interruptions, self.started, 0.0, problems=self.problems)
+        self._compare(ended, memory)
+        ended.seconds = round(time.monotonic() - began, 1)
+        for folder in (self.folder, self.sessions):
+            shutil.rmtree(folder, ignore_errors=True)
+        return ended
+
+    def _interrupt_often(self) -> Session | None:
+        """By the plan; the session that runs after it, where only a server was harmed."""
         session: Session | None = None
         for fault in self.plan.faults:
             if not self.allowed():
@@ -68,13 +81,7 @@ class Run:
             session = None
             if self._finished():
                 break
-        self._finish(session)
-        ended = Ended(self.plan.index, self.plan.rollout, self.interruptions, self.started, 0.0, problems=self.problems)
-        self._compare(ended, memory)
-        ended.seconds = round(time.monotonic() - began, 1)
-        for folder in (self.folder, self.sessions):
-            shutil.rmtree(folder, ignore_errors=True)
-        return ended
+        return session
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -90,7 +97,9 @@ class Run:
         self.started += 1
         self.torn = False
         self.before = {run: self._size(run) for run in files.run_folders(self.folder)}
-        return Session(arguments, self.sessions, self.mark, self.place.preload)
+        session = Session(arguments, self.sessions, self.mark, self.place.preload)
+        self.pids.append(session.pid)
+        return session
 
     @staticmethod
     def _size(run: Path) -> tuple[int, int]:
@@ -196,9 +205,12 @@ class Run:
     @contextmanager
     def _full_disk(self, amount: float) -> Iterator[int]:
         room = int(amount * 1_200_000)  # a checkpoint has 1,100,000 bytes
-        free = shutil.disk_usage(self.place.disk).free
-        with self.filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, free - room))
+        with self.filler.open("wb", buffering=0) as file:
+            for chunk in (b"x" * 2**20, b"x" * 2**12):
+                with suppress(OSError):
+                    while file.write(chunk) == len(chunk):
+                        pass
+            file.truncate(max(0, file.tell() - room))
         try:
             yield room
         finally:
@@ -217,7 +229,7 @@ class Run:
             found.problems.append(f"status {found.status} instead of {expected[0]}")
         if "Traceback" in session.errors.read_text(errors="replace"):
             found.problems.append("a traceback")
-        found.problems += [f"left running: {each}" for each in left_running(self.mark)]
+        found.problems += [f"left running: {each}" for each in left_running(self.mark, self.pids)]
         self._check_steps(session, found.problems)
         most = 0 if name in ("SIGTERM", "SIGHUP") or fault.kind in SERVERS else fault.save_every
         kept = [files.newest_whole(run) for run in files.run_folders(self.folder)]
@@ -275,7 +287,7 @@ class Run:
         except ValueError as error:
             ended.problems.append(f"a line that is not JSON: {error}")
         ended.left = [
-            *left_running(self.mark),
+            *left_running(self.mark, self.pids),
             *(f"/dev/shm/{name}" for name in sorted(shared_memory() - memory)),
             *(str(each.relative_to(self.folder)) for each in files.drafts(self.folder)),
             *(f"tmp/{each.name}" for each in temporary(self.sessions).iterdir()),
