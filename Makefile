@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 # all that judging programs imports.
 EVALPLUS := evalplus==0.3.1 appdirs multipledispatch tempdir termcolor tree-sitter tree-sitter-python wget
 
-.PHONY: help setup demo test lint typecheck smoke ablate clean
+.PHONY: help setup demo test lint typecheck smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ smoke: setup  ## the whole program once, at the smallest size
 
 ablate: setup  ## the study: four weightings, eight seeds, with statistics and a report (about a quarter of an hour)
 	$(BIN)/iwopd ablate run.dir=runs/ablate-toy eval.greedy=false run.samples=0
+
+campaign: setup  ## interrupt training 300 times at random moments, and resume it each time (about an hour)
+	$(BIN)/python scripts/campaign.py --kills 300 --minutes 60 --workers 2 \
+		--rollouts hf,hf,vllm,hf,vllm_server,hf,hf,study --out runs/campaign
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

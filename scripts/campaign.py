@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 from interruptions import table
 from interruptions.plan import KINDS, Plan, draw
 from interruptions.runs import Run
@@ -45,8 +46,8 @@ def main() -> int:
     if not os.environ.get(INSIDE):
         enter_namespace()
     can_mount = os.environ.get(INSIDE) == "1"
-    signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))  # else runs would inherit nohup's
     with tempfile.TemporaryDirectory(prefix="campaign-", dir=options.work) as work, ExitStack() as stack:
+        end_all_when_stopped(work)
         places = [make_place(Path(work) / f"worker-{index}", options, can_mount) for index in range(options.workers)]
         if can_mount:
             subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
@@ -86,6 +87,20 @@ def enter_namespace() -> None:
     os.environ[INSIDE] = "1" if allowed else "no"
     if allowed:
         os.execvp(command[0], [*command, sys.executable, *sys.argv])
+
+
+def end_all_when_stopped(work: str) -> None:
+    """Asked to stop, this process ends with all that it started. (Handled here, a SIGHUP that nohup has this process
+    ignore is not ignored by the runs.)"""
+
+    def stop(number: int, frame: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        shutil.rmtree(work, ignore_errors=True)
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
 
 
 def make_place(work: Path, options: argparse.Namespace, can_mount: bool) -> Place:
