@@ -49,7 +49,7 @@ def overrides(rollout: str, place: Place) -> list[str]:
     if rollout == "vllm_server":
         assert place.fleet is not None
         # One request at a time: a batch of several rounds by what else is in it, and that is a matter of timing.
-        served = (f"rollout.urls=[{place.fleet.urls}]", "rollout.http.connections=1", "rollout.http.backoff=0.1")
+        served = (f"rollout.urls=[{place.fleet.urls}]", "rollout.http.connections=1", "rollout.http.backoff_s=0.1")
     return ["train", *SMOKE, f"rollout={rollout}", *served, *place.extra]
 
 
