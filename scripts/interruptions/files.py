@@ -37,6 +37,12 @@ def steps_taken(run: Path) -> int:
     return found
 
 
+def lines_written(folder: Path) -> int:
+    """Of metrics.jsonl, in all runs of a folder."""
+    found = [run / "metrics.jsonl" for run in run_folders(folder)]
+    return sum(file.read_bytes().count(b"\n") for file in found if file.exists())
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Folders named as checkpoints are, oldest first."""
     found = (run / "checkpoints").glob("step-*")

@@ -12,7 +12,18 @@ from interruptions.plan import DISK, FILES, SERVERS, Fault, Plan
 from interruptions.processes import Session, left_running, send, shared_memory, temporary
 from interruptions.servers import TIMEOUT_S
 from interruptions.table import Ended, Interruption
-from interruptions.whole import HANGS, Place, Reference, difference, distance, is_part, overrides, table, weights
+from interruptions.whole import (
+    HANGS,
+    Place,
+    Reference,
+    difference,
+    distance,
+    is_part,
+    names_in,
+    overrides,
+    table,
+    weights,
+)
 
 WRITING = 0.03  # seconds that a checkpoint takes, about
 CUT = "metrics.jsonl: cut below the checkpoint"  # what is lost then cannot be had back, and must be said
@@ -155,11 +166,11 @@ class Run:
         """Until the moment has come; False if the session ended or hung before."""
         moment, limit = fault.moment, time.monotonic() + HANGS
         stale, seen = files.draft_marks(self.folder), set[tuple[str, int]]()
-        first = session.step_lines() if moment.kind == "line" else 0
+        first = self._lines(session) if moment.kind == "line" else 0
         while session.status() is None and time.monotonic() < limit:
             if moment.kind == "start" and time.monotonic() - session.began >= moment.number * self.whole.startup:
                 return session.status() is None
-            if moment.kind == "line" and session.step_lines() >= first + moment.number:
+            if moment.kind == "line" and self._lines(session) >= first + moment.number:
                 time.sleep(moment.delay * self.whole.step)
                 return session.status() is None
             if moment.kind == "draft":
@@ -172,6 +183,9 @@ class Run:
                 return session.status() is None
             time.sleep(0.002 if moment.kind in ("draft", "end") else 0.02)
         return False
+
+    def _lines(self, session: Session) -> int:
+        return files.lines_written(self.folder) if self.plan.rollout == "study" else session.step_lines()
 
     def _act(self, session: Session, fault: Fault, found: Interruption) -> None:
         if (self.folder / "config.yaml").exists() and not self.config:
@@ -290,7 +304,7 @@ class Run:
             *left_running(self.mark, self.pids),
             *(f"/dev/shm/{name}" for name in sorted(shared_memory() - memory)),
             *(str(each.relative_to(self.folder)) for each in files.drafts(self.folder)),
-            *(f"tmp/{each.name}" for each in temporary(self.sessions).iterdir()),
+            *(f"tmp/{name}" for name in sorted(names_in(temporary(self.sessions)) - self.whole.temporary)),
         ]
         if "files of the user's beside" in self.done:
             missing = [name for name in files.OF_THE_USER if not (self.folder / name).exists()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from interruptions import files
-from interruptions.processes import Session, warm_up
+from interruptions.processes import Session, temporary, warm_up
 from interruptions.servers import Fleet
 
 STEPS = 12
@@ -32,13 +32,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that was never interrupted."""
+    """A run that was never interrupted.
+
+    Attributes:
+        startup: seconds until it says that it has begun.
+        step: seconds of a step, with its part of evaluations.
+        temporary: names of temporary files that it leaves.
+    """
 
     weights: dict[str, bytes]
     metrics: dict[str, list[dict[str, Any]]]
     samples: dict[str, list[dict[str, Any]]]
     startup: float
     step: float
+    temporary: set[str]
 
 
 def overrides(rollout: str, place: Place) -> list[str]:
@@ -64,13 +71,19 @@ def reference(rollout: str, place: Place, name: str = "reference") -> Reference:
         name,
         place.preload,
     )
-    while session.status() is None and not session.step_lines():
+    while session.status() is None and not session.step_lines() and not files.lines_written(folder):
         time.sleep(0.02)
     startup = time.monotonic() - session.began
     if not session.wait(2 * HANGS) or session.status():
         raise RuntimeError(f"the uninterrupted run of {rollout} failed: {session.said()}")
     step = (time.monotonic() - session.began - startup) / STEPS
-    return Reference(weights(folder), table(folder, "metrics.jsonl"), table(folder, "samples.jsonl"), startup, step)
+    tables = table(folder, "metrics.jsonl"), table(folder, "samples.jsonl")
+    return Reference(weights(folder), *tables, startup, step, names_in(temporary(place.work / "sessions")))
+
+
+def names_in(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {each.name for each in folder.iterdir()}
 
 
 def weights(folder: Path) -> dict[str, bytes]:
