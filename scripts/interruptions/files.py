@@ -74,7 +74,7 @@ def _vouched(run: Path, name: str) -> int:
     whole = [each for each in checkpoints(run) if is_whole(each)]
     if not whole:
         return 0
-    return json.loads((whole[-1] / "trainer.json").read_text())["written"][name.partition(".")[0]]
+    return json.loads((whole[-1] / "trainer.json").read_text())["log_offsets"][name.partition(".")[0]]
 
 
 def _tear(run: Path, name: str, amount: float) -> str | None:
