@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 # all that judging programs imports.
 EVALPLUS := evalplus==0.3.1 appdirs multipledispatch tempdir termcolor tree-sitter tree-sitter-python wget
 
-.PHONY: help setup demo test lint typecheck smoke ablate campaign clean
+.PHONY: help setup demo test lint typecheck docs smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,13 +37,16 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 test: setup  ## run every test
 	$(BIN)/python -m pytest
 
-lint: setup  ## style, and the layers
+lint: setup docs  ## style, the layers, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 typecheck: setup  ## pyright, strict on numerics, config, types and errors
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: setup  ## the documentation as a site in site/, every link checked; nothing is fetched
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 smoke: setup  ## the whole program once, at the smallest size
 	$(BIN)/iwopd train +experiment=smoke
@@ -56,5 +59,5 @@ campaign: setup  ## interrupt training 300 times at random moments, and resume i
 		--rollouts hf,hf,vllm,hf,vllm_server,hf,hf,study --out runs/campaign
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

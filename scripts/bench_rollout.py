@@ -1,4 +1,4 @@
-"""vLLM against transformers: sampling, scoring, weight sync and parity, in one run (README's benchmark section).
+"""vLLM against transformers: sampling, scoring, weight sync and parity, in one run (docs/measurements.md).
 
     python scripts/bench_rollout.py [--repeats 5] [--models toy 5M 25M]
 

@@ -1,4 +1,4 @@
-"""One OPD step of the toy pair against TRL's IWOPDTrainer doing the same work (README's benchmark section).
+"""One OPD step of the toy pair against TRL's IWOPDTrainer doing the same work (docs/measurements.md).
 
     pip install 'iwopd[bench]'
     python scripts/bench_vs_trl.py [--steps 12] [--rounds 5]

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from iwopd.evaluation.evaluate import Benchmark, Evaluation, evaluate
+from iwopd.evaluation.evaluate import Benchmark, Evaluation, evaluate, evaluation_metrics
 from iwopd.evaluation.grading import ExactGrader, MathGrader
 from iwopd.report.stats import mean_interval
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.fake import FakeEngine
 from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
 from iwopd.scoring.fake import FakeTeacher
-from iwopd.training.metrics import evaluation_metrics
 from iwopd.training.score import score
 from iwopd.types import Prompt
 

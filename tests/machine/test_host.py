@@ -9,7 +9,6 @@ import pytest
 
 from iwopd.machine import host
 from iwopd.machine.memory_watch import MemoryWatch
-from iwopd.training.metrics import Clock
 
 GIB = 2**30
 
@@ -74,17 +73,14 @@ def test_limits_of_version_1(groups) -> None:
 
 def test_a_stage_tells_the_most_memory_it_held() -> None:
     with MemoryWatch() as memory:
-        clock = Clock(memory)
-        clock.lap("before")
+        memory.begin()
+        before = memory.lap("before")
         held = bytearray(200 * 2**20)
         memory._look()
         del held
-        clock.lap("filled")
-        clock.lap("after")
-    before, filled, after = (clock.seconds[f"memory/{stage}_mib"] for stage in ("before", "filled", "after"))
+        filled, after = memory.lap("filled"), memory.lap("after")
     assert 190 < filled - before < 250
     assert abs(after - before) < 50
-    assert Clock().seconds == {}
 
 
 def test_freed_blocks_are_given_back_when_a_stage_holds_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +92,10 @@ def test_freed_blocks_are_given_back_when_a_stage_holds_more_than_it_needs(monke
     def step(rollout: int, update: int) -> bool:
         """True where freed blocks were given back as the step began."""
         given_back.clear()
-        clock = Clock(memory)
+        memory.begin()
         for stage, size in (("rollout", rollout), ("update", update)):
             resident[0] = size
-            clock.lap(stage)
+            memory.lap(stage)
         return bool(given_back)
 
     assert [step(1000, 2000) for _ in range(4)] == [False, True, False, False], "once, to know what they need"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PRINTS = "from iwopd import streams; streams.install(); import os, sys; print('é :100:', flush=True); "
+PRINTS = "from iwopd.machine import streams; streams.install(); import os, sys; print('é :100:', flush=True); "
 
 
 def python(code: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

@@ -57,7 +57,7 @@ def test_a_temperature_is_made_good(temperature: float) -> None:
     ("sampling", "most", "least_left"), [(Sampling(top_p=0.95), 0.9, 0.05), (Sampling(top_k=5), 0.4, 0.3)]
 )
 def test_what_is_cut_off_is_not(sampling: Sampling, most: float, least_left: float) -> None:
-    """README says so, and a training warns."""
+    """docs/losses.md says so, and a training warns."""
     cosines, left = trained(sampling)
     assert max(cosines[1:]) < most
     assert left > least_left

@@ -11,7 +11,7 @@ from support.running import SMALL, iwopd, refused, rows, weights, without_times
 from iwopd.config import HfRolloutConfig
 from iwopd.rollout.base import Sampling, silent
 from iwopd.rollout.hf import HfEngine
-from iwopd.rollout.horizon import horizon_tokens, whole_length
+from iwopd.rollout.horizon import horizon_tokens, running_mean_length
 from iwopd.training.update import LossSettings, update
 from iwopd.types import Prompt, Rollout
 from iwopd.weighting.base import Weighting
@@ -52,9 +52,9 @@ def test_a_share_without_a_measured_length_is_an_error():
 
 
 def test_the_running_length_is_that_of_whole_responses_newer_ones_more():
-    first = whole_length(None, [rollout_of(10), rollout_of(30)])
+    first = running_mean_length(None, [rollout_of(10), rollout_of(30)])
     assert first == 20
-    assert whole_length(first, [rollout_of(40)]) == 30
+    assert running_mean_length(first, [rollout_of(40)]) == 30
 
 
 def test_a_rollout_with_a_horizon_is_the_beginning_of_the_whole_one(tiny_model):

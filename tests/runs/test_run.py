@@ -201,7 +201,7 @@ def test_a_folder_that_holds_another_config_is_refused_with_the_keys(
 def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
     running = start("train", *SMALL, f"run.dir={half}", "run.resume=true", "run.keep=0")
     try:
-        wait_for_line(running, "going on")
+        wait_for_line(running, "resuming from")
         running.send_signal(signal.SIGSTOP)
         second = process("train", *SMALL, f"run.dir={half}", "run.resume=true")
         assert second.returncode == 2

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """`python -m vllm.entrypoints.openai.api_server`, as README says to start one on a CPU.
+    """`python -m vllm.entrypoints.openai.api_server`, as docs/vllm.md says to start one on a CPU.
 
     Args:
         plain: as anybody starts one, with nothing of ours.

@@ -12,6 +12,7 @@ from iwopd import assembly
 from iwopd.assembly.run_inputs import benchmark_inputs, keep_inputs
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.data import Row
+from iwopd.evaluation.evaluate import evaluation_metrics
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.runs.console import Display, evaluation_line
@@ -19,7 +20,6 @@ from iwopd.runs.digests import combined, model_digest
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts, Stopped
 from iwopd.runs.tracking import Tracker
-from iwopd.training.metrics import evaluation_metrics
 
 if TYPE_CHECKING:
     from iwopd.evaluation.evaluate import Benchmark, Evaluation

@@ -254,3 +254,17 @@ def _right(items: Sequence[Outcome]) -> int:
 
 def _share(items: Sequence[Outcome]) -> float:
     return _right(items) / len(items)
+
+
+def evaluation_metrics(found: Sequence[Evaluation]) -> dict[str, float]:
+    """Keys under eval/: of the one benchmark; of several, each under its name and the mean of all above them."""
+    if len(found) == 1:
+        return {f"eval/{name}": value for name, value in found[0].metrics.items()}
+    metrics = {
+        f"eval/{evaluation.benchmark}/{name}": value
+        for evaluation in found
+        for name, value in evaluation.metrics.items()
+    }
+    for name in ("accuracy", "pass_at_k"):
+        metrics[f"eval/{name}"] = sum(evaluation.metrics[name] for evaluation in found) / len(found)
+    return metrics

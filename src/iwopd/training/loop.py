@@ -1,280 +1,132 @@
-"""The training loop: it reads like the paper's algorithm, with evaluations and checkpoints between steps."""
+"""The paper's algorithm (arXiv 2606.22600): sample from the student, score with the teacher, weight, update, sync."""
 
-import json
-import sys
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from iwopd.config import Config
-from iwopd.errors import EngineError, NonFiniteError
-from iwopd.machine.memory_watch import MemoryWatch
-from iwopd.rollout.horizon import horizon_tokens, whole_length
-from iwopd.runs.card import write_card
-from iwopd.runs.console import Display, evaluation_line, step_line
-from iwopd.runs.folder import RunFolder
-from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
-from iwopd.runs.tracking import Tracker
+from iwopd.models.student import Student
+from iwopd.rollout.horizon import horizon_tokens
+from iwopd.runs.interrupts import Interrupts
 from iwopd.seeding import derive_seed
-from iwopd.training.components import Parts, State
-from iwopd.training.metrics import Clock, evaluation_metrics, gpu_memory, sizes
+from iwopd.training.metrics import gpu_memory, sizes
+from iwopd.training.parity import check_parity
 from iwopd.training.schedule import Schedule
+from iwopd.training.score import score
+from iwopd.training.stages import Stages
+from iwopd.training.state import Components, State
+from iwopd.training.update import needs_trainer_logprobs, update
+from iwopd.types import Prompt, Rollout, ScoredRollout
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from iwopd.evaluation.evaluate import Evaluation
-    from iwopd.types import Prompt
+class Loop:
+    """One step after another; `TrainingRun` decides how many, and evaluates and saves between them.
 
-
-class Trainer:
-    """The loop."""
+    Attributes:
+        metrics: of the step under way.
+    """
 
     def __init__(
         self,
         config: Config,
-        parts: Parts,
-        folder: RunFolder,
-        tracker: Tracker,
-        display: Display,
-        interrupts: Interrupts,
+        components: Components,
+        schedule: Schedule,
         state: State,
+        stages: Stages,
+        interrupts: Interrupts,
     ):
         self.config = config
-        self.parts = parts
-        self.folder = folder
-        self.tracker = tracker
-        self.display = display
-        self.interrupts = interrupts
+        self.components = components
+        self.schedule = schedule
         self.state = state
-        self.saved = state.step if state.written else -1
-        self.schedule = Schedule.of(config)
-        parts.student.schedule = lambda update: self.schedule.learning_rate(state, update)
-        self.memory = MemoryWatch()
-
-    def train(self) -> float | None:
-        """Steps, evaluations and checkpoints until the schedule ends; the last accuracy, None without a benchmark."""
-        state, schedule = self.state, self.schedule
-        try:
-            self._first_sync()
-            while True:
-                self.display.run(*schedule.extent(state))
-                if schedule.evaluates(state) and state.evaluated < state.step:
-                    self.evaluate()
-                if schedule.saves(state) and self.saved < state.step:
-                    self.save()
-                if schedule.ended(state):
-                    break
-                self._step_or_explain()
-            self._export()
-        except ForcedStop:
-            raise
-        except Stopped as stop:
-            with self.interrupts.finishing():
-                if self.saved < state.step:
-                    self.save()
-                self.display.line(
-                    f"stopped after {schedule.said(state)}, saved; resume with: "
-                    f"iwopd train … run.dir={self.folder.path} run.resume=true"
-                )
-            sys.exit(stop.status)
-        except EngineError as error:  # the student is that of a whole step: nothing of it need be lost
-            if state.step == 0:
-                raise
-            if self.saved < state.step:
-                self.save()
-            raise EngineError(f"{error}; step {state.step} is saved, go on with run.resume=true") from error
-        return state.accuracy
-
-    def _step_or_explain(self) -> None:
-        try:
-            self.step()
-        except NonFiniteError as error:
-            kept = self.folder.saved()
-            stays = f"{kept[-1].name} stays" if kept else "no checkpoint was due before"
-            raise NonFiniteError(f"step {self.state.step + 1}: {error}; {stays}") from error
+        self.stage = stages
+        self.interrupts = interrupts
+        self.metrics: dict[str, float] = {}
+        components.student.schedule = lambda update: schedule.learning_rate(state, update)
 
     def step(self) -> None:
-        """One step of on-policy distillation (arXiv 2606.22600)."""
-        from iwopd.training.score import score
-        from iwopd.training.update import update
+        """One step of on-policy distillation."""
+        prompts = self.components.stream.batch(self.state.step)  # x ~ D
+        rollouts = self.generate(prompts)  # y ~ π_θ(·|x), with the engine's log-probs
+        scored = self.score(rollouts)  # log π_T(y_t | x, y_<t), on the window that can have weight
+        self.update(scored)  # w = w(A_1 … A_T);  θ ← θ − η ∇ Σ w_t ℓ_t / D
+        self.sync(prompts)  # the engine gets θ; parity is checked
 
-        parts, config, step = self.parts, self.config, self.state.step
-        progress, clock = self.schedule.progress(self.state), Clock(self.memory)
-        prompts = parts.stream.batch(step)
-        horizon = horizon_tokens(config.rollout, progress, self.state.whole_length)
+    def generate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """`rollout.n` responses to each prompt, sampled from the student."""
+        parts, state = self.components, self.state
+        progress = self.schedule.progress(state)
+        horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
         window = parts.weighting.window(progress)
-        with self.display.stage(f"step {step + 1}: rollout") as advance:
+        with self.stage("rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
                 replace(parts.sampling, max_tokens=horizon),
-                seed=config.seed,
-                stream=step,
+                seed=self.config.seed,
+                stream=state.step,
                 progress=advance,
                 finished=lambda rollout: parts.teacher.expect(rollout, window),
             )
             parts.engine.sleep()
-        clock.lap("rollout")
-        with self.display.stage(f"step {step + 1}: score") as advance:
-            scored = score(
-                parts.teacher,
+        self.metrics["train/horizon"] = horizon
+        return rollouts
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """The teacher's log-probs of the rollouts' tokens, and what else the loss and the weighting need."""
+        with self.stage("score") as advance:
+            return score(
+                self.components.teacher,
                 rollouts,
-                window,
-                student=parts.student if self._needs_student_logprobs else None,
-                base=parts.base,
-                hidden=parts.loss.over_vocabulary,
+                self.components.weighting.window(self.schedule.progress(self.state)),
+                student=self._student_that_scores,
+                base=self.components.base,
+                hidden=self.components.loss.over_vocabulary,
                 progress=advance,
             )
-        clock.lap("score")
-        # From here to the end of the block the weights change: Ctrl-C waits for a whole step.
-        with self.interrupts.deferred(), self.display.stage(f"step {step + 1}: update") as advance:
-            learning_rate = parts.student.current_lr
-            metrics = update(
+
+    @property
+    def _student_that_scores(self) -> Student | None:
+        parts, updates = self.components, self.config.optim.updates_per_batch
+        return parts.student if needs_trainer_logprobs(parts.weighting, parts.loss, updates) else None
+
+    def update(self, scored: Sequence[ScoredRollout]) -> None:
+        """Weights, loss, gradients and one optimiser step, or several; then the step counts as taken.
+
+        Ctrl-C waits for all of it: weights, optimiser and state change together or not at all.
+        """
+        parts, state, seed = self.components, self.state, self.config.seed
+        rollouts = [record.rollout for record in scored]
+        progress, learning_rate = self.schedule.progress(state), parts.student.current_lr
+        with self.interrupts.deferred(), self.stage("update") as advance:
+            self.metrics |= update(
                 parts.student,
                 scored,
                 parts.weighting,
                 parts.loss,
-                seeds=[derive_seed(config.seed, step, item.prompt_id, item.sample) for item in rollouts],
+                seeds=[derive_seed(seed, state.step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
-                updates=config.optim.updates_per_batch,
+                updates=self.config.optim.updates_per_batch,
                 teacher_head=parts.teacher.head() if parts.loss.over_vocabulary else None,
                 advance=advance,
             )
-            clock.lap("update")
-            parts.gaps.see(metrics["train/sampler_gap_mean"])
-            metrics |= {
-                "train/lr": learning_rate,
-                "train/progress": progress,
-                "train/epoch": (step + 1) / parts.stream.steps_per_epoch,
-                "train/horizon": horizon,
-                **sizes(scored),
-                **gpu_memory(parts.student.device),
-            }
-            self.schedule.advance(self.state, int(metrics["tokens/generated"]))
-            if step == 0:
-                metrics["data/dropped"] = parts.dropped
-            try:
-                metrics |= self.sync(prompts, clock)
-            finally:  # an engine that fails here does not undo the step
-                metrics |= clock.seconds
-                self.tracker.log(self.state.step, metrics)
-        self.display.line(step_line(self.schedule.said(self.state), metrics))
+            parts.gaps.see(self.metrics["train/sampler_gap_mean"])
+            self.metrics |= {"train/lr": learning_rate, "train/progress": progress, **sizes(scored)}
+            self.metrics |= gpu_memory(parts.student.device)
+            self.schedule.advance(state, int(self.metrics["tokens/generated"]))
+            self.metrics["train/epoch"] = state.step / parts.stream.steps_per_epoch
 
-    def sync(self, prompts: "Sequence[Prompt]", clock: Clock) -> dict[str, float]:
-        """Give the engine the student's weights, and see that it has them; metrics of the comparison.
+    def sync(self, prompts: Sequence[Prompt]) -> None:
+        """Give the engine the student's weights, and see that it has them.
+
+        Args:
+            prompts: answered before: what the engine may still hold of the old weights, it holds for these.
 
         Raises:
             EngineError: it does not take them, or answers as if it had not.
         """
-        from iwopd.training.parity import check_parity
-
-        parts, limits = self.parts, self.parts.parity
-        parts.engine.sync_weights(parts.student, self.state.step)
-        clock.lap("sync")
-        if not parts.engine.has_own_weights or limits is None:
-            return {}
-        # Prompts just answered: what the engine may still hold of the old weights, it holds for these.
-        found = check_parity(parts.engine, parts.student, prompts[: limits.prompts], limits, self.config.seed)
-        clock.lap("parity")
-        return found.metrics
-
-    def _first_sync(self) -> None:
-        """The engine was made from the student's files; a resumed student is further, one with adapters is another."""
-        found = self.sync(self.parts.stream.batch(self.state.step), Clock())
-        if found:
-            mean, largest = found["sync/parity_mean_gap"], found["sync/parity_max_gap"]
-            self.display.line(f"engine and trainer agree: mean gap {mean:.2g}, largest {largest:.2g} nats per token")
-
-    @property
-    def _needs_student_logprobs(self) -> bool:
-        from iwopd.training.update import needs_trainer_logprobs
-
-        return needs_trainer_logprobs(self.parts.weighting, self.parts.loss, self.config.optim.updates_per_batch)
-
-    def evaluate(self) -> None:
-        """Measure the student on every benchmark, and write a few of its responses with their weights."""
-        from iwopd.evaluation.evaluate import evaluate
-
-        parts, config, step = self.parts, self.config, self.state.step
-        clock, found = Clock(self.memory), []
-        for benchmark in parts.benchmarks:
-            with self.display.stage(f"evaluating on {benchmark.name}") as advance:
-                found.append(
-                    evaluate(
-                        parts.engine,
-                        benchmark,
-                        parts.eval_sampling,
-                        k=config.eval.k,
-                        greedy=config.eval.greedy,
-                        seed=config.seed,
-                        decode=self._decode,
-                        progress=advance,
-                    )
-                )
-        clock.lap("eval")
-        metrics = evaluation_metrics(found)
-        with self.interrupts.deferred():
-            self.tracker.log(step, metrics | clock.seconds)
-            self.tracker.samples(step, self._samples(found))
-            self.state.evaluated, self.state.accuracy = step, metrics["eval/accuracy"]
-            graded = [item.rollout for evaluation in found for item in evaluation.graded]
-            if self.schedule.evaluates_regularly(self.state):
-                self.state.whole_length = whole_length(self.state.whole_length, graded)
-            if step == 0:
-                self.state.first_accuracy = self.state.accuracy
-        for evaluation in found:
-            self.display.line(f"after step {step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
-
-    def _decode(self, ids: Any) -> str:
-        return self.parts.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _samples(self, found: "list[Evaluation]") -> list[dict[str, Any]]:
-        """The first responses of an evaluation, token by token with log-probs, advantages and weights."""
-        from iwopd.training.samples import sample_rows
-
-        parts, config = self.parts, self.config
-        rows = []
-        for evaluation in found:
-            made = sample_rows(
-                evaluation.graded[:: config.eval.n or config.eval.k][: config.run.samples],
-                parts.teacher,
-                parts.student,
-                parts.weighting,
-                progress=self.schedule.progress(self.state),
-                tokenizer=parts.tokenizer,
-                base=parts.base,
-                exopd_lambda=parts.loss.exopd_lambda,
-            )
-            rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
-        return rows
-
-    def save(self) -> None:
-        """A checkpoint of this step."""
-        state, parts = self.state, self.parts
-
-        def write(folder: Path) -> None:
-            parts.student.save(folder, parts.tokenizer)
-            state.written = self.tracker.state
-            state.micro_batch_tokens = parts.student.micro_batch_tokens
-            (folder / "trainer.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-
-        with self.interrupts.deferred():
-            self.folder.save_checkpoint(state.step, write, self.config.run.keep)
-            self.saved = state.step
-
-    def _export(self) -> None:
-        state = self.state
-        if self.folder.final_step != state.step:  # a finished run that is resumed has it already, unless lengthened
-            with self.interrupts.deferred():
-                self.folder.save_final(self._write_final, state.step)
-        if state.accuracy is None or state.first_accuracy is None:
-            came = f"not evaluated, for there is no benchmark; {state.step} steps"
-        else:
-            came = f"accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after {state.step} steps"
-        self.display.line(f"{self.config.run.name}: {came}; the student is in {self.folder.final}")
-
-    def _write_final(self, folder: Path) -> None:
-        tokenizer, state = self.parts.tokenizer, self.state
-        self.parts.student.export(folder, tokenizer)
-        chat = bool(tokenizer.chat_template)
-        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
+        parts, limits = self.components, self.components.parity
+        with self.stage("sync"):
+            parts.engine.sync_weights(parts.student, parts.student.updates)
+        if parts.engine.has_own_weights and limits is not None:
+            with self.stage("parity"):
+                found = check_parity(parts.engine, parts.student, prompts[: limits.prompts], limits, self.config.seed)
+            self.metrics |= found.metrics

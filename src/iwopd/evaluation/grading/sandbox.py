@@ -4,7 +4,7 @@ Linux namespaces are entered by system calls, not through the program `unshare`:
 from a process that has everything imported (milliseconds; a new interpreter takes tenths of a second), and neither its
 path nor its version matters. Run as a script with a mode, this tries whether the kernel allows it. Only the standard
 library is imported here.
-README's section Evaluate says what is confined and what is not.
+docs/evaluation.md says what is confined and what is not.
 """
 
 import contextlib

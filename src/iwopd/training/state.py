@@ -27,18 +27,19 @@ class State(Position):
         evaluated: the step last evaluated; -1 before the first.
         accuracy: measured then; null until then.
         first_accuracy: measured before the first step.
-        written: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
+        log_offsets: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
         micro_batch_tokens: as it stands after halving; None before it was needed.
-        whole_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an evaluation.
-            Of regular evaluations: one that is due to the run's end must not change how a lengthened run goes on.
+        mean_response_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an
+            evaluation. Of regular evaluations: one that is due to the run's end must not change how a lengthened run
+            continues.
     """
 
     evaluated: int = -1
     accuracy: float | None = None
     first_accuracy: float | None = None
-    written: dict[str, int] = field(default_factory=dict[str, int])
+    log_offsets: dict[str, int] = field(default_factory=dict[str, int])
     micro_batch_tokens: int | None = None
-    whole_length: float | None = None
+    mean_response_length: float | None = None
 
     @classmethod
     def load(cls, file: Path) -> "State":
@@ -47,19 +48,27 @@ class State(Position):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the loop works with."""
+class Components:
+    """What the loop works with.
+
+    Attributes:
+        base: the model that ExOPD measures the teacher's gain from; None without it.
+        dropped: training prompts left out as too long.
+        sampling: the distribution that rollouts are sampled from, and evaluations by `eval_sampling`.
+        parity: how engine and trainer are compared after each sync; None where they are not.
+        gaps: watches the gap between sampler and trainer over the run.
+    """
 
     student: "Student"
     teacher: "Teacher"
     base: "Teacher | None"
     engine: "Engine"
     weighting: "Weighting"
+    loss: "LossSettings"
     stream: "Prompts"
     benchmarks: "list[Benchmark]"
     tokenizer: Any
     dropped: int
-    loss: "LossSettings"
     sampling: "Sampling"
     eval_sampling: "Sampling"
     parity: "Thresholds | None"

@@ -1,0 +1,221 @@
+"""A training run from its config: everything is loaded and checked, cheapest first, and then the loop gets it."""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iwopd.assembly.evaluation import benchmarks
+from iwopd.assembly.inputs import (
+    Checked,
+    check_scorer_tokenizer,
+    model_folders,
+    model_paths,
+    prompt_stream,
+    scorer_sections,
+    student_tokenizer,
+)
+from iwopd.assembly.models import (
+    base,
+    check_context,
+    check_vocabulary,
+    device,
+    engine,
+    model_config,
+    stop_ids,
+    student,
+    teachers,
+)
+from iwopd.assembly.run_inputs import keep_inputs, training_inputs
+from iwopd.assembly.settings import eval_sampling, gap_watch, loss_settings, mirrors, parity, sampling
+from iwopd.assembly.vllm import Served, uses_vllm
+from iwopd.assembly.weighting import weighting
+from iwopd.config import Config
+from iwopd.config.checks import warnings
+from iwopd.data import Prompts
+from iwopd.evaluation.evaluate import Benchmark
+from iwopd.machine import runtime
+from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.models.student import Student
+from iwopd.rollout.base import Engine
+from iwopd.runs.console import Display
+from iwopd.runs.folder import RunFolder
+from iwopd.runs.interrupts import Interrupts
+from iwopd.runs.tracking import Tracker
+from iwopd.scoring.base import Teacher
+from iwopd.training.run import TrainingRun
+from iwopd.training.state import Components, State
+
+
+def training_run(
+    config: Config,
+    checked: Checked,
+    folder: RunFolder,
+    display: Display,
+    interrupts: Interrupts,
+    stack: ExitStack,
+) -> TrainingRun:
+    """Everything a run works with; the run folder is made as late as can be.
+
+    Args:
+        checked: what was read before torch was imported.
+        stack: closes what was opened.
+
+    Raises:
+        IwopdError: bad input, or an engine that does not start; nothing was written.
+    """
+    schemed = weighting(config.weighting)
+    inputs = read(config, checked, folder, display)
+    chosen = device(config.run.device, config.run.deterministic)
+    display.line(f"loading student {config.student.path} on {chosen}")
+    if config.run.resume and folder.path.exists():
+        stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
+    checkpoint = folder.last_checkpoint() if config.run.resume else None
+    learner, state = load_student(config, inputs, chosen, checkpoint)
+    teacher, reference = load_teachers(config, inputs, chosen, folder, display, stack)
+    sampler = start_engine(config, inputs, learner, folder, stack)
+    if not folder.held:
+        stack.enter_context(folder)
+    display.log_to(folder.path / "train.log")
+    runtime.report()
+    for warning in warnings(config):
+        display.line(f"warning: {warning}")
+    tracker = Tracker(folder.path, state.log_offsets, mirrors(config, folder.path, asdict(config)))
+    stack.callback(tracker.close)
+    if checkpoint:
+        display.line(f"resuming from {checkpoint.name} of {folder.path}")
+    components = Components(
+        student=learner,
+        teacher=teacher,
+        base=reference,
+        engine=sampler,
+        weighting=schemed,
+        loss=loss_settings(config),
+        stream=inputs.stream,
+        benchmarks=inputs.benchmarks,
+        tokenizer=inputs.tokenizer,
+        dropped=inputs.dropped,
+        sampling=sampling(config.rollout),
+        eval_sampling=eval_sampling(config),
+        parity=parity(config.rollout),
+        gaps=gap_watch(config.rollout),
+    )
+    memory = stack.enter_context(MemoryWatch())
+    return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads before any weights.
+
+    Attributes:
+        folders: of its models, by the setting that names them.
+        dropped: training prompts left out as too long.
+        context: the longest prompt and response together, tokens.
+        vocabulary: the smallest of the models that score.
+    """
+
+    folders: dict[str, str]
+    tokenizer: Any
+    stream: Prompts
+    dropped: int
+    benchmarks: list[Benchmark]
+    context: int
+    vocabulary: int
+
+
+def read(config: Config, checked: Checked, folder: RunFolder, display: Display) -> Inputs:
+    """Tokenizers, prompts and benchmarks; checked against the models' configs, and against an earlier part of the run.
+
+    Raises:
+        IwopdError: something does not fit, or is not what it was.
+    """
+    folders = model_folders(model_paths(config), display.stage)
+    display.line("loading tokenizers and data")
+    tokenizer = student_tokenizer(config, folders["student.path"])
+    stream, dropped = prompt_stream(config, checked.rows, tokenizer)
+    if dropped:
+        display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
+    graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
+    keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded))
+    context, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
+    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary)
+
+
+def load_student(
+    config: Config, inputs: Inputs, device: torch.device, checkpoint: Path | None
+) -> tuple[Student, State]:
+    """The student, and where the run stands: at the checkpoint, if there is one."""
+    learner = student(config, inputs.folders["student.path"], device, checkpoint, context=inputs.context)
+    check_vocabulary("student", learner.lm.vocabulary, config.student.path, inputs.tokenizer)
+    state = State.load(checkpoint / "trainer.json") if checkpoint else State()
+    learner.micro_batch_tokens = state.micro_batch_tokens or learner.micro_batch_tokens
+    return learner, state
+
+
+def load_teachers(
+    config: Config, inputs: Inputs, device: torch.device, folder: RunFolder, display: Display, stack: ExitStack
+) -> tuple[Teacher, Teacher | None]:
+    """The teacher, or several as one; and the model that ExOPD measures the teacher's gain from, None without it."""
+    log_file = folder.path / "vllm.log"
+    if uses_vllm(config):
+        if not folder.held:
+            stack.enter_context(folder)  # vLLM's log goes there
+        display.line(f"vLLM starts, a matter of seconds to minutes; its log is {log_file}")
+    scored = {
+        key: Served(inputs.folders[f"{key}.path"], section, inputs.context, log_file, key=key)
+        for key, section in scorer_sections(config).items()
+    }
+    display.line("loading " + ", ".join(f"{key} {model_paths(config)[f'{key}.path']}" for key in scored))
+    reference = scored.pop("base", None)
+    return (
+        teachers(config, scored, device, inputs.stream.prompts, stack),
+        stack.enter_context(base(config, reference, device)) if reference else None,
+    )
+
+
+def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFolder, stack: ExitStack) -> Engine:
+    """The rollout engine, of which it is known that its log-probs are those of what it samples from."""
+    path = inputs.folders["student.path"]
+    rows, smallest = student.lm.vocabulary, inputs.vocabulary
+    served = Served(
+        path,
+        config.student,
+        inputs.context,
+        folder.path / "vllm.log",
+        stop_ids("student.path", config.student, path, inputs.tokenizer),
+        smallest if smallest < rows else None,
+        "student",
+        rows,
+    )
+    made = stack.enter_context(engine(config, served, student.lm))
+    made.check_logprobs(sampling(config.rollout), inputs.stream.prompts[0])
+    return made
+
+
+def _check_models(
+    config: Config, folders: dict[str, str], tokenizer: Any, stream: Prompts, benchmarks: list[Benchmark]
+) -> tuple[int, int]:
+    """Tokenizers must agree, and prompts and responses fit in every model.
+
+    Returns:
+        The longest prompt and response together, tokens; and the smallest vocabulary of those that score.
+    """
+    longest, response = max(len(prompt.ids) for prompt in stream.prompts), config.rollout.max_tokens
+    asked = [len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts]
+    evaluated, eval_tokens = max(asked, default=0), eval_sampling(config).max_tokens if asked else 0
+    vocabularies = []
+    for key, section in scorer_sections(config).items():
+        folder = folders[f"{key}.path"]
+        check_scorer_tokenizer(config, tokenizer, folder, key)
+        scorer = model_config(f"{key}.path", section, folder)
+        check_context(key, scorer, "rollout.max_tokens", longest, response)
+        check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
+        vocabularies.append(scorer.vocab_size)
+    student = model_config("student.path", config.student, folders["student.path"])
+    check_context("student", student, "rollout.max_tokens", longest, response)
+    if asked:
+        check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
+    return max(longest + response, evaluated + eval_tokens), min(vocabularies)

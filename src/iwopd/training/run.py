@@ -1,0 +1,221 @@
+"""A training run around the loop: evaluations and checkpoints between steps, stops, what is logged and said."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from iwopd.config import Config
+from iwopd.errors import EngineError, NonFiniteError
+from iwopd.evaluation.evaluate import Evaluation, evaluate, evaluation_metrics
+from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.rollout.horizon import running_mean_length
+from iwopd.runs.card import write_card
+from iwopd.runs.console import Display, evaluation_line, step_line
+from iwopd.runs.folder import RunFolder
+from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
+from iwopd.runs.tracking import Tracker
+from iwopd.training.loop import Loop
+from iwopd.training.samples import sample_rows
+from iwopd.training.schedule import Schedule
+from iwopd.training.stages import Stages
+from iwopd.training.state import Components, State
+
+
+class TrainingRun:
+    """Steps, evaluations and checkpoints as the schedule has them; nothing of a whole step is ever lost."""
+
+    def __init__(
+        self,
+        config: Config,
+        components: Components,
+        folder: RunFolder,
+        tracker: Tracker,
+        display: Display,
+        interrupts: Interrupts,
+        state: State,
+        memory: MemoryWatch,
+    ):
+        self.config = config
+        self.components = components
+        self.folder = folder
+        self.tracker = tracker
+        self.display = display
+        self.interrupts = interrupts
+        self.state = state
+        self.saved = state.step if state.log_offsets else -1
+        self.logged = state.step
+        self.schedule = Schedule.of(config)
+        self.stages = Stages(display, memory)
+        self.loop = Loop(config, components, self.schedule, state, self.stages, interrupts)
+
+    def train(self) -> float | None:
+        """Until the schedule ends; the last accuracy, None without a benchmark."""
+        state, schedule = self.state, self.schedule
+        with self._saved_when_stopped():
+            self._first_sync()
+            while True:
+                self.display.run(*schedule.extent(state))
+                if schedule.evaluates(state) and state.evaluated < state.step:
+                    self.evaluate()
+                if schedule.saves(state):
+                    self.save()
+                if schedule.ended(state):
+                    break
+                with self._recorded():
+                    self.loop.step()
+            self._export()
+        return state.accuracy
+
+    # ------------------------------------------------------------------------------------------ around a step
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """A step; once the weights have moved its metrics are logged, whatever happens then."""
+        before, loop = self.state.step, self.loop
+        self.stages.begin()
+        self.stages.step, loop.metrics = before + 1, {}
+        try:
+            yield
+        except NonFiniteError as error:
+            kept = self.folder.saved()
+            stays = f"{kept[-1].name} stays" if kept else "no checkpoint was due before"
+            raise NonFiniteError(f"step {before + 1}: {error}; {stays}") from error
+        finally:
+            self._log_step()
+
+    def _log_step(self) -> None:
+        """The metrics of the last step, unless they are logged: a checkpoint must not be ahead of metrics.jsonl."""
+        with self.interrupts.deferred():
+            if self.logged < self.state.step:
+                metrics = self.loop.metrics | self.stages.measured
+                if self.state.step == 1:
+                    metrics["data/dropped"] = self.components.dropped
+                self.tracker.log(self.state.step, metrics)
+                self.logged = self.state.step
+                self.display.line(step_line(self.schedule.said(self.state), metrics))
+
+    @contextmanager
+    def _saved_when_stopped(self) -> Iterator[None]:
+        """Asked to stop, or left by an engine: the last whole step is saved, and how to resume is said.
+
+        Raises:
+            SystemExit: with the status of the signal.
+            EngineError: with what was saved.
+        """
+        try:
+            yield
+        except ForcedStop:
+            raise
+        except Stopped as stop:
+            with self.interrupts.finishing():
+                self.save()
+                self.display.line(
+                    f"stopped after {self.schedule.said(self.state)}, saved; resume with: "
+                    f"iwopd train … run.dir={self.folder.path} run.resume=true"
+                )
+            sys.exit(stop.status)
+        except EngineError as error:
+            if self.state.step == 0:
+                raise
+            self.save()
+            raise EngineError(f"{error}; step {self.state.step} is saved, resume with run.resume=true") from error
+
+    def _first_sync(self) -> None:
+        """The engine was made from the student's files; a resumed student is further, one with adapters is another."""
+        self.stages.begin()
+        self.loop.sync(self.components.stream.batch(self.state.step))
+        found = self.loop.metrics
+        if found:
+            mean, largest = found["sync/parity_mean_gap"], found["sync/parity_max_gap"]
+            self.display.line(f"engine and trainer agree: mean gap {mean:.2g}, largest {largest:.2g} nats per token")
+
+    # ------------------------------------------------------------------------------------------ between steps
+
+    def evaluate(self) -> None:
+        """Measure the student on every benchmark, and write a few of its responses with their weights."""
+        parts, ev, state, found = self.components, self.config.eval, self.state, list[Evaluation]()
+        self.stages.begin()
+        for benchmark in parts.benchmarks:
+            with self.stages("eval", f"evaluating on {benchmark.name}") as advance:
+                found.append(
+                    evaluate(
+                        parts.engine,
+                        benchmark,
+                        parts.eval_sampling,
+                        k=ev.k,
+                        greedy=ev.greedy,
+                        seed=self.config.seed,
+                        decode=self._decode,
+                        progress=advance,
+                    )
+                )
+        metrics = evaluation_metrics(found)
+        with self.interrupts.deferred():
+            self.tracker.log(state.step, metrics | self.stages.measured)
+            self.tracker.samples(state.step, self._samples(found))
+            state.evaluated, state.accuracy = state.step, metrics["eval/accuracy"]
+            graded = [item.rollout for evaluation in found for item in evaluation.graded]
+            if self.schedule.evaluates_regularly(state):
+                state.mean_response_length = running_mean_length(state.mean_response_length, graded)
+            if state.step == 0:
+                state.first_accuracy = state.accuracy
+        for evaluation in found:
+            self.display.line(f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
+
+    def _decode(self, ids: Any) -> str:
+        return self.components.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _samples(self, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
+        """The first responses of an evaluation, token by token with log-probs, advantages and weights."""
+        parts, config, rows = self.components, self.config, list[dict[str, Any]]()
+        for evaluation in found:
+            made = sample_rows(
+                evaluation.graded[:: config.eval.n or config.eval.k][: config.run.samples],
+                parts.teacher,
+                parts.student,
+                parts.weighting,
+                progress=self.schedule.progress(self.state),
+                tokenizer=parts.tokenizer,
+                base=parts.base,
+                exopd_lambda=parts.loss.exopd_lambda,
+            )
+            rows += [{"benchmark": evaluation.benchmark, **row} for row in made]
+        return rows
+
+    def save(self) -> None:
+        """A checkpoint of this step, unless there is one."""
+        state, student = self.state, self.components.student
+        if self.saved >= state.step:
+            return
+        self._log_step()
+
+        def write(folder: Path) -> None:
+            student.save(folder, self.components.tokenizer)
+            state.log_offsets = self.tracker.state
+            state.micro_batch_tokens = student.micro_batch_tokens
+            (folder / "trainer.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+        with self.interrupts.deferred():
+            self.folder.save_checkpoint(state.step, write, self.config.run.keep)
+            self.saved = state.step
+
+    def _export(self) -> None:
+        state = self.state
+        if self.folder.final_step != state.step:  # a finished run that is resumed has it already, unless lengthened
+            with self.interrupts.deferred():
+                self.folder.save_final(self._write_final, state.step)
+        if state.accuracy is None or state.first_accuracy is None:
+            came = f"not evaluated, for there is no benchmark; {state.step} steps"
+        else:
+            came = f"accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after {state.step} steps"
+        self.display.line(f"{self.config.run.name}: {came}; the student is in {self.folder.final}")
+
+    def _write_final(self, folder: Path) -> None:
+        tokenizer, state = self.components.tokenizer, self.state
+        self.components.student.export(folder, tokenizer)
+        chat = bool(tokenizer.chat_template)
+        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
