@@ -50,7 +50,7 @@ class Run:
         self.folder = place.disk / f"run-{plan.index}"
         self.mark = f"{place.work.name}-{plan.index}"
         self.sessions = place.work / "sessions"
-        self.started = self.interruptions = self.kept = 0
+        self.started = self.resumed = self.interruptions = self.kept = 0
         self.filler = place.disk / "filler"
         self.config = b""
         self.pids: list[int] = []
@@ -67,9 +67,10 @@ class Run:
             self._finish(self._interrupt_often())
         finally:
             left_running(self.mark, self.pids, 0.0)
-        ended = Ended(self.plan.index, self.plan.rollout, self.interruptions, self.started, 0.0, problems=self.problems)
+        counts = (self.interruptions, self.started, self.resumed)
+        ended = Ended(self.plan.index, self.plan.rollout, *counts, seconds=round(time.monotonic() - began, 1))
+        ended.problems = self.problems
         self._compare(ended, memory)
-        ended.seconds = round(time.monotonic() - began, 1)
         for folder in (self.folder, self.sessions):
             shutil.rmtree(folder, ignore_errors=True)
         return ended
@@ -262,6 +263,7 @@ class Run:
         """A resumed session must have gone on from the newest whole checkpoint."""
         self.said_lost |= any("lost" in line and ".jsonl" in line for line in session.lines())
         taken = session.steps()
+        self.resumed += bool(taken) and taken[0] > 1
         if self.plan.rollout != "study" and taken and taken[0] != self.kept + 1:
             problems.append(f"resumed at step {taken[0]} though checkpoint {self.kept} was whole")
 
@@ -304,8 +306,8 @@ class Run:
             *left_running(self.mark, self.pids),
             *(f"/dev/shm/{name}" for name in sorted(shared_memory() - memory)),
             *(str(each.relative_to(self.folder)) for each in files.drafts(self.folder)),
-            *(f"tmp/{name}" for name in sorted(names_in(temporary(self.sessions)) - self.whole.temporary)),
         ]
+        ended.temporary = sorted(names_in(temporary(self.sessions)) - self.whole.temporary)
         if "files of the user's beside" in self.done:
             missing = [name for name in files.OF_THE_USER if not (self.folder / name).exists()]
             ended.problems += [f"the user's {name} is gone" for name in missing]

@@ -31,18 +31,29 @@ class Interruption:
 
 @dataclass
 class Ended:
-    """How a run ended, after all its interruptions."""
+    """How a run ended, after all its interruptions.
+
+    Attributes:
+        sessions: processes that it took.
+        resumed: those that took steps from a checkpoint on.
+        distance: of other weights, as a part of their norm.
+        lost_lines: of metrics.jsonl, where a disk's fault took them and the program said so.
+        left: processes, shared memory and drafts that should not be there.
+        temporary: names that are left in its folder for temporary files.
+    """
 
     run: int
     rollout: str
     interruptions: int
     sessions: int
+    resumed: int
     seconds: float
     same_weights: bool | None = None
     distance: float | None = None
     whole_metrics: bool = False
     lost_lines: int = 0
     left: list[str] = field(default_factory=list[str])
+    temporary: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
 
 
@@ -70,8 +81,17 @@ def markdown(given: dict[str, Any], interruptions: Sequence[Interruption], runs:
         for kind in dict.fromkeys([*kinds, *(each.kind for each in here)]):
             if found := [each for each in here if each.kind == kind]:
                 lines.append(_kind_row(rollout, kind, found))
-    heads = ("rollout", "runs", "interruptions", "sessions", "same weights", "metrics.jsonl whole", "left behind")
-    lines += ["", _row(*heads), _row(*["---"] * 7)]
+    heads = (
+        "rollout",
+        "runs",
+        "interruptions",
+        "sessions",
+        "same weights",
+        "metrics.jsonl whole",
+        "left behind",
+        "temporary files",
+    )
+    lines += ["", _row(*heads), _row(*["---"] * 8)]
     for rollout in KINDS:
         if found := [each for each in runs if each.rollout == rollout]:
             lines.append(_run_row(rollout, found))
@@ -111,9 +131,11 @@ def _run_row(rollout: str, runs: Sequence[Ended]) -> str:
         str(len(runs)),
         str(sum(each.interruptions for each in runs)),
         str(sum(each.sessions for each in runs)),
+        str(sum(each.resumed for each in runs)),
         f"{same} to the bit" + (f", others up to {apart:.1g} of their norm apart" if apart else ""),
         f"{sum(each.whole_metrics for each in runs)}",
         str(sum(len(each.left) for each in runs)),
+        str(sum(len(each.temporary) for each in runs)),
     )
 
 
