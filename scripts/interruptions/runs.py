@@ -285,23 +285,7 @@ class Run:
 
     def _compare(self, ended: Ended, memory: set[str]) -> None:
         """With the run that was never interrupted."""
-        found = weights(self.folder)
-        ended.same_weights = found == self.whole.weights
-        if not ended.same_weights:
-            both = [(found[name], data) for name, data in self.whole.weights.items() if name in found]
-            ended.distance = max((distance(*pair) for pair in both), default=None)
-            ended.problems.append("other weights" if ended.distance is not None else "no final weights")
-        try:
-            metrics, samples = table(self.folder, "metrics.jsonl"), table(self.folder, "samples.jsonl")
-            ended.whole_metrics = metrics == self.whole.metrics
-            cut = CUT in self.done and self.said_lost and is_part(metrics, self.whole.metrics)
-            ended.lost_lines = sum(map(len, self.whole.metrics.values())) - sum(map(len, metrics.values()))
-            if not ended.whole_metrics and not cut:
-                ended.problems.append("metrics.jsonl: " + difference(metrics, self.whole.metrics))
-            if samples != self.whole.samples:
-                ended.problems.append("samples.jsonl: " + difference(samples, self.whole.samples))
-        except ValueError as error:
-            ended.problems.append(f"a line that is not JSON: {error}")
+        compare(ended, self.folder, self.whole, lines_lost=CUT in self.done and self.said_lost)
         ended.left = [
             *left_running(self.mark, self.pids),
             *(f"/dev/shm/{name}" for name in sorted(shared_memory() - memory)),

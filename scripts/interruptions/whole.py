@@ -8,6 +8,7 @@ from typing import Any
 from interruptions import files
 from interruptions.processes import Session, temporary, warm_up
 from interruptions.servers import Fleet
+from interruptions.table import Ended
 
 STEPS = 12
 SMOKE = (
@@ -104,6 +105,31 @@ def table(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
         ]
         for run in files.run_folders(folder)
     }
+
+
+def compare(ended: Ended, folder: Path, whole: Reference, *, lines_lost: bool) -> None:
+    """Note in `ended` how a run differs from the one that was never interrupted.
+
+    Args:
+        lines_lost: of metrics.jsonl and samples.jsonl, by a disk's fault, and the program has said so.
+    """
+    found = weights(folder)
+    ended.same_weights = found == whole.weights
+    if not ended.same_weights:
+        both = [(found[name], data) for name, data in whole.weights.items() if name in found]
+        ended.distance = max((distance(*pair) for pair in both), default=None)
+        ended.problems.append("other weights" if ended.distance is not None else "no final weights")
+    try:
+        metrics, samples = table(folder, "metrics.jsonl"), table(folder, "samples.jsonl")
+    except ValueError as error:
+        ended.problems.append(f"a line that is not JSON: {error}")
+        return
+    ended.whole_metrics = metrics == whole.metrics
+    ended.lost_lines = sum(map(len, whole.metrics.values())) - sum(map(len, metrics.values()))
+    if not ended.whole_metrics and not (lines_lost and is_part(metrics, whole.metrics)):
+        ended.problems.append("metrics.jsonl: " + difference(metrics, whole.metrics))
+    if samples != whole.samples:
+        ended.problems.append("samples.jsonl: " + difference(samples, whole.samples))
 
 
 def difference(found: dict[str, Any], whole: dict[str, Any]) -> str:
