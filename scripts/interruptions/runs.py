@@ -12,18 +12,7 @@ from interruptions.plan import DISK, FILES, SERVERS, Fault, Plan
 from interruptions.processes import Session, left_running, send, shared_memory, temporary
 from interruptions.servers import TIMEOUT_S
 from interruptions.table import Ended, Interruption
-from interruptions.whole import (
-    HANGS,
-    Place,
-    Reference,
-    difference,
-    distance,
-    is_part,
-    names_in,
-    overrides,
-    table,
-    weights,
-)
+from interruptions.whole import HANGS, Place, Reference, compare, names_in, overrides, weights
 
 WRITING = 0.03  # seconds that a checkpoint takes, about
 CUT = "metrics.jsonl: cut below the checkpoint"  # what is lost then cannot be had back, and must be said
@@ -286,12 +275,16 @@ class Run:
     def _compare(self, ended: Ended, memory: set[str]) -> None:
         """With the run that was never interrupted."""
         compare(ended, self.folder, self.whole, lines_lost=CUT in self.done and self.said_lost)
+        memory = shared_memory() - memory
+        # Servers that are killed leave theirs, which nobody but the next to start them could know of.
+        of_servers = {each for each in memory if SERVERS.keys() & set(self.done) and each.startswith(("psm_", "sem."))}
+        memory -= of_servers
         ended.left = [
             *left_running(self.mark, self.pids),
-            *(f"/dev/shm/{name}" for name in sorted(shared_memory() - memory)),
+            *(f"/dev/shm/{name}" for name in sorted(memory)),
             *(str(each.relative_to(self.folder)) for each in files.drafts(self.folder)),
         ]
-        ended.temporary = sorted(names_in(temporary(self.sessions)) - self.whole.temporary)
+        ended.temporary = sorted(names_in(temporary(self.sessions)) - self.whole.temporary | of_servers)
         if "files of the user's beside" in self.done:
             missing = [name for name in files.OF_THE_USER if not (self.folder / name).exists()]
             ended.problems += [f"the user's {name} is gone" for name in missing]
