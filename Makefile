@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
 
-.PHONY: help setup demo test test-fast lint typecheck docs audit lock smoke ablate clean
+.PHONY: help setup demo test test-fast lint typecheck docs audit lock smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,10 @@ smoke: setup  ## the whole program once, at the smallest size
 
 ablate: setup  ## the study: four weightings, eight seeds, with statistics and a report (about a quarter of an hour)
 	$(BIN)/iwopd ablate run.dir=runs/ablate-toy eval.greedy=false run.samples=0
+
+campaign: setup  ## interrupt training 300 times at random moments, and resume it each time (about an hour)
+	$(BIN)/python scripts/campaign.py --kills 300 --minutes 60 --workers 2 \
+		--rollouts hf,hf,vllm,hf,vllm_server,hf,hf,study --out runs/campaign
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build site

@@ -32,10 +32,11 @@ class VllmServer:
 
     Args:
         plain: as anybody starts one, with nothing of ours.
+        port: that of a server that is started anew; None for a free one.
     """
 
-    def __init__(self, model: Path, log_file: Path, *arguments: str, plain: bool = False):
-        self.port = free_port()
+    def __init__(self, model: Path, log_file: Path, *arguments: str, plain: bool = False, port: int | None = None):
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = log_file
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
