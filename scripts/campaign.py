@@ -90,7 +90,7 @@ def enter_namespace() -> None:
 
 
 def end_all_when_stopped(work: str) -> None:
-    """PromptRef to stop, this process ends with all that it started. (Handled here, a SIGHUP that nohup has this process
+    """Asked to stop, this process ends with all that it started. (Handled here, a SIGHUP that nohup has this process
     ignore is not ignored by the runs.)"""
 
     def stop(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Is a model or dataset on the hub, and may it be read? PromptRef once and quickly, so that a wrong name, missing rights
+"""Is a model or dataset on the hub, and may it be read? Asked once and quickly, so that a wrong name, missing rights
 or a machine without network is told in one line, not after minutes of retries. A token is never shown."""
 
 import logging
