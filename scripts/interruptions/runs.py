@@ -76,7 +76,7 @@ class Run:
                 self.interruptions += 1
                 self.note(found)
             if session.status() is None:
-                continue  # a server was harmed, and the run goes on
+                continue  # a server was harmed, and the run continues
             if self.open is not None:
                 self._judge(session, *self.open)
             session = None
@@ -249,7 +249,7 @@ class Run:
         self.kept, self.open = kept[0] if kept else 0, None
 
     def _check_steps(self, session: Session, problems: list[str]) -> None:
-        """A resumed session must have gone on from the newest whole checkpoint."""
+        """A resumed session must have been resumed from the newest whole checkpoint."""
         self.said_lost |= any("lost" in line and ".jsonl" in line for line in session.lines())
         taken = session.steps()
         self.resumed += bool(taken) and taken[0] > 1

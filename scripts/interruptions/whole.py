@@ -145,7 +145,7 @@ def difference(found: dict[str, Any], whole: dict[str, Any]) -> str:
 
 
 def is_part(found: dict[str, Any], whole: dict[str, Any]) -> bool:
-    """True where each file's rows are some of the other's, in their order, and none stands there twice."""
+    """True where each file's rows are some of the other's, in their order, and none is a duplicate."""
     for name, rows in found.items():
         rest = iter(whole[name])
         if not all(row in rest for row in rows):

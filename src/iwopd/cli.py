@@ -24,7 +24,7 @@ verbs:
 examples:
   iwopd train                                   the toy pair, on a CPU, in minutes
   iwopd train weighting=first30 optim.lr=3e-6   any group or field of the config
-  iwopd train run.dir=runs/a run.resume=true    go on from the last checkpoint
+  iwopd train run.dir=runs/a run.resume=true    resume from the last checkpoint
   iwopd ablate weighting=last30                 that weighting against uniform, over eight seeds
   iwopd diagnose diagnose.run=runs/a            position bias of a pair, and how training changed it
   iwopd eval eval.model=runs/a/final            measure a trained model

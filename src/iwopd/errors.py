@@ -12,7 +12,7 @@ IwopdError
 
 
 class IwopdError(Exception):
-    """Root of the errors a user can cause and mend."""
+    """Root of the errors a user can cause and fix."""
 
 
 class ConfigError(IwopdError, ValueError):

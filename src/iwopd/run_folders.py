@@ -39,7 +39,7 @@ def settle(config: Config, verb: str, job: int | None = None, *, claim: bool = F
     run.name = (named or folder.name) + ("" if job is None else f"-{job}")
     run.dir = str(folder if job is None else folder / str(job))
     if run.date is None:
-        began = _date_of(Path(run.dir)) if run.resume or verb == "ablate" else None  # a study always goes on
+        began = _date_of(Path(run.dir)) if run.resume or verb == "ablate" else None  # a study is always resumed
         run.date = began or now.isoformat(timespec="seconds")
 
 

@@ -300,17 +300,17 @@ def test_verdicts_need_agreement_and_seeds_and_are_corrected_for_every_look() ->
     noise = [0.1, -0.12, 0.09, -0.11, 0.1, 0.02, -0.1, 0.01]
     close = [0.1, 0.04, 0.09, 0.05, 0.1, -0.02, 0.12, -0.01]  # p = 0.031 by itself
     assert difference(clear)["verdict"] == "larger than the noise"
-    assert difference(noise)["verdict"] == "not told apart"
+    assert difference(noise)["verdict"] == "inconclusive"
     assert difference(clear[:5])["verdict"] == "too few seeds"
     assert difference([0.1])["low"] is None
     assert difference([])["p"] is None
     # Of one sign, but one seed carries it.
-    assert difference([0.0, 0.0, 0.0, 0.0, 0.5, 0.0])["verdict"] == "not told apart"
-    assert of_one_study(clear, noise) == ["larger than the noise", "not told apart"]
+    assert difference([0.0, 0.0, 0.0, 0.0, 0.5, 0.0])["verdict"] == "inconclusive"
+    assert of_one_study(clear, noise) == ["larger than the noise", "inconclusive"]
     assert of_one_study(close) == ["larger than the noise"]
     others = [[sign * value for sign, value in zip(signs, close, strict=True)] for signs in
               ((1, -1, 1, 1, -1, 1, -1, -1), (1, 1, -1, -1, 1, 1, -1, 1), (-1, 1, 1, -1, 1, -1, 1, -1))]  # fmt: skip
-    assert of_one_study(close, *others)[0] == "not told apart"
+    assert of_one_study(close, *others)[0] == "inconclusive"
     assert of_one_study(clear[:5], noise[:5]) == ["too few seeds"] * 2
 
 

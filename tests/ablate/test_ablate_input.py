@@ -18,7 +18,7 @@ WRONG = [
     ("ablate.seeds=1.5", "ablate.seeds=1.5", "number of seeds"),
     ("ablate.seeds=[-1]", "ablate.seeds=[-1]", "at least 0"),
     ("ablate.arms=[]", "ablate.arms=[]", "nothing to compare"),
-    ("ablate.arms=[uniform,iw,iw]", "ablate.arms=[uniform,iw,iw]", "iw stands there twice"),
+    ("ablate.arms=[uniform,iw,iw]", "ablate.arms=[uniform,iw,iw]", "duplicate arm iw"),
     ("ablate.arms=[uniform,3]", "ablate.arms[1]=3", "neither a weighting nor a mapping"),
     ("ablate.arms=[first30,iw]", "ablate.baseline=uniform", "not among the arms first30, iw"),
     ("ablate.arms=[uniform,{weighting: iw}]", "ablate.arms[1]={weighting: iw}", "no name"),

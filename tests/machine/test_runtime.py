@@ -125,11 +125,11 @@ def test_a_resumed_run_takes_the_threads_it_began_with_or_says_that_it_cannot(ma
     assert (found.threads, found.notes) == (3, ())
     found = runtime.prepare(resumed, "train", workers=4)
     assert found.threads == 1
-    assert "began with 3 threads and goes on with 1 (2 cores for it here)" in found.notes[0]
+    assert "began with 3 threads and resumes with 1 (2 cores for it here)" in found.notes[0]
     machine |= {"OMP_NUM_THREADS": "2", runtime.CHOSEN: ""}
     found = runtime.prepare(resumed, "train")
     assert found.threads == 2
-    assert "began with 3 threads and goes on with 2 (OMP_NUM_THREADS)" in found.notes[0]
+    assert "began with 3 threads and resumes with 2 (OMP_NUM_THREADS)" in found.notes[0]
     assert runtime.prepare(config(TOY, dir=str(tmp_path)), "train").notes == (), "not resumed"
 
 

@@ -190,7 +190,7 @@ def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsew
     assert running.returncode == 2, errors
     (line,) = (line for line in errors.splitlines() if line.startswith("iwopd: "))
     assert "no server is left of 1" in line
-    assert "is saved, go on with run.resume=true" in line
+    assert "is saved, resume with run.resume=true" in line
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert int(saved.name[5:]) >= 2
     assert iwopd("train", *settings, f"rollout.urls=[{servers[0].url}]", "run.resume=true") == 0

@@ -92,7 +92,7 @@ def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:
         raise ConfigError("ablate.arms=[]: nothing to compare; list weightings, e.g. ablate.arms=[uniform,iw]")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"ablate.arms={shown(section.arms)}: {twice} stands there twice; give each a name of its own")
+        raise ConfigError(f"ablate.arms={shown(section.arms)}: duplicate arm {twice}; give each a name of its own")
     if section.baseline not in names:
         raise ConfigError(
             f"ablate.baseline={section.baseline}: not among the arms {', '.join(names)}; add it to ablate.arms, or "
@@ -143,7 +143,7 @@ def study_seeds(config: Config, given: Sequence[str]) -> list[int]:
     if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
         raise ConfigError(f"{said}: a seed is a whole number of at least 0; use e.g. [1,2,3]")
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{said}: a seed stands there twice; list each once")
+        raise ConfigError(f"{said}: duplicate seed; list each once")
     return list(seeds)
 
 

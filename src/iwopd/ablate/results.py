@@ -139,7 +139,7 @@ def difference(values: Sequence[float], p_adjusted: float | None = None) -> dict
     """The mean of paired differences, its 95 % bootstrap interval, the sign-flip p-value, and a verdict.
 
     The verdict is ``larger than the noise`` if the p-value, corrected for every difference that the study looks at
-    (`adjusted_pvalues`), is at most 0.05; ``too few seeds`` where none could be; else ``not told apart``.
+    (`adjusted_pvalues`), is at most 0.05; ``too few seeds`` where none could be; else ``inconclusive``.
 
     Args:
         p_adjusted: the corrected p-value; None where this is the only difference.
@@ -151,7 +151,7 @@ def difference(values: Sequence[float], p_adjusted: float | None = None) -> dict
     if corrected is None or n < units_needed():
         verdict = "too few seeds"
     else:
-        verdict = "larger than the noise" if corrected <= LEVEL else "not told apart"
+        verdict = "larger than the noise" if corrected <= LEVEL else "inconclusive"
     return {
         "difference": fmean(values) if values else None,
         "low": low,

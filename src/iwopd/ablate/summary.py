@@ -40,13 +40,13 @@ def _verdict(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
             for figure in COMPARED
             if item[figure]["verdict"] == verdict
         )
-        for verdict in ("larger than the noise", "not told apart", "too few seeds")
+        for verdict in ("larger than the noise", "inconclusive", "too few seeds")
     }
     parts = []
     if said["larger than the noise"]:
         parts.append(f"larger than the noise at {said['larger than the noise']}")
-    if said["not told apart"]:
-        parts.append(f"not to be told from the noise at {said['not told apart']}")
+    if said["inconclusive"]:
+        parts.append(f"inconclusive at {said['inconclusive']}")
     if said["too few seeds"]:
         count = len(item["seeds"])
         parts.append(f"{count} seed{'s are' if count > 1 else ' is'} too few to tell: {said['too few seeds']}")

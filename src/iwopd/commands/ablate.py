@@ -54,7 +54,7 @@ def run(config: Config, line: CommandLine) -> None:
 
 
 def study_folder(config: Config) -> RunFolder:
-    """The folder of a study; one that holds the same study goes on, with more arms or seeds if there are any."""
+    """The folder of a study; one that holds the same study is resumed, with more arms or seeds if there are any."""
     plain = stored(config, "ablate")
     for decided_by_arms in ("weighting", "seed"):
         del plain[decided_by_arms]

@@ -24,7 +24,7 @@ class RunConfig:
         "by them; null: run.steps",
         low=1,
     )
-    resume: bool = setting(False, "go on from the last whole checkpoint of run.dir, if there is one")
+    resume: bool = setting(False, "resume from the last whole checkpoint of run.dir, if there is one")
     save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
     keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
     deterministic: bool = setting(True, "on a GPU, only kernels that give the same bits at every run")
@@ -112,7 +112,7 @@ class SourceConfig:
     template: str | None = setting(None, "the user's turn, where {prompt} stands for the problem; null for it alone")
     suffix: str | None = setting(None, "text put after every problem, within the user's turn")
     system: str | None = setting(None, "system message put before every problem")
-    enable_thinking: bool | None = setting(None, "told to the chat template: true lets Qwen3 think; null for false")
+    enable_thinking: bool | None = setting(None, "passed to the chat template: true lets Qwen3 think; null for false")
 
 
 @dataclass(kw_only=True, slots=True)

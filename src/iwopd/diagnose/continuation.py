@@ -1,4 +1,4 @@
-"""Continuation accuracy: teacher and student go on from the student's prefixes (fig. 1b of arXiv 2606.22600)."""
+"""Continuation accuracy: teacher and student continue from the student's prefixes (fig. 1b of arXiv 2606.22600)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def continuation_curve(
     context: int | None = None,
     progress: Progress = no_progress,
 ) -> Curve:
-    """Share of right answers when `engine` goes on after the first 0, 10, … 100 % of each rollout.
+    """Share of right answers when `engine` continues after the first 0, 10, … 100 % of each rollout.
 
     A prefix is fed as prompt ids and response ids, never as text. Prefix and continuation together have at most
     `sampling.max_tokens`. At 100 % nothing is left to write, so every model has the rollouts' own accuracy.

@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         known: tensors that are there already; not counted.
-        gradients: parameters whose `.grad`, as it comes into being, is to be told apart.
+        gradients: parameters whose `.grad`, as it comes into being, is to be distinguished.
 
     Attributes:
         now: bytes alive.

@@ -81,7 +81,7 @@ class Evaluation:
 
 
 class Kept(Protocol):
-    """Where an evaluation keeps what it has, to be gone on with."""
+    """Where an evaluation keeps what it has, to be resumed with."""
 
     def find(self, prompts: Sequence[Prompt]) -> list[Outcome] | None:
         """The outcomes of these problems, if they were kept together."""

@@ -136,7 +136,7 @@ def _threads(config: Config, verb: str, users: int | None, share: int, sharing: 
         return began, ()
     chosen = "OMP_NUM_THREADS" if users is not None else f"{_count(share, 'core')} for it here"
     return wanted, (
-        f"this run began with {_count(began, 'thread')} and goes on with {wanted} ({chosen}): sums are rounded "
+        f"this run began with {_count(began, 'thread')} and resumes with {wanted} ({chosen}): sums are rounded "
         f"otherwise, so it will not end in the same bits as without the stop; OMP_NUM_THREADS={began} would",
     )
 

@@ -86,7 +86,7 @@ def _mend_generation_config(model: PreTrainedModel, said: str) -> None:
             generation.validate(strict=True)
         except ValueError as error:
             reason = " ".join(str(error).split())
-            raise ModelError(f"{said}: its generation_config.json cannot be saved again: {reason}; mend it") from error
+            raise ModelError(f"{said}: its generation_config.json cannot be saved again: {reason}; fix it") from error
 
 
 class LanguageModel(nn.Module):

@@ -157,7 +157,7 @@ def _model_changes(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) ->
     elif then.get("commit") != now.get("commit") or "files" in then or "files" in now:
         was, kept = then.get("commit"), then["path"]
         fix = f"set {key.removesuffix('path')}revision={was}" if was else f"name {kept}"
-        yield f"is not what it was, {f'commit {was} of {kept}' if was else kept}; {fix} to go on with that"
+        yield f"is not what it was, {f'commit {was} of {kept}' if was else kept}; {fix} to resume with that"
 
 
 def _problem_changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

@@ -111,7 +111,7 @@ class HfEngine(Engine):
                     raise
             if made is None:  # the failed batch is freed only behind its except block
                 self.batch_size = len(chosen) // 2
-                log.warning("out of GPU memory while sampling: going on with rollout.batch_size=%d", self.batch_size)
+                log.warning("out of GPU memory while sampling: continuing with rollout.batch_size=%d", self.batch_size)
                 torch.cuda.empty_cache()
                 continue
             rollouts.update(zip(chosen, made, strict=True))

@@ -99,7 +99,7 @@ class Checkpoints:
                 self._whole.add(folder)
                 return folder
             passed.append(f"{folder.name} {problem}")
-            log.warning("checkpoint %s %s; going back to the one before", folder.name, problem)
+            log.warning("checkpoint %s %s; resuming from the one before", folder.name, problem)
         if passed:
             raise RunFolderError(
                 f"run.dir={self.run}: no checkpoint is whole ({'; '.join(passed)}); "
@@ -116,7 +116,7 @@ class Checkpoints:
         return [folder for folder in self.all() if self.problem(folder, deep=deep) is None]
 
     def problem(self, folder: Path, *, deep: bool = True) -> str | None:
-        """Why a folder is no checkpoint that this run can go on from, or None."""
+        """Why a folder is no checkpoint that this run can be resumed from, or None."""
         manifest = read_manifest(folder)
         if manifest and manifest.get("run") != self.id:
             return "is another run's"
@@ -132,7 +132,7 @@ class Checkpoints:
         return manifest.get("run") == self.id and named
 
     def _prune(self, step: int, keep: int) -> None:
-        # Later ones are damaged, else the run had gone on from there; they must not push whole ones out.
+        # Later ones are damaged, else the run had been resumed from there; they must not push whole ones out.
         earlier = [folder for folder in self.all() if (checkpoint_step(folder.name) or 0) <= step]
         ours = [folder for folder in earlier if self._marked(folder)]
         if len(ours) <= keep:

@@ -25,7 +25,7 @@ from iwopd.runs.saved_config import CONFIG, config_text, saved_config
 log = logging.getLogger(__name__)
 
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
-# Keys that may differ when a run goes on: they say where and how often things are written, not what is computed.
+# Keys that may differ when a run is resumed: they say where and how often things are written, not what is computed.
 RESUME_MAY_CHANGE = re.compile(
     r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
@@ -51,9 +51,9 @@ class RunFolder:
     Args:
         path: the folder; made on entering.
         config: the run's config as plain values.
-        resume: go on with what is there.
+        resume: continue with what is there.
         may_differ: from the saved config, as dotted keys, and the keys in which this one differs, to those of them that
-            may nevertheless; with them the run goes on as one of this config. Raises RunFolderError to say why not.
+            may nevertheless; with them the run is resumed as one of this config. Raises RunFolderError to say why not.
 
     Raises:
         RunFolderError: on entering: cannot be written, in use, holds another run, or this one and `resume` is off.
@@ -137,7 +137,8 @@ class RunFolder:
             )
         if not self.resume:
             raise RunFolderError(
-                f"run.dir={self.path}: holds this run already; add run.resume=true to go on, or choose another folder"
+                f"run.dir={self.path}: holds this run already; add run.resume=true to resume it, or choose another "
+                "folder"
             )
 
     def _check_schema(self, saved: Mapping[str, Any]) -> None:
@@ -151,7 +152,7 @@ class RunFolder:
             )
 
     def _is_free(self, key: str) -> bool:
-        """True for a key that may differ when a run goes on; only an evaluation is one of `eval.model`."""
+        """True for a key that may differ when a run is resumed; only an evaluation is one of `eval.model`."""
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
         return bool(RESUME_MAY_CHANGE.fullmatch(key.removeprefix("environment."))) and not of_the_run
 
@@ -171,7 +172,7 @@ class RunFolder:
             return None
         found = read_object(file)
         if found is None:
-            raise RunFolderError(f"{file}: is damaged; remove it to go on without")
+            raise RunFolderError(f"{file}: is damaged; remove it to resume without it")
         return found
 
     def __enter__(self) -> "RunFolder":
@@ -247,7 +248,7 @@ class RunFolder:
         return self.checkpoints.final_step
 
     def saved(self) -> list[Path]:
-        """Checkpoints that can be gone on from, oldest first."""
+        """Checkpoints that can be resumed from, oldest first."""
         return self.checkpoints.whole(deep=False)
 
     def last_checkpoint(self) -> Path | None:

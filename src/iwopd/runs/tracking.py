@@ -84,7 +84,7 @@ class Mirror(Protocol):
 
 
 class Tolerated:
-    """A mirror whose errors end nothing: the first is a warning, and from then on it is left alone. Training goes on,
+    """A mirror whose errors end nothing: the first is a warning, and from then on it is left alone. Training continues,
     and metrics.jsonl has everything."""
 
     def __init__(self, mirror: Mirror):
@@ -111,7 +111,7 @@ class Tolerated:
         except Exception as error:  # of a service, a network, a full disk: each library has its own
             self._works = False
             log.warning(
-                "%s stopped working (%s: %s); training goes on without it, and metrics.jsonl has everything",
+                "%s stopped working (%s: %s); training continues without it, and metrics.jsonl has everything",
                 type(self._mirror).__name__.removesuffix("Mirror").lower(),
                 type(error).__name__,
                 first_line(error),

@@ -22,7 +22,7 @@ PER_TOKEN = ("weights", "advantages", "teacher_logprobs", "sampler_logprobs")
 
 
 class WandbMirror:
-    """See `iwopd.runs.tracking.Mirror`; a resumed run goes on in the same wandb run.
+    """See `iwopd.runs.tracking.Mirror`; a resumed run continues in the same wandb run.
 
     Args:
         config: all settings of the run, as plain values.

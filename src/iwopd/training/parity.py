@@ -58,7 +58,7 @@ def check_parity(
         )
     if found.mean_gap > limits.warn:
         log.warning(
-            "%s; above rollout.parity.warn=%g: the importance correction carries it, but look at rollout.dtype",
+            "%s; above rollout.parity.warn=%g: the importance correction compensates for it, but look at rollout.dtype",
             said,
             limits.warn,
         )
@@ -85,24 +85,24 @@ class GapWatch:
         self.limit = 2 * mean
         log.warning(
             "train/sampler_gap_mean: sampler and trainer differ by %.3g nats per token over %d steps; the importance "
-            "correction carries it, but A_t speaks of another policy than the one that answered: compare dtype and "
-            "attention, or use student.dtype=float32",
+            "correction compensates for it, but A_t speaks of another policy than the one that answered: compare dtype "
+            "and attention, or use student.dtype=float32",
             mean,
             self.steps,
         )
 
 
 def _cause(engine: Engine, student: Student, prompts: Sequence[Prompt], limits: ParityConfig, seed: int) -> str:
-    """What is wrong, found out by mending one thing after the other."""
+    """What is wrong, found out by fixing one thing after the other."""
 
-    def mended() -> bool:
+    def agree() -> bool:
         return measure_parity(engine, student, prompts, limits.max_tokens, seed).max_gap <= limits.fail
 
     engine.reset_cache()
-    if mended():
+    if agree():
         return "its prefix cache was stale (without it they agree); please report this engine"
     engine.sync_weights(student, student.updates)
-    if mended():
+    if agree():
         return "it had not taken over the last weights (sent again, they agree); look at its log"
     tied = getattr(student.model.config, "tie_word_embeddings", False)
     head = "; the embeddings are tied, so its head may have kept old weights" if tied else ""

@@ -46,7 +46,7 @@ def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], d
         )
     if not done.step and saved.get("run.steps") and (Path(str(run.dir)) / "final").exists():
         raise RunFolderError(
-            f"{now}: {run.dir} has a final/ and no checkpoint to go on from; choose another folder, or put one back"
+            f"{now}: {run.dir} has a final/ and no checkpoint to resume from; choose another folder, or put one back"
         )
     reasons = depending_on_the_end(config)
     if done.step and reasons:

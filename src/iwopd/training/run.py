@@ -98,7 +98,7 @@ class TrainingRun:
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
-        """PromptRef to stop, or left by an engine: the last whole step is saved, and how to resume is said.
+        """Asked to stop, or left by an engine: the last whole step is saved, and how to resume is said.
 
         Raises:
             SystemExit: with the status of the signal.

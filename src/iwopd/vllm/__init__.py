@@ -1,4 +1,4 @@
-"""vLLM, started and spoken to: in this process (`in_process`), or as servers over HTTP (`servers`).
+"""vLLM engines and clients: in this process (`in_process`), or as servers over HTTP (`servers`).
 
 Importing this package does not import vLLM; `in_process` does so when an engine starts.
 """

@@ -62,7 +62,7 @@ def retie_head(model: Any) -> None:
     """Give a tied head the embedding's new weights.
 
     On a CPU, vLLM packs the head's weights for its kernels and keeps the packed copy across a reload: without this, a
-    model with tied embeddings goes on answering with the old head, and nothing says so.
+    model with tied embeddings keeps answering with the old head, and nothing says so.
     """
     text_model = model.get_language_model() if hasattr(model, "get_language_model") else model
     head = getattr(text_model, "lm_head", None)

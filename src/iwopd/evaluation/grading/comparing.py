@@ -1,7 +1,7 @@
 r"""Is an answer the reference? What can be told from the writing is told here; `equal` is asked about the rest.
 
 Sets, tuples, intervals and lists are compared element by element, because math-verify takes (1,2), {1,2} and "1,2" for
-the same; numbers exactly, because it rounds. PromptRef of `equal` are pairs of single expressions, in LaTeX.
+the same; numbers exactly, because it rounds. Asked of `equal` are pairs of single expressions, in LaTeX.
 """
 
 import re

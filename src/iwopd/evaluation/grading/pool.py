@@ -140,7 +140,7 @@ class Worker:
         os.close(writing)
         assert self._process.stdin is not None
         self.lines = Lines(reading, self._process.stdin.fileno())
-        self._lock = threading.Lock()  # held while it is spoken to: the descriptors stay open
+        self._lock = threading.Lock()  # held while a request is under way: the descriptors stay open
         self._alive = True
 
     def problem(self) -> str | None:
