@@ -62,8 +62,8 @@ def continuation(found: Sequence[Diagnosis]) -> Drawn:
     bands = "Bands are 95 % intervals over prompts; differences are judged prompt by prompt." if single else ""
     caption = (
         "Continuation accuracy: teacher and student continue from the student's own prefixes. Where the teacher's "
-        "curve has come down to the student's, it can no longer save the response, and what it says of later tokens teaches "
-        f"little. {bands}"
+        "curve has come down to the student's, it can no longer save the response, and what it says of later tokens "
+        f"teaches little. {bands}"
     ).rstrip()
     return drawn, "continuation", f"Accuracy from prefixes of 0 to 100 %. {said}.", caption
 
