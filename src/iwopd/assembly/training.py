@@ -65,17 +65,9 @@ def training_run(
     sampler = start_engine(config, inputs, learner, folder, stack)
     if not folder.locked:
         stack.enter_context(folder)
-    display.log_to(folder.path / "train.log")
-    runtime.report()
-    for warning in warnings(config):
-        display.line(f"warning: {warning}")
-    mirrored = mirrors(config, folder.path, folder.config)
-    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check)
-    stack.callback(tracker.close)
-    if checkpoint and (changes := version_changes(folder.path)):
-        display.line(f"warning: not what this run was last trained with: {changes}; it may not end in the same bits")
+    tracker = open_log(config, folder, display, state, stack)
     if checkpoint:
-        display.line(f"resuming from {checkpoint.name} of {folder.path}")
+        _say_resumed(folder, checkpoint, display)
     components = Components(
         student=learner,
         teacher=teacher,
@@ -93,6 +85,24 @@ def training_run(
     )
     memory = stack.enter_context(MemoryWatch())
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+
+
+def open_log(config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack) -> Tracker:
+    """train.log, with what is worth a warning, and the metrics with their mirrors."""
+    display.log_to(folder.path / "train.log")
+    runtime.report()
+    for warning in warnings(config):
+        display.line(f"warning: {warning}")
+    mirrored = mirrors(config, folder.path, folder.config)
+    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check)
+    stack.callback(tracker.close)
+    return tracker
+
+
+def _say_resumed(folder: RunFolder, checkpoint: Path, display: Display) -> None:
+    if changes := version_changes(folder.path):
+        display.line(f"warning: not what this run was last trained with: {changes}; it may not end in the same bits")
+    display.line(f"resuming from {checkpoint.name} of {folder.path}")
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def train_on(
     if weights is None:
         weights = objective.weights(batch, advantages, progress)
     given = LossInput(
-        logprobs=now
-        + (trained.logprobs - trained.logprobs.detach()),  # the value without dropout, the gradient with it
+        # The value without dropout, the gradient with it.
+        logprobs=now + (trained.logprobs - trained.logprobs.detach()),
         old_logprobs=old,
         sampler_logprobs=batch.sampler_logprobs,
         advantages=advantages,
@@ -77,24 +77,28 @@ def train_on(
     check_finite(found.losses.detach(), "loss", batch)
     total.backward()
 
-    inside, reverse_kl = weights[mask], exact.reverse_kl
-    if reverse_kl is None:
-        reverse_kl = objective.reverse_kl(batch, old)
-    totals = {
-        "loss": total.detach(),
-        "tokens": mask.sum(),
-        "advantage": advantages.sum(),
-        "abs_advantage": advantages.abs().sum(),
-        "reverse_kl": reverse_kl[mask].sum(),
-        "sampler_gap": (old - batch.sampler_logprobs).abs()[mask].sum(),
-        "weight": inside.sum(),
-        "weight_min": inside.min(),
-        "weight_max": inside.max(),
-        "kept": kept.sum(),
-        "clipped": found.clipped.sum(),
-        "clipped_dual": found.clipped_dual.sum(),
-    }
-    numbers = torch.stack([value.float() for value in totals.values()]).tolist()  # from the device in one go
+    reverse_kl = objective.reverse_kl(batch, old) if exact.reverse_kl is None else exact.reverse_kl
+    inside = weights[mask]
+    return _sums(
+        denominator,
+        loss=total.detach(),
+        tokens=mask.sum(),
+        advantage=advantages.sum(),
+        abs_advantage=advantages.abs().sum(),
+        reverse_kl=reverse_kl[mask].sum(),
+        sampler_gap=(old - batch.sampler_logprobs).abs()[mask].sum(),
+        weight=inside.sum(),
+        weight_min=inside.min(),
+        weight_max=inside.max(),
+        kept=kept.sum(),
+        clipped=found.clipped.sum(),
+        clipped_dual=found.clipped_dual.sum(),
+    )
+
+
+def _sums(denominator: float, **totals: Tensor) -> Sums:
+    """From the device in one go."""
+    numbers = torch.stack([value.float() for value in totals.values()]).tolist()
     return Sums(denominator=denominator, **dict(zip(totals, numbers, strict=True)))
 
 
