@@ -50,49 +50,51 @@ def train_on(
     Raises:
         NonFiniteError: a log-prob, an advantage or the loss is NaN or infinite; names the rollouts.
     """
-    mask = batch.tokens.mask
     trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_head))
-    now = exact.logprobs.detach()
-    check_finite(now, "student's log-prob", batch)
+    check_finite(exact.logprobs.detach(), "student's log-prob", batch)
     batch = replace(batch, teacher_logprobs=exact.teacher_logprobs)
-    old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
-    advantages = objective.advantages(batch, old)
-    if weights is None:
-        weights = objective.weights(batch, advantages, progress)
-    given = LossInput(
-        # The value without dropout, the gradient with it.
-        logprobs=now + (trained.logprobs - trained.logprobs.detach()),
-        old_logprobs=old,
-        sampler_logprobs=batch.sampler_logprobs,
-        advantages=advantages,
-        weights=weights,
-        mask=mask,
-        divergence=trained.divergence,
-    )
-    found = objective.loss.token_losses(given)
-    kept = objective.kept(weights, mask)
+    given = _loss_input(batch, objective, trained, exact.logprobs.detach(), weights, progress)
+    found, mask = objective.loss.token_losses(given), given.mask
+    kept = objective.kept(given.weights, mask)
     normalize: Any = objective.loss.normalize  # its choices are checked by the schema
-    scale, denominator = loss_scale(weights, mask, batch.tokens.lengths, normalize, kept)
+    scale, denominator = loss_scale(given.weights, mask, batch.tokens.lengths, normalize, kept)
     total = (found.losses * scale).sum()
     check_finite(found.losses.detach(), "loss", batch)
     total.backward()
 
-    reverse_kl = objective.reverse_kl(batch, old) if exact.reverse_kl is None else exact.reverse_kl
-    inside = weights[mask]
+    reverse_kl = objective.reverse_kl(batch, given.old_logprobs) if exact.reverse_kl is None else exact.reverse_kl
+    inside = given.weights[mask]
     return _sums(
         denominator,
         loss=total.detach(),
         tokens=mask.sum(),
-        advantage=advantages.sum(),
-        abs_advantage=advantages.abs().sum(),
+        advantage=given.advantages.sum(),
+        abs_advantage=given.advantages.abs().sum(),
         reverse_kl=reverse_kl[mask].sum(),
-        sampler_gap=(old - batch.sampler_logprobs).abs()[mask].sum(),
+        sampler_gap=(given.old_logprobs - batch.sampler_logprobs).abs()[mask].sum(),
         weight=inside.sum(),
         weight_min=inside.min(),
         weight_max=inside.max(),
         kept=kept.sum(),
         clipped=found.clipped.sum(),
         clipped_dual=found.clipped_dual.sum(),
+    )
+
+
+def _loss_input(
+    batch: Batch, objective: Objective, trained: Forward, now: Tensor, weights: Tensor | None, progress: float
+) -> LossInput:
+    """A_t, w_t and the log-probs they belong to; `now` are the student's without dropout."""
+    old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
+    advantages = objective.advantages(batch, old)
+    return LossInput(
+        logprobs=now + (trained.logprobs - trained.logprobs.detach()),  # dropout's gradient, not its value
+        old_logprobs=old,
+        sampler_logprobs=batch.sampler_logprobs,
+        advantages=advantages,
+        weights=objective.weights(batch, advantages, progress) if weights is None else weights,
+        mask=batch.tokens.mask,
+        divergence=trained.divergence,
     )
 
 
