@@ -17,6 +17,8 @@ from iwopd.weighting import SCHEMES
 from iwopd.weighting.iw_signed import IwSigned
 from iwopd.weighting.window import Window
 
+pytestmark = pytest.mark.cli
+
 
 def presets(group: str) -> set[str]:
     return {file.stem for file in (config_folder() / group).glob("*.yaml")}

@@ -7,6 +7,8 @@ from support.running import SMALL, refused
 
 from iwopd.config.names import checkpoint_name, checkpoint_step, name_problem
 
+pytestmark = pytest.mark.cli
+
 BAD = [
     *("", ".", "..", "../../escaped", "a/b", "/abs", "a\\b", ".hidden", "-rf", "x\ny", "x\0y", "\x1b[31m", "a ", "a."),
     *("a|b", "<b>", "$HOME", "a;b", "x" * 129, "数" * 43, "a\u202eb", "\udc80"),

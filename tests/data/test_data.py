@@ -11,6 +11,7 @@ from support.paths import PROBLEMS, SHARED, WORD_PROBLEMS
 from iwopd import assembly
 from iwopd.config import BenchmarkConfig, DataConfig
 from iwopd.data import load_rows, render, text_of
+from iwopd.preflight.problems import benchmark_rows
 from iwopd.toy.tokenizer import make_tokenizer
 
 ROWS = [{"prompt": "1+1", "answer": 2}, {"prompt": "naïve\n2+2", "answer": 4}]
@@ -68,7 +69,7 @@ public = pytest.mark.skipif(not SHARED.is_dir(), reason="the public problems do 
 )
 def test_problems_of_the_public_forms_load_and_encode(benchmark: str, file: Path) -> None:
     config = composed(f"benchmark=[{benchmark}]", f"eval.benchmarks.{benchmark}.path={file}")
-    source, rows = config.eval.benchmarks[benchmark], assembly.benchmark_rows(config.eval)
+    source, rows = config.eval.benchmarks[benchmark], benchmark_rows(config.eval)
     (loaded,) = assembly.benchmarks(config.eval, rows, make_tokenizer())
     assert len(loaded.prompts) == len(file.read_text().splitlines())
     for made, row in zip(loaded.prompts, rows[benchmark], strict=True):

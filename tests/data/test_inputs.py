@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from support.running import SMALL, iwopd, refused, rows
 
+from iwopd.preflight import digests
 from iwopd.preflight.digests import changes, file_digest, model_digest, problem_digests
-from iwopd.runs import digests
 from iwopd.toy import toy_rows
 from iwopd.types import Prompt
 

@@ -20,6 +20,8 @@ from iwopd.training.objective import Objective
 from iwopd.training.update import update
 from iwopd.weighting.uniform import Uniform
 
+pytestmark = pytest.mark.cli
+
 FULL: list[Loss] = [ReverseKl(), ForwardKl(), Jsd(), Jsd(beta=0.1), Jsd(beta=0.0), Jsd(beta=1.0)]
 on_losses = pytest.mark.parametrize("loss", FULL, ids=lambda loss: f"{loss.kind} {getattr(loss, 'beta', '')}".strip())
 

@@ -9,7 +9,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.running import ONE_THREAD
 
-pytestmark = pytest.mark.usefixtures("smoke_models")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 
 
 def test_ten_interruptions_lose_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from iwopd.runs import lock
 from iwopd.runs.lock import FolderLock
 from iwopd.runs.tracking import Tracker
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:

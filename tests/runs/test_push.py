@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from support.hub import Hub
 from support.running import SMALL, iwopd, process, refused
 
-from iwopd.runs.folder import sha256
+from iwopd.runs.files import sha256
 
 # Of huggingface_hub's own uploads.
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")]

@@ -17,6 +17,8 @@ from iwopd.config.stored import stored
 from iwopd.redact import install, printable, redact
 from iwopd.runs.console import Display, PlainConsole
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     ("text", "wanted"),

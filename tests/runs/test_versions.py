@@ -12,7 +12,7 @@ from support.running import SMALL, iwopd, refused
 
 from iwopd.config.stored import SCHEMA
 from iwopd.runs import about
-from iwopd.runs.folder import sha256
+from iwopd.runs.files import sha256
 
 RUN = (*SMALL, "run.steps=2", "eval.every=0", "benchmark=[]", "run.save_every=1", "run.keep=0")
 RUN = tuple(setting for setting in RUN if not setting.startswith("eval."))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from support.running import SMALL, iwopd, refused, rows, weights, without_times
 
 from iwopd.ablate.arms import Run
 from iwopd.ablate.study import budgeted
+from iwopd.config.stored import stored
 from iwopd.evaluation.results import read_samples
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.folder import RunFolder
@@ -186,7 +186,7 @@ def test_steps_may_become_a_budget(copied: Path, short: Path) -> None:
 
 def begun(folder: Path, *overrides: str, steps: int = 5, tokens: int = 1000) -> Path:
     """What a run with these settings leaves for the checks of one that resumes it."""
-    with RunFolder(folder, {"verb": "train", **asdict(composed(*CHEAP, *overrides))}) as run:
+    with RunFolder(folder, stored(composed(*CHEAP, *overrides), "train")) as run:
         (folder / "metrics.jsonl").touch()
         for step in range(1, steps + 1):
             state = json.dumps({"step": step, "tokens": tokens * step // steps})
@@ -242,7 +242,7 @@ def test_without_a_checkpoint_there_is_nothing_to_lengthen(
 def test_before_the_first_step_any_end_will_do(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run", "run.steps=5", "optim.schedule=linear", steps=0)
     config = composed(*CHEAP, "run.steps=9", "optim.schedule=linear")
-    RunFolder(folder, {"verb": "train", **asdict(config)}, resume=True, may_differ=another_end(config, folder)).check()
+    RunFolder(folder, stored(config, "train"), resume=True, may_differ=another_end(config, folder)).check()
 
 
 @pytest.mark.unit
