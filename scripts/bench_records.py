@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy
 
-from iwopd import assembly
-from iwopd.config import IwWeighting, PrefixRatioWeighting
 from iwopd.models.batch import collate, token_batches
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.training.metrics import sizes
+from iwopd.training.objective import Objective
 from iwopd.training.score import score
 from iwopd.types import Rollout, ScoredRollout
-from iwopd.weighting.base import batch_advantages, whole_batch_weights
+from iwopd.weighting.iw import Iw
+from iwopd.weighting.prefix_ratio import PrefixRatio
 
 PROMPT, VOCABULARY, MICRO_BATCH_TOKENS = 512, 151_936, 65_536
-IW = assembly.weighting(IwWeighting(scheme="iw"))
-PREFIX_RATIO = assembly.weighting(PrefixRatioWeighting(scheme="prefix_ratio"))
+IW = Objective(Iw(), student_logprobs="sampler")
+PREFIX_RATIO = Objective(PrefixRatio(), student_logprobs="sampler")
 
 
 def main() -> int:
@@ -73,10 +73,10 @@ def make_rollouts(responses: int, tokens: int) -> list[Rollout]:
 def passed_through(
     rollouts: list[Rollout], stages: dict[str, dict[str, float]]
 ) -> tuple[list[ScoredRollout], dict[str, float]]:
-    scored = measured("score", lambda: score(FakeTeacher(-1.0), rollouts, IW.window(0.0)), stages)
+    scored = measured("score", lambda: score(FakeTeacher(-1.0), rollouts, IW.weighting.window(0.0)), stages)
     metrics = measured("micro-batches", lambda: micro_batches(scored), stages)
     seeds = range(len(scored))
-    measured("whole batch", lambda: whole_batch_weights(PREFIX_RATIO, scored, seeds, "sampler", 0.0), stages)
+    measured("whole batch", lambda: PREFIX_RATIO.of_whole_batch(scored, seeds, 0.0), stages)
     return scored, metrics
 
 
@@ -85,7 +85,7 @@ def micro_batches(scored: list[ScoredRollout]) -> dict[str, float]:
     lengths = [len(record.rollout.prompt_ids) + record.stop for record in scored]
     for group in token_batches(lengths, MICRO_BATCH_TOKENS):
         batch = collate([scored[index] for index in group], group)
-        advantages = batch_advantages(batch, None, "sampler")
+        advantages = IW.advantages(batch, None)
         weight += IW.weights(batch, advantages, 0.0).sum().item()
         advantage += advantages.abs().sum().item()
     found = sizes(scored)

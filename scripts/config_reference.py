@@ -30,8 +30,6 @@ def section(schema: type, given: Any, prefix: str, known: set[str]) -> Iterator[
     own = [(entry, hints[entry.name], default(entry, given)) for entry in fields(schema) if entry.name not in known]
     described = [item for item in own if "text" in item[0].metadata]
     rows = [row(prefix + entry.name, entry.metadata, hint, value) for entry, hint, value in described]
-        row(prefix + entry.name, entry.metadata, hint, value) for entry, hint, value in own if "text" in entry.metadata
-    ]
     if rows:
         yield from ("", "| field | default | values | meaning |", "|---|---|---|---|", *rows)
     for entry, hint, value in own:

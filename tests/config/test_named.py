@@ -67,6 +67,7 @@ def test_a_registry_is_by_the_names_that_sections_start_with() -> None:
     assert by_name(Loss, Window) == {"policy_gradient": Loss, "window": Window}
 
 
+@pytest.mark.process
 def test_schemes_and_losses_load_without_torch_and_numerics_with_the_first_formula() -> None:
     code = (
         "import sys; from iwopd import config, numerics; from iwopd.weighting.iw import Iw; Iw().window(0.0)(5)\n"

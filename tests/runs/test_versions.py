@@ -14,6 +14,8 @@ from iwopd.config.stored import SCHEMA
 from iwopd.runs import about
 from iwopd.runs.files import sha256
 
+pytestmark = pytest.mark.cli
+
 RUN = (*SMALL, "run.steps=2", "eval.every=0", "benchmark=[]", "run.save_every=1", "run.keep=0")
 RUN = tuple(setting for setting in RUN if not setting.startswith("eval."))
 
