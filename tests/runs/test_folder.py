@@ -272,3 +272,24 @@ def test_what_a_crash_left_of_the_metrics_is_cut_to_whole_lines(tail: bytes, tmp
     file.write_bytes(whole + tail)
     Tracker(tmp_path, vouched).log(3, {"a": 3})
     assert [json.loads(line)["step"] for line in file.read_bytes().splitlines()] == [1, 3]
+
+
+def test_rows_that_took_the_place_of_lost_ones_are_cut(tmp_path: Path) -> None:
+    """A file that is shorter than the checkpoint counts on, and to which a session killed since then has added."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 8, 9)))
+    JsonLines(file, 1000, step=7)
+    assert [row["step"] for row in read_rows(file)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "error", [Exception("No space left on device (os error 28)"), RuntimeError("unexpected pos 64")]
+)
+def test_a_full_disk_is_one_line_whichever_library_meets_it(error: Exception, tmp_path: Path) -> None:
+    def full(draft: Path) -> None:
+        raise error
+
+    with RunFolder(tmp_path / "run", {"verb": "train"}) as folder, pytest.raises(RunFolderError, match="make room"):
+        folder.save_checkpoint(1, full, keep=0)
+    with RunFolder(tmp_path / "run2", {"verb": "train"}) as folder, pytest.raises(ZeroDivisionError):
+        folder.save_checkpoint(1, lambda draft: print(1 / 0), keep=0)

@@ -40,7 +40,7 @@ def half(finished: Path, tmp_path: Path) -> Path:
 def change(file: Path, edit: Callable[[dict], None]) -> None:
     held = yaml.safe_load(file.read_text())
     edit(held)
-    file.write_text(yaml.safe_dump(held) if file.suffix == ".yaml" else json.dumps(held))
+    file.write_text(yaml.safe_dump(held, explicit_end=True) if file.suffix == ".yaml" else json.dumps(held))
 
 
 def reseal(checkpoint: Path) -> None:

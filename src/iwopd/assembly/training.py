@@ -94,7 +94,7 @@ def open_log(config: Config, folder: RunFolder, display: Display, state: State, 
     for warning in warnings(config):
         display.line(f"warning: {warning}")
     mirrored = mirrors(config, folder.path, folder.config)
-    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check)
+    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check, state.step)
     stack.callback(tracker.close)
     return tracker
 

@@ -169,7 +169,9 @@ class Checkpoints:
             raise ModelError(f"{target}: {error}; earlier checkpoints are as they were") from error
         except RunFolderError:
             raise
-        except (OSError, RuntimeError, _safetensors_error()) as error:  # of the disk, or what torch makes of it
+        except Exception as error:
+            if not _of_the_disk(error):
+                raise
             raise RunFolderError(self._not_written(target, error)) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -212,7 +214,6 @@ def _remove(entry: Path, run: str | None = None) -> None:
         shutil.rmtree(entry, ignore_errors=True)
 
 
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
+def _of_the_disk(error: Exception) -> bool:
+    """Also as torch has it, and tokenizers and safetensors, which are written in Rust and name the system's error."""
+    return isinstance(error, (OSError, RuntimeError)) or "(os error " in str(error)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 from contextlib import suppress
@@ -84,8 +85,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def whole_lines(file: Path, most: int) -> int:
-    """How many of the first `most` bytes of a jsonl file to keep: without what is torn at their end."""
+def whole_lines(file: Path, most: int, step: float = math.inf) -> int:
+    """How many of the first `most` bytes of a jsonl file to keep: without what is torn at their end, and without
+    rows of steps after `step`, which stand there where rows before them were lost."""
     end = min(most, file.stat().st_size)
     if not end:
         return 0
@@ -93,7 +95,8 @@ def whole_lines(file: Path, most: int) -> int:
         end = content.rfind(b"\n", 0, end) + 1
         while end:
             start = content.rfind(b"\n", 0, end - 1) + 1
-            if _row(content[start:end]) is not None:
+            row = _row(content[start:end])
+            if row is not None and row.get("step", 0) <= step:
                 break
             end = start
     return end

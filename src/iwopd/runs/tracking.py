@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,12 +22,13 @@ class JsonLines:
         path: the file.
         size: bytes of it that a checkpoint vouches for; what comes after them is cut off, and what is torn at their
             end. None starts anew.
+        step: the checkpoint's. Where bytes before it are missing, rows of later steps may stand in their place.
     """
 
-    def __init__(self, path: Path, size: int | None = None):
+    def __init__(self, path: Path, size: int | None = None, step: float = math.inf):
         self.path = path
         with self._guarded(), path.open("ab") as stream:
-            kept = whole_lines(path, size or 0)
+            kept = whole_lines(path, size or 0, step)
             stream.truncate(kept)
         if size and kept < size:
             log.warning("%s: %d of the %d bytes before the checkpoint are left; other rows are lost", path, kept, size)
@@ -126,6 +128,7 @@ class Tracker:
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
         check: called before each writing; raises if the folder is somebody else's by now.
+        step: of that checkpoint.
     """
 
     def __init__(
@@ -134,11 +137,12 @@ class Tracker:
         sizes: Mapping[str, int] | None = None,
         mirrors: Sequence[Mirror] = (),
         check: Callable[[], None] = lambda: None,
+        step: float = math.inf,
     ):
         sizes = sizes or {}
         self.check = check
-        self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"))
-        self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"))
+        self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"), step)
+        self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"), step)
         self.mirrors = [Tolerated(mirror) for mirror in mirrors]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
