@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from iwopd.errors import RunFolderError
+from iwopd.runs.files import read_rows
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.saved_config import saved_config
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.tracking import JsonLines, Tracker
 
 CONFIG = {"verb": "train", "run": {"steps": 9, "date": "2026-01-31"}, "optim": {"lr": 1e-4}, "seed": 1}
 NUL = "\0" * 60
