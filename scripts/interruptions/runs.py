@@ -96,7 +96,6 @@ class Run:
         if fault is not None and fault.kind.endswith("beyond http.timeout_s"):
             arguments.append(f"rollout.http.timeout_s={TIMEOUT_S}")
         self.started += 1
-        self.torn = False
         self.before = {run: self._size(run) for run in files.run_folders(self.folder)}
         session = Session(arguments, self.sessions, self.mark, self.place.preload)
         self.pids.append(session.pid)
@@ -125,6 +124,8 @@ class Run:
             self._ended_by_itself(session)
             return None
         self._act(session, fault, found)
+        if fault.moment.kind != "start":  # what was torn before is whole again
+            self.torn = False
         if fault.kind in FILES:
             found.did = files.tear(self.folder, fault.kind, fault.amount) or ""
             found.kind = fault.kind if found.did else "SIGKILL, all its processes"
@@ -142,6 +143,7 @@ class Run:
             self._judge(session, *self.open)
             return
         self._check_steps(session, self.problems)
+        self.torn = self.torn and session.status() != 0
         if session.status():
             self.problems.append(f"after {self.done[-1:]}: {session.said()}")
             self._repair()
@@ -276,15 +278,15 @@ class Run:
         """With the run that was never interrupted."""
         compare(ended, self.folder, self.whole, lines_lost=CUT in self.done and self.said_lost)
         memory = shared_memory() - memory
-        # Servers that are killed leave theirs, which nobody but the next to start them could know of.
-        of_servers = {each for each in memory if SERVERS.keys() & set(self.done) and each.startswith(("psm_", "sem."))}
-        memory -= of_servers
+        # Of vLLM's processes that are killed stay semaphores and segments, of which nobody else knows.
+        of_vllm = {each for each in memory if "vllm" in self.plan.rollout and each.startswith(("psm_", "sem.mp-"))}
+        memory -= of_vllm
         ended.left = [
             *left_running(self.mark, self.pids),
             *(f"/dev/shm/{name}" for name in sorted(memory)),
             *(str(each.relative_to(self.folder)) for each in files.drafts(self.folder)),
         ]
-        ended.temporary = sorted(names_in(temporary(self.sessions)) - self.whole.temporary | of_servers)
+        ended.temporary = sorted(names_in(temporary(self.sessions)) - self.whole.temporary | of_vllm)
         if "files of the user's beside" in self.done:
             missing = [name for name in files.OF_THE_USER if not (self.folder / name).exists()]
             ended.problems += [f"the user's {name} is gone" for name in missing]

@@ -141,7 +141,11 @@ def difference(found: dict[str, Any], whole: dict[str, Any]) -> str:
             return f"steps missing {missing}, twice {twice}"
         if len(found.get(name, [])) != len(rows):
             return f"{len(found.get(name, []))} lines instead of {len(rows)}"
-    return "other values"
+        for ours, theirs in zip(found[name], rows, strict=True):
+            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+            if keys:
+                return f"step {theirs['step']}: other values of {', '.join(keys)}"
+    return "other runs"
 
 
 def is_part(found: dict[str, Any], whole: dict[str, Any]) -> bool:
