@@ -18,13 +18,13 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from iwopd import run_folders
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
 from iwopd.redact import clean, install
+from iwopd.runs import naming
 
 if TYPE_CHECKING:
     from iwopd.ablate.arms import CommandLine
@@ -65,7 +65,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
                 )
             )
         finally:
-            run_folders.release()
+            naming.release()
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
@@ -152,7 +152,7 @@ def check(composed: DictConfig, verb: str, overrides: Sequence[str] = (), *, cla
         raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
     config = typed(composed, overrides)
     sweep = HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
-    run_folders.settle(config, verb, HydraConfig.get().job.num if sweep else None, claim=claim)
+    naming.settle(config, verb, HydraConfig.get().job.num if sweep else None, claim=claim)
     return config
 
 

@@ -55,15 +55,15 @@ def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     code = """
 import os, time
 from types import SimpleNamespace
-from iwopd import run_folders
+from iwopd.runs import naming
 from iwopd.config import RunConfig
-run_folders.datetime = SimpleNamespace(now=lambda now=run_folders.datetime.now(): now)
+naming.datetime = SimpleNamespace(now=lambda now=naming.datetime.now(): now)
 begin = time.time() + 0.2
 for _ in range(8):
     if not os.fork():
         time.sleep(begin - time.time())
         config = SimpleNamespace(run=RunConfig())
-        run_folders.settle(config, "train", claim=True)
+        naming.settle(config, "train", claim=True)
         os.write(1, f"{config.run.dir} ".encode())
         os._exit(0)
 for _ in range(8):
