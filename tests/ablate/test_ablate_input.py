@@ -14,7 +14,7 @@ WRONG = [
     ("weighting=firts30", "weighting=firts30", "did you mean first30?"),
     ("ablate.seeds=0", "ablate.seeds=0", "1 to 1000"),
     ("ablate.seeds=[]", "ablate.seeds=[]", "[1,2,3]"),
-    ("ablate.seeds=[1,1]", "ablate.seeds=[1,1]", "twice"),
+    ("ablate.seeds=[1,1]", "ablate.seeds=[1,1]", "duplicate seed"),
     ("ablate.seeds=1.5", "ablate.seeds=1.5", "number of seeds"),
     ("ablate.seeds=[-1]", "ablate.seeds=[-1]", "at least 0"),
     ("ablate.arms=[]", "ablate.arms=[]", "nothing to compare"),

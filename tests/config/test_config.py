@@ -294,3 +294,12 @@ def test_two_hundred_random_command_lines_never_end_in_a_traceback(
         statuses.add(status)
     assert statuses == {0, 2}
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", sorted({module for module, _ in VERBS.values()}))
+def test_a_command_is_imported_without_torch(module: str) -> None:
+    """What it checks first must not wait for it."""
+    code = f"import sys, {module}; print(*{{'torch', 'transformers', 'datasets', 'matplotlib'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

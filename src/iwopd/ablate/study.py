@@ -6,8 +6,6 @@ from typing import Any
 from iwopd.ablate import cluster
 from iwopd.ablate.arms import Arm, Run, with_budget
 from iwopd.ablate.curves import read_curve
-from iwopd.ablate.report import write_report
-from iwopd.ablate.results import study_results
 from iwopd.ablate.study_table import StudyTable
 from iwopd.ablate.workers import Outcome, Workers
 from iwopd.config import Config
@@ -103,6 +101,9 @@ def _on_cpu(device: str) -> bool:
 
 def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: StudyTable, folder: RunFolder) -> None:
     """study.json, study.md, report.html and figures/, from what the runs left."""
+    from iwopd.ablate.report import write_report  # torch and matplotlib, which nothing before needs
+    from iwopd.ablate.results import study_results
+
     results = study_results(config, arms, runs, board.failed)
     for text in write_report(results, folder.path):
         board.line(text)

@@ -3,18 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iwopd.config import Config
-from iwopd.doctor import environment
-from iwopd.doctor.examination import Examination
 from iwopd.doctor.findings import Report
 from iwopd.doctor.render import conclude, console, show
 from iwopd.errors import ConfigError
 from iwopd.runs.console import Display
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(config: Config) -> None:
@@ -25,7 +19,9 @@ def run(config: Config) -> None:
     Raises:
         ConfigError: `doctor.json` cannot be written.
     """
-    environment.check_json(config)
+    _check_json(config)
+    from iwopd.doctor.examination import Examination  # torch takes seconds
+
     out, report = console(), Report()
     with Display(out) as display:
         examination = Examination(config, report, display)
@@ -51,3 +47,17 @@ def run(config: Config) -> None:
             ) from error
     if not report.works:
         sys.exit(1)
+
+
+def _check_json(config: Config) -> None:
+    """Refuse a `doctor.json` that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if config.doctor.json is None:
+        return
+    file = Path(config.doctor.json)
+    if file.is_dir() or not file.parent.is_dir():
+        reason = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"doctor.json={config.doctor.json}: {reason}; name a file in a folder that exists")

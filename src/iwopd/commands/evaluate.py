@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 from rich.table import Table
 
-from iwopd.assembly.evaluator import Evaluator
 from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.data import Row
@@ -46,6 +45,8 @@ def run(config: Config) -> float:
 
 
 def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display) -> float:
+    from iwopd.assembly.evaluator import Evaluator  # torch takes seconds; what is wrong so far was told at once
+
     with ExitStack() as stack:
         memory = stack.enter_context(MemoryWatch())
         evaluator = Evaluator(config, folder, rows, display, stack)

@@ -14,7 +14,6 @@ from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.plan import Plan
-from iwopd.errors import ConfigError
 from iwopd.machine import runtime
 from iwopd.preflight.packages import missing
 from iwopd.runs.about import PACKAGES
@@ -93,17 +92,3 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
         section.warn(f"{said}, here; see that the machine you rent has more")
     else:
         section.ok(said)
-
-
-def check_json(config: Config) -> None:
-    """Refuse a `doctor.json` that cannot be written, before anything is computed.
-
-    Raises:
-        ConfigError: says why.
-    """
-    if config.doctor.json is None:
-        return
-    file = Path(config.doctor.json)
-    if file.is_dir() or not file.parent.is_dir():
-        reason = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-        raise ConfigError(f"doctor.json={config.doctor.json}: {reason}; name a file in a folder that exists")
