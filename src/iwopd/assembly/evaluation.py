@@ -21,7 +21,7 @@ def grader(config: EvalConfig, name: str) -> Grader:
         case "code":
             return CodeGrader(config.code_timeout_s, int(config.code_memory_gib * 2**30), sandbox_mode(config))
         case _:
-            return ExactGrader(source.answer_pattern)
+            return ExactGrader(source.answer_pattern, config.grading_timeout_s)
 
 
 def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -> list[Benchmark]:

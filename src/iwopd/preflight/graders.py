@@ -1,8 +1,9 @@
 """Can the benchmarks of a config be graded here, and as it says?"""
 
 import logging
-import re
 from importlib.util import find_spec
+
+import regex
 
 from iwopd.config import EvalConfig
 from iwopd.errors import ConfigError
@@ -28,8 +29,8 @@ def _check_grader(config: EvalConfig, name: str) -> None:
     for field in ("answer_pattern", "reference_pattern"):
         pattern = getattr(source, field)
         try:
-            re.compile(pattern or "")
-        except re.error as error:
+            regex.compile(pattern or "")
+        except regex.error as error:
             raise ConfigError(f"{key}.{field}={pattern}: not a regular expression: {error}; correct it") from None
     if source.grader != "exact" and source.answer_pattern is not None:
         raise ConfigError(

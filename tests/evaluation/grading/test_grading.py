@@ -158,6 +158,12 @@ def test_references_that_mean_nothing_are_found() -> None:
 
 
 @pytest.mark.unit
+def test_a_pattern_that_takes_forever_is_given_up_and_wrong() -> None:
+    slow, quick = "a" * 5000 + "!", "aab"
+    found = ExactGrader("(a+)+b", seconds=0.2)([(slow, problem("aa")), (quick, problem("aa"))])
+    assert [(verdict.correct, verdict.timed_out) for verdict in found] == [(False, True), (True, False)]
+
+
 def test_exact_grading_tells_the_answer() -> None:
     assert ExactGrader(r"#(\d+)")([("a#1#2", problem("2")), ("x", problem("2"))]) == [
         Verdict(True, "2"),

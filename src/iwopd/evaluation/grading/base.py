@@ -1,9 +1,10 @@
 """What a grader is: from a response and its problem to a verdict."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import regex
 
 from iwopd.types import Prompt
 
@@ -40,15 +41,17 @@ class ExactGrader(Grader):
     Args:
         pattern: regular expression whose first group (or whole match) is the answer; its last match counts. None takes
             the whole response.
+        seconds: for one response; some patterns take forever with what a model writes.
 
     Raises:
         ValueError: the pattern is not a regular expression.
     """
 
-    def __init__(self, pattern: str | None = None):
+    def __init__(self, pattern: str | None = None, seconds: float = 5.0):
+        self._seconds = seconds
         try:
-            self._pattern = None if pattern is None else re.compile(pattern)
-        except re.error as error:
+            self._pattern = None if pattern is None else regex.compile(pattern)
+        except regex.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
 
     def __call__(self, responses: Sequence[tuple[str, Prompt]]) -> list[Verdict]:
@@ -57,12 +60,21 @@ class ExactGrader(Grader):
 
     def _grade(self, text: str, prompt: Prompt) -> Verdict:
         assert prompt.answer is not None, "benchmarks have answers: checked when their rows were read"
-        answer = self.extract(text)
+        try:
+            answer = self.extract(text)
+        except TimeoutError:
+            return Verdict(correct=False, timed_out=True)
         return Verdict(answer is not None and answer == prompt.answer.strip(), answer)
 
     def extract(self, text: str) -> str | None:
-        """The answer in a response."""
+        """The answer in a response.
+
+        Raises:
+            TimeoutError: it takes too long to find.
+        """
         if self._pattern is None:
             return text.strip()
-        found = [match.group(self._pattern.groups and 1) for match in self._pattern.finditer(text)]
+        found = [
+            match.group(self._pattern.groups and 1) for match in self._pattern.finditer(text, timeout=self._seconds)
+        ]
         return (found[-1] or "").strip() if found else None
