@@ -37,7 +37,7 @@ class EvalConfig:
     max_tokens: int | None = setting(None, "longest response, tokens; null for rollout.max_tokens", low=1)
     chunk: int = setting(256, "samples that `iwopd eval` draws at one time, then writes and need not draw again", low=1)
     grading_timeout_s: float = setting(
-        5.0, "seconds to compare two mathematical answers; one that takes longer is wrong", above=0
+        5.0, "seconds to find an answer, or to compare two mathematical ones; one that takes longer is wrong", above=0
     )
     allow_code_execution: bool = setting(False, "let grader=code run what the model wrote, confined by eval.sandbox")
     sandbox: str = setting(
