@@ -97,10 +97,11 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def table(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    """A jsonl file of each run in a folder, less what the clock and the machine's memory say."""
+    """A jsonl file of each run in a folder, less what the clock and the machine's memory say, and how the
+    engine rounds: that depends on which prompts its cache holds."""
     return {
         str(run.relative_to(folder)): [
-            {key: value for key, value in row.items() if not key.startswith(("time", "memory/"))}
+            {key: value for key, value in row.items() if not key.startswith(("time", "memory/", "sync/parity"))}
             for row in files.rows(run / name)
         ]
         for run in files.run_folders(folder)
