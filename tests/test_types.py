@@ -58,7 +58,7 @@ def test_wrong_counts_of_logprobs_name_the_rollout(whose, values) -> None:
     with pytest.raises(ValueError, match="rollout p#0: 1 sampler_logprobs for 2 tokens"):
         replace(ROLLOUT, sampler_logprobs=as_logprobs([-1]))
     with pytest.raises(ValueError, match="teacher_logprobs is no float32 array"):
-        ScoredRollout(ROLLOUT, 1, 2, None)  # type: ignore[arg-type]
+        ScoredRollout(ROLLOUT, 1, 2, None)  # type: ignore[arg-type]  # what is refused
 
 
 def test_records_are_equal_where_all_their_fields_are() -> None:

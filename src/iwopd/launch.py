@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
-    # Hydra prints an error over several lines unless asked to raise it; it is told in one line below.
+    # Hydra prints an error over several lines unless asked to raise it; it is one line below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     install()
     arguments = [

@@ -200,7 +200,7 @@ REFUSED = {
     "annealed": (["weighting=prefix_mask"], ["run.steps=9"], "by weighting.scheme=prefix_mask each of its 5 steps"),
     "boosted": (["weighting=prefix_boost"], ["run.steps=9"], "weighting.scheme=prefix_boost"),
     "horizon": (["weighting=growing_horizon"], ["run.steps=9"], "rollout.horizon_end=1.5"),
-    "own scheme": (["weighting=custom", "weighting.path=a:b"], ["run.steps=9"], "weighting.path=a:b (which is told"),
+    "own scheme": (["weighting=custom", "weighting.path=a:b"], ["run.steps=9"], "weighting.path=a:b (which gets"),
     "two": (["optim.schedule=linear", "weighting=prefix_mask"], ["run.steps=9"], "linear and weighting.scheme="),
     "shorter": (["optim.schedule=linear"], ["run.steps=4"], "optim.schedule=linear"),
     "budget": (["run.tokens=1000", "optim.schedule=linear"], ["run.tokens=2000"], "begun with run.tokens=1000, and by"),

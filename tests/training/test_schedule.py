@@ -183,7 +183,7 @@ def test_it_is_made_from_the_config() -> None:
         (["weighting=prefix_mask"], ["weighting.scheme=prefix_mask"]),
         (["weighting=prefix_boost", "weighting.start=1"], []),
         (["weighting=growing_horizon"], ["rollout.horizon_end=1.5"]),
-        (["weighting=custom", "weighting.path=a:b"], ["weighting.path=a:b (which is told the progress)"]),
+        (["weighting=custom", "weighting.path=a:b"], ["weighting.path=a:b (which gets the progress)"]),
         (
             ["optim.schedule=linear", "weighting=prefix_boost"],
             ["optim.schedule=linear", "weighting.scheme=prefix_boost"],
@@ -211,5 +211,5 @@ class Listening:
 def test_an_evaluation_draws_with_the_runs_own_seed() -> None:
     engine, prompts = Listening(), [Prompt("p", [1], "", "x")]
     asked = SimpleNamespace(k=1, greedy=True, seed=11, decode=str)
-    evaluate(engine, Benchmark("b", prompts, ExactGrader(None)), Sampling(), **vars(asked))  # type: ignore[arg-type]
+    evaluate(engine, Benchmark("b", prompts, ExactGrader(None)), Sampling(), **vars(asked))  # type: ignore[arg-type]  # a namespace
     assert engine.asked == [(11, "eval"), (11, "eval")]

@@ -169,7 +169,7 @@ class Trickle(FakeServer):
         self.stopped = threading.Event()
         trickle = self
 
-        class Handler(self.server.RequestHandlerClass):  # type: ignore[name-defined,misc]
+        class Handler(self.server.RequestHandlerClass):  # type: ignore[name-defined,misc]  # made at run time
             def do_POST(self) -> None:
                 trickle.completions += 1
                 self.send_response(200)

@@ -39,7 +39,7 @@ def train(
     *,
     workers: int | None = None,
 ) -> Outcome:
-    """`iwopd train ARGUMENTS` as a process, to its end; asked to stop here, it is told once and waited for.
+    """`iwopd train ARGUMENTS` as a process, to its end; asked to stop here, it gets one signal and is waited for.
 
     Args:
         folder: the run's; the peak of the process's resident memory (MiB) is noted there.

@@ -22,7 +22,7 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
     Raises:
         ModelError: there is none, or it has no end-of-sequence token.
     """
-    transformers_logging.set_verbosity_error()  # what is wrong with a tokenizer is told below, in one line
+    transformers_logging.set_verbosity_error()  # the error below says in one line what is wrong
     try:
         loaded = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file shows as one of many types

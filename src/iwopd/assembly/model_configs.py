@@ -51,7 +51,7 @@ def whole_config(key: str, section: Any, folder: str) -> Any:
     """transformers' config of a model. See `model_config`.
 
     Raises:
-        ModelError: a model of the hub comes as adapters; of a folder that was told before (`check_model_folder`).
+        ModelError: a model of the hub comes as adapters; for a folder `check_model_folder` has raised it before.
     """
     if not Path(folder).is_dir():
         file = find_adapter_config_file(folder, revision=section.revision or "main")

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from iwopd.ablate.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds
@@ -12,6 +11,7 @@ from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.errors import ConfigError, IwopdError
 from iwopd.preflight.checks import check_inputs
+from iwopd.preflight.packages import check_packages
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts, Stopped
 
@@ -24,8 +24,7 @@ def run(config: Config, line: CommandLine) -> None:
     Raises:
         IwopdError: bad input in any arm; nothing was written.
     """
-    if find_spec("matplotlib") is None:
-        raise ConfigError("ablate: matplotlib draws its figures and is not installed; pip install 'iwopd[report]'")
+    check_packages(config, "ablate")
     if config.run.tokens is not None and config.ablate.match == "steps":
         raise ConfigError(
             f"run.tokens={config.run.tokens}: ablate.match=steps gives all arms equal steps; add ablate.match=tokens "

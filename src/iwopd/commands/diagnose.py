@@ -23,7 +23,7 @@ def run(config: Config) -> None:
     Leaves diagnose.json, report.html and figures/ in the run folder.
 
     Raises:
-        IwopdError: bad input; told before anything heavy loads where it can be.
+        IwopdError: bad input; raised before anything heavy loads where it can be.
     """
     assert config.run.dir is not None, "launch settles it"
     check_packages(config, "diagnose")
@@ -36,7 +36,7 @@ def run(config: Config) -> None:
     chosen = replace(config.eval, benchmarks={name: config.eval.benchmarks[name]})
     check_graders(chosen)
     rows = benchmark_rows(chosen, answers=config.diagnose.continuations > 0)
-    from iwopd.assembly import uses_vllm  # torch takes seconds; what is wrong so far was told at once
+    from iwopd.assembly import uses_vllm  # torch takes seconds; errors so far came at once
     from iwopd.diagnose.results import write
     from iwopd.diagnose.work import Work
 

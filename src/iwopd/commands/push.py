@@ -96,7 +96,7 @@ def _hidden(name: Path) -> bool:
 def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token: str) -> str:
     """The address of the repository, with all files in it."""
     api = HfApi(token=token)
-    api.whoami()  # a wrong token is told before anything is made
+    api.whoami()  # a wrong token fails before anything is made
     url = api.create_repo(repo, private=push.private, exist_ok=True)
     if push.revision is not None:
         api.create_branch(repo, branch=push.revision, exist_ok=True)

@@ -1,5 +1,5 @@
 """Is a model or dataset on the hub, and may it be read? Asked once and quickly, so that a wrong name, missing rights
-or a machine without network is told in one line, not after minutes of retries. A token is never shown."""
+or a machine without network is one line, not after minutes of retries. A token is never shown."""
 
 import logging
 import os

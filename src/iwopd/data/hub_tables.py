@@ -25,7 +25,7 @@ ADDRESS = re.compile(r"hf://datasets/([^@]+)@[^/]+/(.+)")
 def load(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
     """The rows of a split. See `iwopd.data.hub_datasets.read`."""
     disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # errors are reported in one line
     builder = _builder(source)
     if builder is not None and builder.config.data_files and _is_text(builder):
         return _of_files(builder.config.data_files, source, wanted)
@@ -54,14 +54,14 @@ def _builder(source: SourceConfig) -> Any:
 
 def _is_text(builder: Any) -> bool:
     """True for csv and json files, unless they need settings that only the library follows."""
-    told, usual = builder.config, CsvConfig()
-    if not all(format_of(Path(file)) in TEXTS for files in told.data_files.values() for file in files):  # a zip, say
+    given, usual = builder.config, CsvConfig()
+    if not all(format_of(Path(file)) in TEXTS for files in given.data_files.values() for file in files):  # a zip, say
         return False
     if isinstance(builder, Json):
-        return told.field is None
+        return given.field is None
     if not isinstance(builder, Csv):
         return False
-    return all(getattr(told, name) == getattr(usual, name) for name in ("header", "names", "skiprows", "quotechar"))
+    return all(getattr(given, name) == getattr(usual, name) for name in ("header", "names", "skiprows", "quotechar"))
 
 
 def _of_files(addresses: Mapping[str, Sequence[str]], source: SourceConfig, wanted: Sequence[str]) -> Table:

@@ -45,7 +45,7 @@ def load_rows(source: SourceConfig, key: str, *, answers: bool) -> list[Row]:
 
 
 def _table(source: SourceConfig, key: str, columns: Mapping[str, str]) -> Table:
-    """Of training problems the named columns only, where that saves reading: what else stands there (solutions, say)
+    """Of training problems the named columns only, where that saves reading: other columns (solutions, say)
     may be gigabytes."""
     assert source.path is not None
     if toy.is_toy(source.path):

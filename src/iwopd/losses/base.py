@@ -58,8 +58,8 @@ class Loss:
 
     def divergence(self) -> "Divergence":
         """Of a loss with `signal` "full": what is computed from both models' log-probs over the vocabulary."""
-        raise NotImplementedError
+        raise NotImplementedError  # each loss has its own
 
     def token_losses(self, given: "LossInput") -> "TokenLosses":
         """[batch, time], 0 outside the mask; weighted, not yet divided by anything."""
-        raise NotImplementedError
+        raise NotImplementedError  # each loss has its own

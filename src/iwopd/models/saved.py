@@ -1,4 +1,4 @@
-"""A folder that was just written holds everything its model needs: told before success is.
+"""A folder that was just written holds everything its model needs: checked before success is reported.
 
 The loader of transformers goes over the files as it would to load them, into a model without memory: names, shapes and
 the conversion of fused weights are its own, and nothing is there twice.

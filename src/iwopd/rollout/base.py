@@ -10,7 +10,7 @@ Finished = Callable[[Rollout], None]
 
 
 class Progress(Protocol):
-    """Is told how far a stage is."""
+    """Receives how far a stage is."""
 
     def __call__(self, done: int, total: int, tokens: int = 0, most: int = 0, /) -> None:
         """Take note.
@@ -79,7 +79,7 @@ class Engine(Protocol):
 
         Args:
             progress: see `Progress`.
-            finished: told each rollout as soon as it is whole, in the order they finish.
+            finished: called with each rollout as soon as it is whole, in the order they finish.
         """
         ...
 

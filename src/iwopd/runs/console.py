@@ -109,7 +109,7 @@ class Display:
             finally:
                 self._progress.remove_task(task)
             return
-        # A thread of its own: nothing may be told for minutes, while one large batch is computed.
+        # A thread of its own: there may be no progress for minutes, while one large batch is computed.
         teller = threading.Thread(target=self._tell, args=(title, meter, ended), name="progress", daemon=True)
         teller.start()
         try:

@@ -20,7 +20,7 @@ class Teacher(Protocol):
         Args:
             window: from a response's length to the ``[start, stop)`` that can have weight; nothing else is computed.
             hidden: also keep the last hidden states, for full-vocabulary losses.
-            progress: told (finished, all) rollouts.
+            progress: called with (finished, all) rollouts.
         """
         ...
 

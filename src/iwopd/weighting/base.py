@@ -37,7 +37,7 @@ class Weighting:
 
     def weights(self, given: "WeightInput") -> "Tensor":
         """[batch, time] weights, detached; what they are outside the mask does not matter."""
-        raise NotImplementedError
+        raise NotImplementedError  # each scheme has its own
 
     def bounds(self, length: int, progress: float) -> tuple[int, int]:
         """The window ``[start, stop)`` of a response of `length` tokens outside which every weight is 0; what lies

@@ -49,7 +49,7 @@ class Custom(Weighting):
     @property
     def annealed(self) -> str | None:
         """The function may use the progress, or not."""
-        return f"weighting.path={self.path} (which is told the progress)"
+        return f"weighting.path={self.path} (which gets the progress)"
 
     @classmethod
     def presets(cls) -> Mapping[str, Weighting]:
