@@ -1,0 +1,213 @@
+"""A world of several processes over torch.distributed: torchrun, srun or `iwopd train parallel.processes=N` started them.
+
+Two groups: the collectives of passes through sharded models, which follow each other in seconds, and the control group
+of gloo, in which a rank may wait for hours while others sample, grade or save.
+"""
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from iwopd.errors import IwopdError, ProcessError, first_line
+from iwopd.parallel.deal import deal
+from iwopd.parallel.world import World, entered
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+FAILED = "failed"  # key of the store: who was the first to fail, and why
+STARTING = timedelta(minutes=10)  # for all processes to have found each other
+
+
+@dataclass
+class _Outcome:
+    """What a rank has to say after a call that all make."""
+
+    value: object = None
+    error: BaseException | None = None
+
+
+class Ranks(World):
+    """One of several processes. See `World`.
+
+    Args:
+        store: where processes leave notes for each other, alive or not.
+        mesh: of the ranks, for sharding: one dimension, or (replicate, shard).
+        wait: how long a rank may wait for another in the control group.
+    """
+
+    def __init__(self, store: dist.Store, mesh: DeviceMesh, wait: timedelta):
+        super().__init__()
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.leader = self.rank == 0
+        self.mesh = mesh
+        self._store = store
+        self._wait = wait
+        self._control = dist.new_group(backend="gloo", timeout=wait)
+        self._calls = 0
+
+    def gather(self, item: Item) -> list[Item]:
+        """See `World.gather`.
+
+        Raises:
+            ProcessError: another process is gone or does not answer; says why, where that is known.
+        """
+        found: list[object] = [None] * self.size
+        self._calls += 1
+        try:
+            self._store.set(f"call/{self.rank}", str(self._calls))
+            dist.all_gather_object(found, item, group=self._control)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+        return found  # pyright: ignore[reportReturnType]
+
+    def together(self, function: Callable[[], Item]) -> Item:
+        """See `World.together`."""
+        own = self._outcome(function)
+        self._raise_first(own, self.gather(_Outcome(error=_portable(own.error))))
+        return own.value  # pyright: ignore[reportReturnType]
+
+    def alone(self, function: Callable[[], Item]) -> Item:
+        """See `World.alone`."""
+        own = self._outcome(function) if self.leader else _Outcome()
+        found = self.gather(_Outcome(own.value, _portable(own.error)))
+        self._raise_first(own, found)
+        return found[0].value  # pyright: ignore[reportReturnType]
+
+    def my_share(self, groups: "list[list[int]]", lengths: "list[int]") -> list[list[int]]:  # pyright: ignore
+        """See `World.my_share`."""
+        return deal(groups, lengths, self.size)[self.rank]
+
+    def _outcome(self, function: Callable[[], object]) -> _Outcome:
+        try:
+            with self.stoppable():
+                return _Outcome(function())
+        except (Exception, KeyboardInterrupt) as error:
+            return _Outcome(error=error)
+
+    def _raise_first(self, own: _Outcome, outcomes: list[_Outcome]) -> None:
+        """Raise the error of the lowest rank that has one, on all of them."""
+        for rank, outcome in enumerate(outcomes):
+            if outcome.error is not None:
+                raise own.error if rank == self.rank and own.error is not None else outcome.error
+
+    # ------------------------------------------------------------------------------------------ when one fails
+
+    def failed(self, error: BaseException) -> None:
+        """Leave a note of why this process ends, unless one was left before."""
+        if isinstance(error, ProcessError):
+            return
+        note = json.dumps({"rank": self.rank, "reason": first_line(error), "ours": isinstance(error, IwopdError)})  # pyright: ignore
+        with suppress(RuntimeError):  # the store may be gone with the leader
+            self._store.compare_set(FAILED, "", note)
+
+    def lost(self, error: Exception) -> ProcessError:
+        """The error to raise where a collective call failed."""
+        with suppress(RuntimeError):
+            if self._store.check([FAILED]):
+                note = json.loads(self._store.get(FAILED))
+                return ProcessError(f"process {note['rank']} of {self.size} failed: {note['reason']}")
+            late = self._late()
+            if "imed out" in str(error) and late:
+                who = ", ".join(map(str, late))
+                return ProcessError(
+                    f"process {who} of {self.size} did not answer within {self._wait.total_seconds():.0f} s; if its "
+                    "work takes so long, raise parallel.wait_s"
+                )
+        return ProcessError(
+            f"another of the {self.size} processes ended without a word ({first_line(error)}); it may have been "
+            "killed, by the system where memory ran out"
+        )
+
+    def _late(self) -> list[int]:
+        """Ranks that did not come to the call that this one waits in."""
+        calls = [
+            int(self._store.get(f"call/{rank}")) if self._store.check([f"call/{rank}"]) else 0
+            for rank in range(self.size)
+        ]
+        return [rank for rank, count in enumerate(calls) if count < self._calls]
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """The error, or one of its name and message where it cannot be sent."""
+    if error is None:
+        return None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")  # pyright: ignore[reportArgumentType]
+    return error
+
+
+@contextmanager
+def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> Iterator[World]:
+    """The world that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); a world of one
+    without it.
+
+    Args:
+        replicate: copies of a sharded model, over which ranks are divided.
+        timeout_s: seconds that a collective of a pass may take.
+        wait_s: seconds that a rank may wait in the control group.
+        on_gpu: each process has the GPU of its LOCAL_RANK.
+
+    Raises:
+        ProcessError: the processes do not find each other, or another one failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    with entered(_open(replicate, timedelta(seconds=timeout_s), timedelta(seconds=wait_s), on_gpu)) as ranks:
+        assert isinstance(ranks, Ranks)
+        try:
+            yield ranks
+            ranks.gather(None)  # nobody leaves, and takes the store along, while others still have to say something
+        except RuntimeError as error:
+            if isinstance(error, IwopdError) or not _of_collectives(error):
+                ranks.failed(error)
+                raise
+            raise ranks.lost(error) from error
+        except BaseException as error:
+            ranks.failed(error)
+            raise
+        else:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> Ranks:
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=STARTING)))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("groups", store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+        )
+        shape, names = ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
+        mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=names)
+        return Ranks(dist.PrefixStore("notes", store), mesh, wait)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ProcessError(
+            f"the processes did not find each other at MASTER_ADDR:MASTER_PORT={where} ({first_line(error)}); see that "
+            "all were started and that the port is free"
+        ) from error
+
+
+def _of_collectives(error: RuntimeError) -> bool:
+    """Whether it is what gloo or NCCL raise when another process is gone."""
+    said = str(error)
+    return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "Gloo", "NCCL", "Connection"))
