@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from iwopd.config import ENTRIES, Config, register_schemas
+from iwopd.config import ENTRIES, SCHEMAS, Config, register_schemas
 from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
 from iwopd.machine import host, runtime
@@ -263,7 +263,17 @@ def _known_keys(key: str, owner: Any) -> str:
         known = sorted({*known, *_groups()})
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {f'{parent}.' if parent else ''}{near[0]}? " if near else ""
+    elsewhere = [] if near else [f"{parent}={choice}" for choice in _presets_with(parent, name)]
+    if elsewhere:
+        return f"choose {' or '.join(elsewhere)}, which has it"
     return f"{hint}{f'{parent} has' if parent else 'there are'} {', '.join(known)}" if known else "see --help"
+
+
+def _presets_with(group: str, name: str) -> list[str]:
+    """The presets of a group, called as their schemas, that have a field of that name."""
+    schemas = SCHEMAS.get(f"schema/{group}", {})
+    having = [choice for choice, schema in schemas.items() if name in {entry.name for entry in fields(schema)}]
+    return [choice for choice in having if (config_folder() / group / f"{choice}.yaml").is_file()]
 
 
 def _groups() -> list[str]:

@@ -16,6 +16,7 @@ from iwopd.config.engines import (
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
+from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
 from iwopd.config.verbs import WandbTracking
 
@@ -122,6 +123,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _model_problems(config)
     yield from _loss_problems(config)
     yield from _engine_problems(config)
+    yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
     if isinstance(config.tracking, WandbTracking):
