@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers.utils import logging as transformers_logging
 
@@ -80,7 +81,7 @@ def save_optimizer(model: nn.Module, optimizer: Optimizer, updates: int, folder:
     state = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": updates}
     with _one_process_is_fine():
         try:
-            dcp.save(state, checkpoint_id=folder, no_dist=world().size == 1)
+            save(state, checkpoint_id=folder, no_dist=world().size == 1)
         except CheckpointException as error:  # what the disk said is inside
             raise next(iter(error.failures.values()))[0] from error
 
@@ -89,7 +90,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> int:
     """Take what `save_optimizer` wrote, however many processes wrote it; how many updates they had taken."""
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": 0}
     with _one_process_is_fine():
-        dcp.load(state, checkpoint_id=folder, no_dist=world().size == 1)
+        load(state, checkpoint_id=folder, no_dist=world().size == 1)
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     return state["updates"]
 

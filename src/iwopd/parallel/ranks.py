@@ -1,4 +1,4 @@
-"""A world of several processes over torch.distributed: torchrun, srun or `iwopd train parallel.processes=N` started them.
+"""A world of several processes over torch.distributed, however they were started.
 
 Two groups: the collectives of passes through sharded models, which follow each other in seconds, and the control group
 of gloo, in which a rank may wait for hours while others sample, grade or save.
@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from iwopd.errors import IwopdError, ProcessError, first_line
 from iwopd.parallel.deal import deal
@@ -46,7 +48,7 @@ class Ranks(World):
         wait: how long a rank may wait for another in the control group.
     """
 
-    def __init__(self, store: dist.Store, mesh: DeviceMesh, wait: timedelta):
+    def __init__(self, store: Store, mesh: DeviceMesh, wait: timedelta):
         super().__init__()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.mesh = mesh
@@ -204,10 +206,10 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=STARTING)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("groups", store),
+            store=PrefixStore("groups", store),
             rank=rank,
             world_size=size,
             timeout=timeout,
@@ -216,7 +218,7 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
             ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
         )
         mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=names)
-        return Ranks(dist.PrefixStore("notes", store), mesh, wait)
+        return Ranks(PrefixStore("notes", store), mesh, wait)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ProcessError(

@@ -1,4 +1,4 @@
-"""Who takes part in a run, and how they agree: one process, unless `iwopd.parallel.ranks` has opened a world of more."""
+"""Who takes part in a run, and how they agree: one process, unless `iwopd.parallel.ranks` opened a world of more."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

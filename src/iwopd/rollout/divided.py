@@ -104,9 +104,13 @@ class LedEngine(Engine):
     has_own_weights = True
 
     def __init__(self, make: Callable[[], Engine]):
-        made = list[Engine]()
-        world().alone(lambda: made.append(make()))
-        self.own = made[0] if made else Engine()
+        self._made = list[Engine]()
+        world().alone(lambda: self._made.append(make()))
+
+    @property
+    def own(self) -> Engine:
+        """The leader's."""
+        return self._made[0]
 
     def generate(
         self,
@@ -137,15 +141,17 @@ class LedEngine(Engine):
 
     def reset_cache(self) -> None:
         """See `Engine.reset_cache`."""
-        world().alone(self.own.reset_cache)
+        world().alone(lambda: self.own.reset_cache())
 
     def sleep(self) -> None:
         """See `Engine.sleep`."""
-        self.own.sleep()
+        for own in self._made:
+            own.sleep()
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self.own.close()
+        for own in self._made:
+            own.close()
 
 
 class _Once:

@@ -135,8 +135,8 @@ class Interrupts:
         if not self._depth:
             self._depth = int(self._several)  # on its way to where all agree, nothing more may end it
             raise Stopped(number)
-        # Schedulers repeat themselves, and tell a study and its runs at the same time; only a person insists. Of several
-        # processes, each may get a Ctrl-C from the terminal and from the launcher.
+        # Schedulers repeat themselves, and tell a study and its runs at the same time; only a person insists. Each of
+        # several processes may get one Ctrl-C from the terminal and from the launcher.
         now = time.monotonic()
         if number == signal.SIGINT and self._pressed is not None:
             if not self._several or now - self._pressed > 1.0:

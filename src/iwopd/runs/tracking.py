@@ -173,7 +173,8 @@ class Tracker:
 class NoTracker:
     """Of a process whose metrics another one writes: it has the same."""
 
-    state: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.state: dict[str, int] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""

@@ -58,8 +58,8 @@ def in_token_batches(
         except torch.OutOfMemoryError as error:
             if len(group) == 1 or sharded:
                 raise OutOfMemoryError(
-                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, in a batch of {len(group)} does not "
-                    "fit in the GPU's memory; use teacher.dtype=bfloat16, teacher.offload=true, a smaller "
+                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, in a batch of {len(group)} does "
+                    "not fit in the GPU's memory; use teacher.dtype=bfloat16, teacher.offload=true, a smaller "
                     "scoring.batch_tokens or rollout.max_tokens"
                 ) from error
         if columns is None:  # the failed pass is gone only now, after its except block

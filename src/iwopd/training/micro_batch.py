@@ -56,8 +56,8 @@ def train_on(
     trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_head))
     try:
         total, sums = _loss(batch, objective, trained, exact, weights, progress)
-    except IwopdError:
-        _without_loss(trained.logprobs)  # other processes may be waiting for this one's share of the backward pass
+    except IwopdError:  # other processes may be waiting for this one's share of the backward pass
+        _without_loss(trained.logprobs if trained.divergence is None else trained.divergence)
         raise
     total.backward()
     return sums
@@ -69,8 +69,8 @@ def take_part(lm: LanguageModel, tokens: Tokens, dropouts: list[nn.Module]) -> N
     _without_loss(trained)
 
 
-def _without_loss(logprobs: Tensor) -> None:
-    torch.where(torch.zeros_like(logprobs, dtype=torch.bool), logprobs, 0.0).sum().backward()  # 0 · inf would be NaN
+def _without_loss(values: Tensor) -> None:
+    torch.where(torch.zeros_like(values, dtype=torch.bool), values, 0.0).sum().backward()  # 0 · inf would be NaN
 
 
 def _loss(
