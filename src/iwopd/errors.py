@@ -7,7 +7,8 @@ IwopdError
 ├── EngineError       an engine or server that does not start, answer or serve the right weights (RuntimeError)
 ├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
 ├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
-└── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+├── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+└── UnsupportedVersionError  a library without a private part that is needed  (ImportError)
 """
 
 
@@ -49,6 +50,10 @@ class NonFiniteError(IwopdError, ArithmeticError):
 
 class OutOfMemoryError(IwopdError, MemoryError):
     """A single sequence that does not fit, after the micro-batch was halved as far as it goes."""
+
+
+class UnsupportedVersionError(IwopdError, ImportError):
+    """An installed library has no longer, or not yet, a private part that the program needs; see `iwopd._compat`."""
 
 
 def loading_error(key: str, path: str, problem: str, error: Exception, fix: str) -> ModelError:
