@@ -1,7 +1,6 @@
 """Student and other language models, on their devices."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from pickle import PickleError
@@ -21,8 +20,8 @@ from iwopd.parallel import world
 log = logging.getLogger(__name__)
 
 
-def device(name: str, deterministic: bool = True) -> torch.device:
-    """run.device as torch's; on a GPU with kernels that make runs repeatable, where that is asked for.
+def device(name: str) -> torch.device:
+    """run.device as torch's.
 
     Raises:
         ConfigError: the GPU it names is not there.
@@ -31,12 +30,7 @@ def device(name: str, deterministic: bool = True) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world().size > 1:
         name = f"cuda:{torch.cuda.current_device()}"  # that of its LOCAL_RANK
-    chosen = torch_device("run.device", name)
-    if chosen.type == "cuda" and deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    return chosen
+    return torch_device("run.device", name)
 
 
 def torch_device(key: str, name: str) -> torch.device:

@@ -54,9 +54,10 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
+    runtime.apply()
     try_weighting(config.weighting)
     inputs = read(config, checked, folder, display)
-    chosen = device(config.run.device, config.run.deterministic)
+    chosen = device(config.run.device)
     display.line(f"loading student {config.student.path} on {chosen}")
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
+from iwopd._compat import revert_weight_conversion
 from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel

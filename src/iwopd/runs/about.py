@@ -55,6 +55,8 @@ def session() -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "threads": runtime.current.threads,
+        "deterministic": runtime.current.deterministic,
+        "environment": dict(runtime.current.variables),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},
     }
 
