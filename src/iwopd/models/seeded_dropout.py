@@ -7,7 +7,6 @@ the same.
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -47,14 +46,12 @@ class SeededDropout:
 
     def __enter__(self) -> Self:
         for number, layer in enumerate(self.layers):
-            layer.forward = partial(self._forward, layer, number)
+            vars(layer)["forward"] = partial(self._forward, layer, number)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for layer in self.layers:
-            del layer.forward
+            del vars(layer)["forward"]
 
     def _forward(self, layer: nn.Dropout, number: int, values: Tensor) -> Tensor:
         if not layer.training:

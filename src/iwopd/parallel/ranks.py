@@ -204,7 +204,7 @@ def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> 
 
 def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> Ranks:
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())  # srun may show one
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
         dist.init_process_group(
