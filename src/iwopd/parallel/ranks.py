@@ -196,7 +196,9 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
             world_size=size,
             timeout=timeout,
         )
-        shape, names = ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
+        shape, names = (
+            ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
+        )
         mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=names)
         return Ranks(dist.PrefixStore("notes", store), mesh, wait)
     except (RuntimeError, ValueError) as error:
