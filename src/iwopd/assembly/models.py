@@ -4,19 +4,19 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PickleError
 from typing import Any
 
 import torch
 from torch.random import fork_rng, manual_seed
 
-from iwopd.config import (
-    Config,
-)
+from iwopd.assembly.parallel import shard_student
+from iwopd.config import Config, FsdpConfig
 from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
+from iwopd.parallel import world
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ def device(name: str, deterministic: bool = True) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world().size > 1:
+        name = f"cuda:{torch.cuda.current_device()}"  # that of its LOCAL_RANK
     chosen = torch_device("run.device", name)
     if chosen.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -77,18 +79,21 @@ def student(
 ) -> Student:
     """The student, at a checkpoint's weights and optimiser state where there is one. See `language_model`."""
     optim, lora = config.optim, config.student.lora
-    lm, adapters = student_model(config, folder, device, checkpoint, context=context)
+    start = device if world().size == 1 else torch.device("cpu")  # a whole model need not fit on a GPU
+    lm, adapters = student_model(config, folder, start, checkpoint, context=context)
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:
             lm.model.enable_input_require_grads()
-    made = Student(lm, optim, optim.micro_batch_tokens, adapters)
+    shard_student(config, lm)
+    reshard = not isinstance(config.parallel, FsdpConfig) or config.parallel.reshard
+    made = Student(lm, optim, optim.micro_batch_tokens, adapters, reshard)
     if checkpoint is not None:
         try:
             made.load_optimizer(checkpoint)
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, PickleError) as error:
             raise RunFolderError(
-                f"{checkpoint / 'optimizer.pt'}: is no state of this student's optimiser ({first_line(error)}); remove "
+                f"{checkpoint / 'optimizer'}: is no state of this student's optimiser ({first_line(error)}); remove "
                 f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
             ) from error
     return made

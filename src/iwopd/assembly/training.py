@@ -22,6 +22,7 @@ from iwopd.evaluation.evaluate import Benchmark
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.models.student import Student
+from iwopd.parallel import world
 from iwopd.preflight.checks import Checked
 from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
 from iwopd.rollout.base import Engine
@@ -29,7 +30,7 @@ from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.scoring.base import Teacher
 from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.run import TrainingRun
@@ -87,8 +88,12 @@ def training_run(
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
 
 
-def open_log(config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack) -> Tracker:
+def open_log(
+    config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack
+) -> Tracker | NoTracker:
     """train.log, with what is worth a warning, and the metrics with their mirrors."""
+    if not world().leader:
+        return NoTracker()
     display.log_to(folder.path / "train.log")
     runtime.report()
     for warning in warnings(config):
@@ -138,7 +143,7 @@ def read(config: Config, checked: Checked, folder: RunFolder, display: Display) 
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
-    keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded))
+    world().alone(lambda: keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded)))
     context, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
     return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary)
 

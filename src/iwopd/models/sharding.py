@@ -7,7 +7,6 @@ nothing is sharded, and everything here does nothing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ def parts(lm: nn.Module) -> list[FSDPModule]:
     return [module for module in lm.modules() if isinstance(module, FSDPModule)]
 
 
-def is_sharded(lm: nn.Module) -> TypeGuard[FSDPModule]:
+def is_sharded(lm: nn.Module) -> bool:
     """Whether passes through the model are ones that all processes make together."""
     return isinstance(lm, FSDPModule)
 

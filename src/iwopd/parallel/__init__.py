@@ -5,6 +5,6 @@ from the whole batch's lengths, and sums are added in the order of ranks: what i
 processes there are, but for rounding, and repeats to the bit for the same number.
 """
 
-from iwopd.parallel.world import World, world
+from iwopd.parallel.world import World, processes, world
 
-__all__ = ["World", "world"]
+__all__ = ["World", "processes", "world"]

@@ -1,4 +1,4 @@
-"""A world of several processes over torch.distributed: torchrun, srun or `iwopd train parallel.processes=N` started them.
+"""A world of several processes over torch.distributed, however they were started.
 
 Two groups: the collectives of passes through sharded models, which follow each other in seconds, and the control group
 of gloo, in which a rank may wait for hours while others sample, grade or save.
@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -17,10 +17,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from iwopd.errors import IwopdError, ProcessError, first_line
 from iwopd.parallel.deal import deal
-from iwopd.parallel.world import World, entered
+from iwopd.parallel.world import World, entered, processes
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +48,9 @@ class Ranks(World):
         wait: how long a rank may wait for another in the control group.
     """
 
-    def __init__(self, store: dist.Store, mesh: DeviceMesh, wait: timedelta):
+    def __init__(self, store: Store, mesh: DeviceMesh, wait: timedelta):
         super().__init__()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.leader = self.rank == 0
         self.mesh = mesh
         self._store = store
         self._wait = wait
@@ -71,26 +72,43 @@ class Ranks(World):
             raise self.lost(error) from error
         return found  # pyright: ignore[reportReturnType]
 
-    def together(self, function: Callable[[], Item]) -> Item:
+    def together(self, function: Callable[[], Item], *, stoppable: bool = False) -> Item:
         """See `World.together`."""
-        own = self._outcome(function)
+        own = self._outcome(function, stoppable)
         self._raise_first(own, self.gather(_Outcome(error=_portable(own.error))))
         return own.value  # pyright: ignore[reportReturnType]
 
     def alone(self, function: Callable[[], Item]) -> Item:
         """See `World.alone`."""
-        own = self._outcome(function) if self.leader else _Outcome()
+        own = self._outcome(function, stoppable=True) if self.leader else _Outcome()
         found = self.gather(_Outcome(own.value, _portable(own.error)))
         self._raise_first(own, found)
         return found[0].value  # pyright: ignore[reportReturnType]
 
-    def my_share(self, groups: "list[list[int]]", lengths: "list[int]") -> list[list[int]]:  # pyright: ignore
-        """See `World.my_share`."""
-        return deal(groups, lengths, self.size)[self.rank]
+    def passes(
+        self,
+        groups: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        make: Callable[[list[int]], None],
+        idle: Callable[[], None],
+    ) -> None:
+        """See `World.passes`. An IwopdError waits until all passes are made: the other ranks need this one for theirs.
+        Any other error, such as memory that is full, leaves at once; the others learn of it when they miss this rank.
+        """
+        error: IwopdError | None = None
+        for group in deal(groups, lengths, self.size)[self.rank]:
+            if not group or error:
+                idle()
+                continue
+            try:
+                make(group)
+            except IwopdError as found:
+                error = found
+        self._raise_first(_Outcome(error=error), self.gather(_Outcome(error=_portable(error))))
 
-    def _outcome(self, function: Callable[[], object]) -> _Outcome:
+    def _outcome(self, function: Callable[[], object], stoppable: bool) -> _Outcome:
         try:
-            with self.stoppable():
+            with self.stoppable() if stoppable else nullcontext():
                 return _Outcome(function())
         except (Exception, KeyboardInterrupt) as error:
             return _Outcome(error=error)
@@ -163,7 +181,7 @@ def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> 
     Raises:
         ProcessError: the processes do not find each other, or another one failed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield World()
         return
     with entered(_open(replicate, timedelta(seconds=timeout_s), timedelta(seconds=wait_s), on_gpu)) as ranks:
@@ -188,10 +206,10 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=STARTING)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("groups", store),
+            store=PrefixStore("groups", store),
             rank=rank,
             world_size=size,
             timeout=timeout,
@@ -200,7 +218,7 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
             ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
         )
         mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=names)
-        return Ranks(dist.PrefixStore("notes", store), mesh, wait)
+        return Ranks(PrefixStore("notes", store), mesh, wait)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ProcessError(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ class Display:
 
     Args:
         console: where to; standard output by default.
+        shown: false for a process that leaves it to another to say what both do.
     """
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or plain_console()
+    def __init__(self, console: Console | None = None, *, shown: bool = True):
+        self.console = console or (plain_console() if shown else PlainConsole(file=StringIO(), quiet=True))
         self.live = self.console.is_terminal
         self._file: Path | None = None
         self._progress = Progress(

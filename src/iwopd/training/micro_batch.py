@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iwopd.models.batch import Batch
+from iwopd.errors import IwopdError
+from iwopd.models.batch import Batch, Tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.readouts import divergence_from
 from iwopd.numerics import Head, LossInput, loss_scale
 from iwopd.training.objective import Objective, check_finite
 from iwopd.training.sums import Sums
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,33 @@ def train_on(
         NonFiniteError: a log-prob, an advantage or the loss is NaN or infinite; names the rollouts.
     """
     trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_head))
+    try:
+        total, sums = _loss(batch, objective, trained, exact, weights, progress)
+    except IwopdError:  # other processes may be waiting for this one's share of the backward pass
+        _without_loss(trained.logprobs if trained.divergence is None else trained.divergence)
+        raise
+    total.backward()
+    return sums
+
+
+def take_part(lm: LanguageModel, tokens: Tokens, dropouts: list[nn.Module]) -> None:
+    """The passes of `train_on` without any loss: for a process that has no micro-batch while others have."""
+    trained, _ = _passes(dropouts, lambda: lm.token_logprobs(tokens))
+    _without_loss(trained)
+
+
+def _without_loss(values: Tensor) -> None:
+    torch.where(torch.zeros_like(values, dtype=torch.bool), values, 0.0).sum().backward()  # 0 · inf would be NaN
+
+
+def _loss(
+    batch: Batch, objective: Objective, trained: Forward, exact: Forward, weights: Tensor | None, progress: float
+) -> tuple[Tensor, Sums]:
+    """Σ scale · loss, and the sums for the metrics.
+
+    Raises:
+        NonFiniteError: see `train_on`.
+    """
     check_finite(exact.logprobs.detach(), "student's log-prob", batch)
     batch = replace(batch, teacher_logprobs=exact.teacher_logprobs)
     given = _loss_input(batch, objective, trained, exact.logprobs.detach(), weights, progress)
@@ -60,11 +90,9 @@ def train_on(
     scale, denominator = loss_scale(given.weights, mask, batch.tokens.lengths, normalize, kept)
     total = (found.losses * scale).sum()
     check_finite(found.losses.detach(), "loss", batch)
-    total.backward()
-
     reverse_kl = objective.reverse_kl(batch, given.old_logprobs) if exact.reverse_kl is None else exact.reverse_kl
     inside = given.weights[mask]
-    return _sums(
+    return total, _sums(
         denominator,
         loss=total.detach(),
         tokens=mask.sum(),
@@ -104,7 +132,7 @@ def _sums(denominator: float, **totals: Tensor) -> Sums:
     return Sums(denominator=denominator, **dict(zip(totals, numbers, strict=True)))
 
 
-def _passes(dropouts: list[nn.Module], forward: Callable[[], Forward]) -> tuple[Forward, Forward]:
+def _passes(dropouts: list[nn.Module], forward: Callable[[], Made]) -> tuple[Made, Made]:
     """The pass that gradients flow through, and the same one without dropout; without any, one pass is both."""
     if not dropouts:
         only = forward()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from iwopd.models.batch import Window
+from iwopd.models.sharding import is_sharded
 from iwopd.models.student import Student
 from iwopd.rollout.base import Progress, no_progress, part_of
 from iwopd.scoring.base import Teacher
@@ -62,5 +63,6 @@ def trainer_logprobs(
             student.device,
             lambda tokens: [student.lm.token_logprobs(tokens)],
             progress,
+            sharded=is_sharded(student.lm),
         )
     return [as_logprobs(logprobs.float().numpy()) for (logprobs,) in own]
