@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from iwopd.config import Config, FsdpConfig
-from iwopd.errors import ConfigError
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import shard
-from iwopd.parallel import World, processes, world
+from iwopd.parallel import World, world
 from iwopd.parallel.ranks import Ranks, opened
 
 
@@ -16,17 +15,10 @@ def opened_world(config: Config) -> AbstractContextManager[World]:
     """The processes that were started for this run, once they have found each other.
 
     Raises:
-        ConfigError: they are not what `parallel` says.
         ProcessError: they do not find each other, or one of them fails while the world is open.
     """
-    parallel, count = config.parallel, processes()
-    if not isinstance(parallel, FsdpConfig):
-        raise ConfigError(f"parallel=single: {count} processes were started; use parallel=fsdp, or start one")
-    if count % parallel.replicate:
-        raise ConfigError(
-            f"parallel.replicate={parallel.replicate}: does not divide the {count} processes that were started; choose "
-            "a divisor"
-        )
+    parallel = config.parallel
+    assert isinstance(parallel, FsdpConfig), "check_processes sees to it"
     return opened(
         replicate=parallel.replicate,
         timeout_s=parallel.timeout_s,

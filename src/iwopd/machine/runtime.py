@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # In the environment of processes that this program starts:
 CHOSEN = "IWOPD_RUNTIME"  # the variables that it chose for itself; its children choose anew
 WORKERS = "IWOPD_WORKERS"  # how many training processes share the machine, the child one of them
+RANKS = "LOCAL_WORLD_SIZE"  # the same, of those that torchrun or srun started
 
 # oneDNN compiles a primitive for every shape of a product and keeps it, in PyTorch's cache and in its own, by default
 # 1,024 in each. Those of one pass must find room (about 20); a new one takes about a millisecond.
@@ -109,7 +110,7 @@ def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
     variables = {name: value for name, value in CACHES.items() if name not in given}
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in given):
         host.map_blocks_above(MMAP_BYTES)
-    cores, sharing = host.cores(), workers or _whole(given.get(WORKERS)) or 1
+    cores, sharing = host.cores(), workers or _whole(given.get(WORKERS)) or _whole(given.get(RANKS)) or 1
     threads, notes = None, ()
     gpu = config.run.device != "cpu" and host.has_gpu()
     chosen = NO_TELEMETRY

@@ -19,10 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 FOLLOW = "IWOPD_FOLLOW"  # environment: id of the process that this one must not outlive
+LEFT_ALONE = 600.0  # seconds to save and end in, once it has gone
 
 
 def follow_parent() -> None:
-    """If this process is one of a study's, stop as by SIGTERM once the study's process is gone, however it ended."""
+    """If this process is one that another started, as a study's runs are and the ranks of one, stop as by SIGTERM once
+    that one is gone, however it ended; and as by SIGKILL where that takes too long.
+    """
     parent = os.environ.pop(FOLLOW, None)
     if parent is None:
         return
@@ -31,6 +34,8 @@ def follow_parent() -> None:
         while os.getppid() == int(parent):
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEFT_ALONE)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
