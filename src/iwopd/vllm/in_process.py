@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from iwopd._compat import leave_transformers_uncompiled
 from iwopd.config import VllmEngineConfig
 from iwopd.errors import EngineError
+from iwopd.parallel.ranks import groups_kept
 
 TELL_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
@@ -193,7 +194,7 @@ class InProcess:
                 _closed.pop()._shut_down()
 
     def _shut_down(self) -> None:
-        with self.log, _standard_error_to(self.log.file), contextlib.suppress(Exception):
+        with self.log, _standard_error_to(self.log.file), groups_kept(), contextlib.suppress(Exception):
             self.engine.engine_core.shutdown()
         del self.engine, self.llm
 
