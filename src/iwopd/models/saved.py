@@ -5,12 +5,15 @@ the conversion of fused weights are its own, and nothing is there twice.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from iwopd.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def check_model(folder: Path, kind: type[Any]) -> None:
@@ -35,7 +38,7 @@ def check_model(folder: Path, kind: type[Any]) -> None:
         )
 
 
-def check_adapters(folder: Path, adapters: Any) -> None:
+def check_adapters(folder: Path, adapters: "PeftModel") -> None:
     """`folder` must hold the adapters of this peft model.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,10 @@ from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.saved import check_adapters, check_model
+from iwopd.types import Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class Student:
@@ -34,7 +38,7 @@ class Student:
         language_model: LanguageModel,
         settings: OptimConfig,
         micro_batch_tokens: int = 32768,
-        adapters: Any | None = None,
+        adapters: "PeftModel | None" = None,
     ):
         self.lm = language_model
         self.settings = settings
@@ -107,13 +111,13 @@ class Student:
         weights |= {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
         yield from revert_weight_conversion(self.model, weights).items()
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
+    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`.
 
         Raises:
             ModelError: what was written does not load.
         """
-        (self.adapters or self.model).save_pretrained(folder / "model")
+        (self.adapters or self.model).save_pretrained(str(folder / "model"))
         if self.adapters is None:
             check_model(folder / "model", type(self.model))
         else:
@@ -127,7 +131,7 @@ class Student:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
 
-    def export(self, folder: Path, tokenizer: Any) -> None:
+    def export(self, folder: Path, tokenizer: Tokenizer) -> None:
         """A plain HF folder. Adapters are merged for it and taken out again, to rounding: it is the end of a run.
 
         Raises:
