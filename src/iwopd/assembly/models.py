@@ -4,18 +4,23 @@ import logging
 import warnings
 from pathlib import Path
 from pickle import PickleError
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.random import fork_rng, manual_seed
+from transformers import PreTrainedModel
 
 from iwopd.assembly.parallel import shard_student
 from iwopd.config import Config, FsdpConfig
+from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
 from iwopd.parallel import world
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ def torch_device(key: str, name: str) -> torch.device:
 
 def language_model(
     key: str,
-    section: Any,
+    section: StudentConfig | ScorerConfig,
     folder: str,
     device: torch.device,
     *,
@@ -95,7 +100,7 @@ def student(
 
 def student_model(
     config: Config, folder: str, device: torch.device, checkpoint: Path | None = None, *, context: int | None = None
-) -> tuple[LanguageModel, Any | None]:
+) -> "tuple[LanguageModel, PeftModel | None]":
     """The student's model at a checkpoint's weights where there is one, and its adapters where LoRA is used."""
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
@@ -106,7 +111,7 @@ def student_model(
         return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 
-def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
+def adapters(config: Config, model: PreTrainedModel, checkpoint: Path | None = None) -> "PeftModel":
     """The peft model around `model`, which gets adapters as `student.lora` says, or those of a checkpoint.
 
     Raises:

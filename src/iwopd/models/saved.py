@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -103,6 +103,10 @@ def _plain_errors() -> Iterator[None]:
             raise next(iter(error.failures.values()))[0] from None
 
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
 def check_model(folder: Path, kind: type[Any]) -> None:
     """`folder` must load as a model of class `kind`.
 
@@ -125,7 +129,7 @@ def check_model(folder: Path, kind: type[Any]) -> None:
         )
 
 
-def check_adapters(folder: Path, adapters: Any) -> None:
+def check_adapters(folder: Path, adapters: "PeftModel") -> None:
     """`folder` must hold the adapters of this peft model.
 
     Raises:
