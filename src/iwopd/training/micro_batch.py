@@ -87,12 +87,15 @@ def _loss_input(
     """A_t, w_t and the log-probs they belong to; `now` are the student's without dropout."""
     old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
     advantages = objective.advantages(batch, old)
+    if weights is None:
+        weights = objective.weights(batch, advantages, progress)
+    fixed = objective.weighting.advantage
     return LossInput(
         logprobs=now + (trained.logprobs - trained.logprobs.detach()),  # dropout's gradient, not its value
         old_logprobs=old,
         sampler_logprobs=batch.sampler_logprobs,
-        advantages=advantages,
-        weights=objective.weights(batch, advantages, progress) if weights is None else weights,
+        advantages=advantages if fixed is None else fixed * batch.tokens.mask.to(advantages),
+        weights=weights,
         mask=batch.tokens.mask,
         divergence=trained.divergence,
     )
