@@ -51,6 +51,11 @@ class Loss:
     signal = "sampled"
     over_vocabulary = False
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a single token can weigh no more than some bound: a sampled log-prob has none below."""
+        return self.signal != "sampled"
+
     def needs_student_first(self, updates: int) -> bool:
         """Whether the student's log-probs must be recorded before the first of `updates` optimiser steps on a batch:
         A_t and the ratio are to the policy that all of them start from."""

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
 # Keys that may differ when a run is resumed: they say where and how often things are written, not what is computed.
 RESUME_MAY_CHANGE = re.compile(
-    r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
+    r"run\.(dir|name|date|resume|save_every|keep|device|samples|on_collapse)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
     r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )
