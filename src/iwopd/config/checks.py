@@ -126,6 +126,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
+    yield from _control_problems(config)
     if isinstance(config.tracking, WandbTracking):
         yield from _wandb_problems(config.tracking)
 
@@ -193,6 +194,23 @@ def _loss_problems(config: "Config") -> Iterator[str]:
         yield (
             f"weighting={weighting.name}: needs the teacher's distribution, and loss.signal={loss.signal} has the "
             "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
+        )
+
+
+def _control_problems(config: "Config") -> Iterator[str]:
+    """A scheme that brings an advantage of its own."""
+    loss, scheme = config.loss, config.weighting.name
+    if config.weighting.advantage is None:
+        return
+    if loss.over_vocabulary:
+        yield (
+            f"weighting.scheme={scheme}: brings an advantage of its own, and loss.kind={loss.kind} has none; use "
+            "loss=policy_gradient"
+        )
+    elif loss.exopd_lambda != 1:
+        yield (
+            f"loss.exopd_lambda={loss.exopd_lambda:g}: changes the advantage, and weighting.scheme={scheme} brings one "
+            "of its own; set loss.exopd_lambda=1"
         )
 
 

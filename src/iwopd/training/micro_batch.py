@@ -107,11 +107,12 @@ def _loss_input(
     advantages = objective.advantages(batch, old)
     if weights is None:
         weights = objective.weights(batch, advantages, progress, batch.trainer_measures or exact)
+    fixed = objective.weighting.advantage
     return LossInput(
         logprobs=now + (trained["logprobs"] - trained["logprobs"].detach()),  # dropout's gradient, not its value
         old_logprobs=old,
         sampler_logprobs=batch.sampler_logprobs,
-        advantages=advantages,
+        advantages=advantages if fixed is None else fixed * batch.tokens.mask.to(advantages),
         weights=weights,
         mask=batch.tokens.mask,
         divergence=trained.get("divergence"),
