@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class ParallelConfig:
     """Processes of a training; this one: a single process."""
 
+    @property
+    def started(self) -> int:
+        """Processes that `iwopd train` starts on this machine."""
+        return 1
+
 
 @dataclass(kw_only=True, slots=True)
 class FsdpConfig(ParallelConfig):
@@ -55,6 +60,11 @@ class FsdpConfig(ParallelConfig):
     wait_s: float = setting(
         14400.0, "the same where one process works alone: answers of servers, grading, saving, seconds", above=0
     )
+
+    @property
+    def started(self) -> int:
+        """Processes that `iwopd train` starts on this machine; 1 where others start them."""
+        return self.processes or 1
 
 
 def parallel_problems(config: "Config") -> Iterator[str]:
