@@ -8,7 +8,11 @@ IwopdError
 ├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
 ├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
 ├── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+<<<<<<< HEAD
 └── ProcessError      another process of the run that failed or does not answer   (RuntimeError)
+=======
+└── UnsupportedVersionError  a library without a private part that is needed  (ImportError)
+>>>>>>> types
 """
 
 from typing import Self
@@ -59,6 +63,10 @@ class ProcessError(IwopdError, RuntimeError):
 
 class OutOfMemoryError(IwopdError, MemoryError):
     """A single sequence that does not fit, after the micro-batch was halved as far as it goes."""
+
+
+class UnsupportedVersionError(IwopdError, ImportError):
+    """An installed library has no longer, or not yet, a private part that the program needs; see `iwopd._compat`."""
 
 
 def loading_error(key: str, path: str, problem: str, error: Exception, fix: str) -> ModelError:

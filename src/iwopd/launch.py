@@ -1,6 +1,5 @@
 """From a verb and Hydra's overrides to a checked `Config` and the verb's `run`; every mistake becomes one line."""
 
-import os
 import re
 import sys
 import tempfile
@@ -12,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from iwopd import _compat
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.config.stored import interpolations
-from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
+from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
 from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
 from iwopd.parallel import environment
@@ -40,8 +39,7 @@ LEADER_FIRST = 10.0
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
-    # Hydra prints an error over several lines unless asked to raise it; it is one line below.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    runtime.before_hydra()
     install()
     arguments = [
         "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
@@ -50,9 +48,6 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     register_schemas()
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
     OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
-    parser = get_args_parser()
-    parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
-    parser.parse_args(sys.argv[1:])
 
     def task(composed: DictConfig) -> Any:
         try:
@@ -78,7 +73,12 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
             naming.release()
 
     try:
+        parser = _compat.get_args_parser()
+        parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
+        parser.parse_args(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+    except UnsupportedVersionError as error:
+        fail(error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(ConfigError(explain(error, arguments)))
     except KeyboardInterrupt:

@@ -1,28 +1,32 @@
 """Student and other language models, on their devices."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from pickle import PickleError
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.random import fork_rng, manual_seed
+from transformers import PreTrainedModel
 
 from iwopd.assembly.parallel import shard_student
 from iwopd.config import Config, FsdpConfig
+from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
 from iwopd.parallel import world
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 log = logging.getLogger(__name__)
 
 
-def device(name: str, deterministic: bool = True) -> torch.device:
-    """run.device as torch's; on a GPU with kernels that make runs repeatable, where that is asked for.
+def device(name: str) -> torch.device:
+    """run.device as torch's.
 
     Raises:
         ConfigError: the GPU it names is not there.
@@ -31,12 +35,7 @@ def device(name: str, deterministic: bool = True) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world().size > 1:
         name = f"cuda:{torch.cuda.current_device()}"  # that of its LOCAL_RANK
-    chosen = torch_device("run.device", name)
-    if chosen.type == "cuda" and deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    return chosen
+    return torch_device("run.device", name)
 
 
 def torch_device(key: str, name: str) -> torch.device:
@@ -48,7 +47,7 @@ def torch_device(key: str, name: str) -> torch.device:
 
 def language_model(
     key: str,
-    section: Any,
+    section: StudentConfig | ScorerConfig,
     folder: str,
     device: torch.device,
     *,
@@ -101,7 +100,7 @@ def student(
 
 def student_model(
     config: Config, folder: str, device: torch.device, checkpoint: Path | None = None, *, context: int | None = None
-) -> tuple[LanguageModel, Any | None]:
+) -> "tuple[LanguageModel, PeftModel | None]":
     """The student's model at a checkpoint's weights where there is one, and its adapters where LoRA is used."""
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
@@ -112,7 +111,7 @@ def student_model(
         return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 
-def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
+def adapters(config: Config, model: PreTrainedModel, checkpoint: Path | None = None) -> "PeftModel":
     """The peft model around `model`, which gets adapters as `student.lora` says, or those of a checkpoint.
 
     Raises:

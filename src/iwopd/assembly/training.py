@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,6 +34,7 @@ from iwopd.scoring.base import Teacher
 from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.run import TrainingRun
 from iwopd.training.state import Components, State
+from iwopd.types import Tokenizer
 
 
 def training_run(
@@ -54,9 +54,10 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
+    runtime.apply()
     try_weighting(config.weighting)
     inputs = read(config, checked, folder, display)
-    chosen = device(config.run.device, config.run.deterministic)
+    chosen = device(config.run.device)
     display.line(f"loading student {config.student.path} on {chosen}")
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
@@ -122,7 +123,7 @@ class Inputs:
     """
 
     folders: dict[str, str]
-    tokenizer: Any
+    tokenizer: Tokenizer
     stream: Prompts
     dropped: int
     benchmarks: list[Benchmark]
@@ -200,7 +201,7 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
 
 
 def _check_models(
-    config: Config, folders: dict[str, str], tokenizer: Any, stream: Prompts, benchmarks: list[Benchmark]
+    config: Config, folders: dict[str, str], tokenizer: Tokenizer, stream: Prompts, benchmarks: list[Benchmark]
 ) -> tuple[int, int]:
     """Tokenizers must agree, and prompts and responses fit in every model.
 

@@ -52,7 +52,7 @@ def gpus(config: Config, machine: Machine, section: Section) -> None:
         section.note(str(runtime.current))
     if config.doctor.card is None:
         with section.guarded():
-            device = assembly.device(config.run.device, deterministic=False)
+            device = assembly.device(config.run.device)
             section.ok(f"run.device={config.run.device}: the student trains on {device}")
     for key, group in (("rollout", config.rollout), ("scoring", config.scoring)):
         if not isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):

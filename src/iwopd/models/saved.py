@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -79,27 +79,32 @@ def _write(weights: Weights, folder: Path, limit: int) -> None:
 def save_optimizer(model: nn.Module, optimizer: Optimizer, updates: int, folder: Path) -> None:
     """Every process writes its part of the optimiser's state into `folder`, by the parameters' names."""
     state = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": updates}
-    with _one_process_is_fine():
-        try:
-            save(state, checkpoint_id=folder, no_dist=world().size == 1)
-        except CheckpointException as error:  # what the disk said is inside
-            raise next(iter(error.failures.values()))[0] from error
+    with _plain_errors():
+        save(state, checkpoint_id=folder, no_dist=world().size == 1)
 
 
 def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> int:
     """Take what `save_optimizer` wrote, however many processes wrote it; how many updates they had taken."""
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": 0}
-    with _one_process_is_fine():
+    with _plain_errors():
         load(state, checkpoint_id=folder, no_dist=world().size == 1)
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     return state["updates"]
 
 
 @contextmanager
-def _one_process_is_fine() -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
+    """What torch.distributed.checkpoint wraps, such as what the disk said; one process is nothing to warn of."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from None
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def check_model(folder: Path, kind: type[Any]) -> None:
@@ -124,7 +129,7 @@ def check_model(folder: Path, kind: type[Any]) -> None:
         )
 
 
-def check_adapters(folder: Path, adapters: Any) -> None:
+def check_adapters(folder: Path, adapters: "PeftModel") -> None:
     """`folder` must hold the adapters of this peft model.
 
     Raises:

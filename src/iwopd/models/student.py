@@ -4,19 +4,23 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
+from iwopd._compat import revert_weight_conversion
 from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.saved import check_adapters, check_model, load_optimizer, save_optimizer, save_weights
 from iwopd.models.sharding import whole
 from iwopd.parallel import world
+from iwopd.types import Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class Student:
@@ -39,7 +43,7 @@ class Student:
         language_model: LanguageModel,
         settings: OptimConfig,
         micro_batch_tokens: int = 32768,
-        adapters: Any | None = None,
+        adapters: "PeftModel | None" = None,
         reshard: bool = True,
     ):
         self.reshard = reshard
@@ -114,7 +118,7 @@ class Student:
         for name, weight in chain(named, buffers):
             yield from revert_weight_conversion(self.model, {name: whole(weight.detach())}).items()
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
+    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`.
 
         Raises:
@@ -126,7 +130,7 @@ class Student:
             self._save_adapters(folder / "model", tokenizer)
         save_optimizer(self.model, self.optimizer, self.updates, folder / "optimizer")
 
-    def _save_adapters(self, folder: Path, tokenizer: Any) -> None:
+    def _save_adapters(self, folder: Path, tokenizer: Tokenizer) -> None:
         adapters: Any = self.adapters
         state = {name: whole(value) for name, value in adapters.state_dict().items() if "lora_" in name}
 
@@ -141,7 +145,7 @@ class Student:
         """Take the optimiser's state from a checkpoint; the weights were loaded when the model was built."""
         self.updates = load_optimizer(self.model, self.optimizer, folder / "optimizer")
 
-    def export(self, folder: Path, tokenizer: Any) -> None:
+    def export(self, folder: Path, tokenizer: Tokenizer) -> None:
         """A plain HF folder, adapters merged, written as the weights come: nobody holds them all.
 
         Raises:

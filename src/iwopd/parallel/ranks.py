@@ -204,7 +204,9 @@ def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> 
 
 def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> Ranks:
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # srun may show each task one GPU
+        os.environ["LOCAL_RANK"] = str(place)  # vLLM takes that device, too
+        torch.cuda.set_device(place)
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
         dist.init_process_group(
@@ -225,6 +227,17 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
             f"the processes did not find each other at MASTER_ADDR:MASTER_PORT={where} ({first_line(error)}); see that "
             "all were started and that the port is free"
         ) from error
+
+
+@contextmanager
+def groups_kept() -> Iterator[None]:
+    """While the block lasts, nobody takes process groups down: vLLM's shutdown would, whoever made them."""
+    found = dist.destroy_process_group
+    dist.destroy_process_group = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = found
 
 
 def _of_collectives(error: RuntimeError) -> bool:

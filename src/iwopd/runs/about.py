@@ -57,6 +57,8 @@ def session() -> dict[str, Any]:
         "process": os.getpid(),
         "threads": runtime.current.threads,
         "processes": processes(),
+        "deterministic": runtime.current.deterministic,
+        "environment": dict(runtime.current.variables),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},
     }
 

@@ -27,7 +27,7 @@ class PlainConsole(Console):
     def __init__(self, **options: Any):
         super().__init__(**{**options, "highlight": False, "markup": False, "emoji": False})
 
-    def print(self, *objects: Any, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """As every console does."""
         super().print(*(clean(each) if isinstance(each, str) else each for each in objects), **options)
 

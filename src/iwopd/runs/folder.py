@@ -163,7 +163,7 @@ class RunFolder:
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
         return bool(RESUME_MAY_CHANGE.fullmatch(key.removeprefix("environment."))) and not of_the_run
 
-    def _is_place(self, key: str, *paths: Any) -> bool:
+    def _is_place(self, key: str, *paths: object) -> bool:
         """True for a key that says where something is whose contents can be compared; a toy is its name."""
         compared = (
             self.resume and self.saved_inputs() is not None and PLACES.fullmatch(key.removeprefix("environment."))
@@ -269,7 +269,7 @@ class RunFolder:
         return world().alone(self.checkpoints.last)
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))

@@ -115,14 +115,18 @@ class Interrupts:
 
     @contextmanager
     def _at_once(self) -> Iterator[None]:
-        """Work of this process alone, which a signal ends. See `World.stoppable`."""
-        depth, self._depth = self._depth, 0
+        """Work of this process alone, which a signal ends, unless it is part of what is carried out whole. See
+        `World.stoppable`."""
+        if self._depth > 1:
+            yield
+            return
+        self._depth = 0
         try:
             if self._pending is not None:
                 raise Stopped(self._pending)
             yield
         finally:
-            self._depth = depth
+            self._depth = 1
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

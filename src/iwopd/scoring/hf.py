@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iwopd._compat import onednn_linear
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.models.language_model import LanguageModel
@@ -153,12 +154,16 @@ class HfTeacher(Teacher):
 def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
     oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
-    layers: list[Any] = []
-    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        layers = [each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32]
+    linear = onednn_linear() if device.type == "cpu" else None
+    if linear is None:
+        yield
+        return
+    layers: list[Any] = [
+        each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32
+    ]
 
     def forward(layer: nn.Linear, states: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
+        return linear(states, layer.weight, layer.bias, "none", [], "")
 
     for layer in layers:
         layer.forward = partial(forward, layer)

@@ -1,6 +1,6 @@
 """One micro-batch: the student's forward pass, w_t · ℓ_t, and backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ def train_on(
     weights: Tensor | None,
     progress: float,
     teacher_head: Head | None,
-    dropouts: list[nn.Module],
+    dropouts: Sequence[nn.Module],
 ) -> Sums:
     """Add the gradient of Σ scale · loss, to be divided by the batch's whole denominator afterwards.
 
@@ -63,7 +63,7 @@ def train_on(
     return sums
 
 
-def take_part(lm: LanguageModel, tokens: Tokens, dropouts: list[nn.Module]) -> None:
+def take_part(lm: LanguageModel, tokens: Tokens, dropouts: Sequence[nn.Module]) -> None:
     """The passes of `train_on` without any loss: for a process that has no micro-batch while others have."""
     trained, _ = _passes(dropouts, lambda: lm.token_logprobs(tokens))
     _without_loss(trained)
@@ -132,7 +132,7 @@ def _sums(denominator: float, **totals: Tensor) -> Sums:
     return Sums(denominator=denominator, **dict(zip(totals, numbers, strict=True)))
 
 
-def _passes(dropouts: list[nn.Module], forward: Callable[[], Made]) -> tuple[Made, Made]:
+def _passes(dropouts: Sequence[nn.Module], forward: Callable[[], Made]) -> tuple[Made, Made]:
     """The pass that gradients flow through, and the same one without dropout; without any, one pass is both."""
     if not dropouts:
         only = forward()

@@ -165,7 +165,7 @@ class TrainingRun:
         for evaluation in found:
             self.display.line(f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
 
-    def _decode(self, ids: Any) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.components.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _samples(self, found: Sequence[Evaluation]) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.errors import NonFiniteError, OutOfMemoryError
-from iwopd.models.batch import collate, token_batches
+from iwopd.models.batch import Batch, collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
+from iwopd.models.seeded_dropout import SeededDropout
 from iwopd.models.sharding import kept_gathered
 from iwopd.models.student import Student
 from iwopd.numerics import Head
@@ -135,12 +136,15 @@ class _Share:
 
     def _accumulate(self, advance: Progress) -> Sums:
         student, own, done, lengths = self.student, Sums(), list[int](), self._lengths()
-        dropouts = adapter_dropouts(student.model)
-        # The adapters' dropout depends on the update alone: a resumed run draws as the first one did.
-        torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
+        dropout = SeededDropout(adapter_dropouts(student.model))
+
+        def collated(group: list[int]) -> Batch:
+            # The adapters' dropout depends on the update and the rollout alone.
+            dropout.seeds = [derive_seed("dropout", student.updates, self.seeds[i]) for i in group]
+            return collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
 
         def micro_batch(group: list[int]) -> None:
-            batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
+            batch = collated(group)
             weights = None
             if self.weights is not None:
                 weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
@@ -152,7 +156,7 @@ class _Share:
                     weights=weights,
                     progress=self.progress,
                     teacher_head=self.teacher_head,
-                    dropouts=dropouts,
+                    dropouts=dropout.layers,
                 )
             )
             done.extend(lengths[i] for i in group)
@@ -160,10 +164,9 @@ class _Share:
 
         def idle() -> None:
             shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
-            batch = collate([self.scored[shortest]], self.seeds[:1], device=student.device)
-            take_part(student.lm, batch.tokens, dropouts)
+            take_part(student.lm, collated([shortest]).tokens, dropout.layers)
 
-        with evaluation_mode(student.model), kept_gathered(student.lm, keep=not student.reshard):
+        with evaluation_mode(student.model), dropout, kept_gathered(student.lm, keep=not student.reshard):
             world().passes(self._groups(lengths), lengths, micro_batch, idle)
         total = Sums()
         for part in world().gather(own):  # in the order of ranks, in float64: the same numbers on all
