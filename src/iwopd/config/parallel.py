@@ -40,8 +40,8 @@ class FsdpConfig(ParallelConfig):
     )
     gather: str | None = setting(
         None,
-        "dtype in which parameters are gathered for a pass and gradients of a block leave it; null for student.dtype. "
-        "bfloat16 halves the traffic; weights, sums of gradients and Adam's moments keep student.dtype",
+        "dtype in which parameters are gathered for a pass, and gradients of a block made; null for what the student "
+        "computes in, bfloat16 with optim.autocast. Weights, sums of gradients and Adam's moments keep student.dtype",
         choices=DTYPES,
     )
     reshard: bool = setting(
