@@ -3,6 +3,7 @@
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 RANKS = "iwopd.commands.ranks"  # what runs for a training of several processes, which it starts
+# Seconds that a rank with the leader's mistake waits: torchrun ends all as soon as one has failed, said or not.
+LEADER_FIRST = 10.0
 
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
@@ -287,7 +290,10 @@ def _raised_in_task(error: BaseException) -> bool:
 def fail(error: IwopdError) -> NoReturn:
     """Print the error, a line for each problem, and exit with status 2; of several processes the leader prints."""
     problems = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
-    for problem in problems if environment.speaks() else ():
+    if not environment.speaks():
+        time.sleep(LEADER_FIRST)
+        sys.exit(2)
+    for problem in problems:
         line = clean(problem).replace("\n", r"\n").replace("\t", r"\t")  # a value may hold line breaks
         print(f"iwopd: {line}", file=sys.stderr)
     sys.exit(2)

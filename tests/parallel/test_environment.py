@@ -191,7 +191,10 @@ def test_gpus_are_counted_as_cuda_does(given) -> None:
 
 
 @pytest.mark.cli
-def test_a_mistake_is_said_by_the_leader_alone(given, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_said_by_the_leader_alone(
+    given, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iwopd.launch.LEADER_FIRST", 0.0)
     mistakes = (["weighting.gamma=-1"], ["nonsense=1"], ["parallel=fsdp", "student.path=/none"], [])
     for started in (TORCHRUN, SRUN):
         for mistake in mistakes:

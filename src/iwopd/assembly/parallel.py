@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from iwopd.assembly.vllm import engine_dtype
 from iwopd.config import Config, FsdpConfig
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import shard
@@ -31,8 +32,7 @@ def shard_student(config: Config, lm: LanguageModel) -> None:
     """Divide the student's weights over the processes; with one, nothing."""
     ranks = world()
     if isinstance(ranks, Ranks) and isinstance(config.parallel, FsdpConfig):
-        gather = config.parallel.gather
-        shard(lm, ranks.mesh, gather=getattr(torch, gather) if gather else None)
+        shard(lm, ranks.mesh, gather=getattr(torch, engine_dtype(config, config.parallel.gather)))
 
 
 def shard_teacher(config: Config, lm: LanguageModel) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from iwopd.ablate.arms import CommandLine, override
-from iwopd.config import Config, FsdpConfig
+from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.machine import runtime
 from iwopd.parallel.launcher import Job
@@ -25,8 +25,7 @@ def run(config: Config, line: CommandLine) -> float | None:
         IwopdError: bad input; no process was started.
     """
     assert config.run.dir is not None, "launch settles it"
-    assert isinstance(config.parallel, FsdpConfig)
-    count, path = config.parallel.processes or 1, Path(config.run.dir)
+    count, path = config.parallel.started, Path(config.run.dir)
     RunFolder(path, stored(config, "train"), resume=config.run.resume, may_differ=another_end(config, path)).check()
     check_inputs(config)
     # One folder, name and date for all.

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class ParallelConfig:
     """Processes of a training; this one: a single process."""
 
+    @property
+    def started(self) -> int:
+        """Processes that `iwopd train` starts on this machine."""
+        return 1
+
 
 @dataclass(kw_only=True, slots=True)
 class FsdpConfig(ParallelConfig):
@@ -35,8 +40,8 @@ class FsdpConfig(ParallelConfig):
     )
     gather: str | None = setting(
         None,
-        "dtype in which parameters are gathered for a pass and gradients of a block leave it; null for student.dtype. "
-        "bfloat16 halves the traffic; weights, sums of gradients and Adam's moments keep student.dtype",
+        "dtype in which parameters are gathered for a pass, and gradients of a block made; null for what the student "
+        "computes in, bfloat16 with optim.autocast. Weights, sums of gradients and Adam's moments keep student.dtype",
         choices=DTYPES,
     )
     reshard: bool = setting(
@@ -55,6 +60,11 @@ class FsdpConfig(ParallelConfig):
     wait_s: float = setting(
         14400.0, "the same where one process works alone: answers of servers, grading, saving, seconds", above=0
     )
+
+    @property
+    def started(self) -> int:
+        """Processes that `iwopd train` starts on this machine; 1 where others start them."""
+        return self.processes or 1
 
 
 def parallel_problems(config: "Config") -> Iterator[str]:

@@ -164,6 +164,8 @@ class Job:
     def _keep_output(self, rank: int) -> str:
         """Where the output of a rank is, for the end of a sentence; without a folder, its last lines are printed."""
         output = self._outputs[rank - 1]
+        if not output.seek(0, os.SEEK_END):
+            return ""
         output.seek(0)
         if not (self.folder / "config.yaml").is_file():
             lines = output.read().decode(errors="replace").splitlines()[-SHOWN:]

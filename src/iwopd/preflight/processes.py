@@ -19,8 +19,7 @@ def starts_processes(config: Config, verb: str, place: Place | None) -> bool:
                 "or srun"
             )
         return False
-    parallel = config.parallel
-    return verb == "train" and isinstance(parallel, FsdpConfig) and (parallel.processes or 1) > 1
+    return verb == "train" and config.parallel.started > 1
 
 
 def check_processes(config: Config) -> None:
