@@ -230,6 +230,27 @@ def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsew
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
 
 
+def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
+    servers: tuple[VllmServer, VllmServer], tmp_path: Path
+) -> None:
+    gate = Gate(servers[0].port)
+    two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
+    served = ("rollout=vllm_server", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
+    running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
+    wait_for_line(running, "step 2")
+    gate.shut()
+    out, errors = running.communicate(timeout=100)
+    assert running.returncode == 2, out + errors
+    assert errors.count("\n") == 1
+    assert "no server is left of 1" in errors
+    assert "is saved, resume with run.resume=true" in errors
+    found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert len(found) >= 2
+    assert max(row["sync/parity_max_gap"] for row in found) < 1e-4
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name[5:]) == found[-1]["step"]
+
+
 def test_a_server_killed_in_the_middle_is_left_out_and_the_run_goes_on(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
