@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from iwopd.assembly.models import language_model, torch_device
-from iwopd.assembly.parallel import shard_teacher
+from iwopd.assembly.parallel import shard_teacher, sharded_teacher
 from iwopd.assembly.vllm import Served, vllm_engine, vllm_server_engine, vllm_server_teacher, vllm_teacher
 from iwopd.config import (
     Config,
@@ -83,6 +83,8 @@ def _hf_teacher(config: Config, served: Served, device: torch.device) -> Teacher
     own = torch_device(f"{served.key}.device", section.device) if section.device else device
     tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
     home = torch.device("cpu") if section.offload else own
+    if sharded_teacher(config):
+        home = torch.device("cpu" if world().leader else "meta")
     lm = language_model(f"{served.key}.path", section, served.folder, home, context=served.context)
     shard_teacher(config, lm)
     return HfTeacher(lm, own, tokens, section.offload)

@@ -78,8 +78,9 @@ def student(
 ) -> Student:
     """The student, at a checkpoint's weights and optimiser state where there is one. See `language_model`."""
     optim, lora = config.optim, config.student.lora
-    start = device if world().size == 1 else torch.device("cpu")  # a whole model need not fit on a GPU
-    lm, adapters = student_model(config, folder, start, checkpoint, context=context)
+    # Of several processes one loads the model, which need not fit on a GPU, and hands it out.
+    start = device if world().size == 1 else torch.device("cpu" if world().leader else "meta")
+    lm, adapters = world().together(lambda: student_model(config, folder, start, checkpoint, context=context))
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:

@@ -35,8 +35,13 @@ def shard_student(config: Config, lm: LanguageModel) -> None:
         shard(lm, ranks.mesh, gather=getattr(torch, engine_dtype(config, config.parallel.gather)))
 
 
+def sharded_teacher(config: Config) -> bool:
+    """Whether each process holds a share of a teacher in transformers."""
+    return world().size > 1 and isinstance(config.parallel, FsdpConfig) and config.parallel.teacher == "sharded"
+
+
 def shard_teacher(config: Config, lm: LanguageModel) -> None:
     """Divide a teacher's weights over the processes, where `parallel.teacher` says so; its head stays whole."""
     ranks = world()
-    if isinstance(ranks, Ranks) and isinstance(config.parallel, FsdpConfig) and config.parallel.teacher == "sharded":
+    if isinstance(ranks, Ranks) and sharded_teacher(config):
         shard(lm, ranks.mesh, whole_head=True)

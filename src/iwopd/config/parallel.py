@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iwopd.config.engines import HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
+from iwopd.config.engines import HfScoringConfig, VllmRolloutConfig, VllmScoringConfig, VllmServerRolloutConfig
 from iwopd.config.models import ScorerConfig
 from iwopd.setting import DTYPES, setting
 
@@ -90,6 +90,11 @@ def parallel_problems(config: "Config") -> Iterator[str]:
                 f"{key}={device}: each process of parallel=fsdp takes the GPU of its number; use cuda, or choose GPUs "
                 "with the environment variable CUDA_VISIBLE_DEVICES"
             )
+    if isinstance(config.rollout, VllmServerRolloutConfig) and config.rollout.sync != "file":
+        yield (
+            f"rollout.sync={config.rollout.sync}: several processes gather the weights once for all servers, which "
+            "read them from a file; use rollout.sync=file, with rollout.sync_dir on a file system that they share"
+        )
     if isinstance(config.rollout, VllmRolloutConfig) and count is not None:
         share = config.rollout.engine.tensor_parallel
         if count % share:

@@ -34,7 +34,7 @@ def load_pretrained(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from a folder or the hub, on `device`.
+    """A causal language model from a folder or the hub, on `device`; on "meta", its shapes alone.
 
     Args:
         key: the setting the path came from, for messages.
@@ -51,6 +51,7 @@ def load_pretrained(
             dtype=getattr(torch, dtype),
             revision=revision or "main",
             attn_implementation=None if attention == "auto" else attention,
+            device_map="meta" if device.type == "meta" else None,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
@@ -108,7 +109,8 @@ class LanguageModel(nn.Module):
         self.autocast_enabled = autocast
         self.name = name
         self.logits = candidates(self.config)[0]
-        self._probe()
+        if self.device.type != "meta":
+            self._probe()
 
     @property
     def device(self) -> torch.device:

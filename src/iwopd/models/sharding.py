@@ -5,11 +5,12 @@ weights are gathered, and tied weights, chunked heads, soft caps and adapters ne
 nothing is sharded, and everything here does nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,11 +18,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
+from iwopd.parallel import world
 from iwopd.types import Rollout, as_ids, as_logprobs
 
 
 def shard(lm: LanguageModel, mesh: DeviceMesh, *, gather: torch.dtype | None = None, whole_head: bool = False) -> None:
-    """Have each process of `mesh` keep its part of the weights, on the mesh's device.
+    """Have each process of `mesh` keep its part of the leader's weights, on the mesh's device.
+
+    The others' may be of the device "meta", without memory: one process alone holds a whole model, in host memory, and
+    for as long as it takes to hand it out.
 
     Gradients are summed over processes, never averaged: whoever sums a loss over them divides once, by what is the
     whole batch's.
@@ -31,6 +36,9 @@ def shard(lm: LanguageModel, mesh: DeviceMesh, *, gather: torch.dtype | None = N
         gather: dtype of gathered weights; None for the weights' own. Gradients are summed in float32 in any case.
         whole_head: keep the embeddings and the head whole, so that the head can be called outside of a forward pass.
     """
+    lm.logits = world().alone(lambda: lm.logits)  # found out by a pass
+    weights, other = (lm.state_dict() if world().leader else {}), world().alone(lambda: _tensors_beside(lm))
+    _move(lm, lambda: lm.to("meta"))
     policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32)
     for block in blocks(lm):
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -39,7 +47,28 @@ def shard(lm: LanguageModel, mesh: DeviceMesh, *, gather: torch.dtype | None = N
     for part in parts(lm):  # neither setter recurses
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
+    _move(lm, lambda: lm.to_empty(device=mesh.device_type))
+    handed_out = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(lm, weights, options=handed_out)
+    for (module, name), value in other.items():
+        setattr(lm.get_submodule(module), name, value.to(mesh.device_type))
     _first_pass(lm)
+
+
+def _move(lm: LanguageModel, change: Callable[[], object]) -> None:
+    """Change where parameters are; PyTorch makes new ones, which are tied again as the model's config says."""
+    change()
+    lm.model.tie_weights()
+
+
+def _tensors_beside(lm: LanguageModel) -> dict[tuple[str, str], Tensor]:
+    """Buffers and other tensors that modules hold, which are no parameters, by module and name."""
+    return {
+        (place, name): value
+        for place, module in lm.named_modules()
+        for name, value in [*module.named_buffers(recurse=False), *vars(module).items()]
+        if isinstance(value, Tensor)
+    }
 
 
 def blocks(lm: LanguageModel) -> list[nn.Module]:
