@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from iwopd.config import teachers
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -120,6 +121,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _date_problems(config.run.date)
     yield from _data_problems(data)
     yield from _model_problems(config)
+    yield from teachers.problems(config)
     yield from _loss_problems(config)
     yield from _engine_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))

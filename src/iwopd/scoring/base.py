@@ -1,9 +1,11 @@
 """What every teacher can do."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 from iwopd.models.batch import Window
+from iwopd.models.student import Student
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.types import Rollout, ScoredRollout
@@ -30,6 +32,12 @@ class Teacher(Protocol):
     def head(self) -> Head:
         """From hidden states to logits, for full-vocabulary losses; on the student's device."""
         raise ValueError(f"{type(self).__name__} gives log-probs only: full-vocabulary losses need scoring=hf")
+
+    def follow(self, student: Student) -> None:
+        """The student has taken a step: take over what the weights have of it, where they are made of the student's."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run cannot make anew, into a checkpoint's existing `folder`."""
 
     def close(self) -> None:
         """Free what the teacher holds."""

@@ -1,9 +1,11 @@
 """Several teachers, such as one for maths and one for code: a problem's `teacher` says which scores its answers."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from iwopd.models.batch import Window
+from iwopd.models.student import Student
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.types import Rollout, ScoredRollout
@@ -57,6 +59,16 @@ class TeacherRouter(Teacher):
     def expect(self, rollout: Rollout, window: Window) -> None:
         """See `Teacher.expect`."""
         self._for(rollout).expect(rollout, window)
+
+    def follow(self, student: Student) -> None:
+        """See `Teacher.follow`."""
+        for teacher in self.teachers.values():
+            teacher.follow(student)
+
+    def save(self, folder: Path) -> None:
+        """See `Teacher.save`."""
+        for teacher in self.teachers.values():
+            teacher.save(folder)
 
     def close(self) -> None:
         """See `Teacher.close`."""

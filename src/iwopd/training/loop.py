@@ -110,6 +110,7 @@ class Loop:
                 teacher_head=parts.teacher.head() if parts.objective.loss.signal == "full" else None,
                 advance=advance,
             )
+            parts.teacher.follow(parts.student)
             parts.gaps.see(self.metrics["train/sampler_gap_mean"])
             self.metrics |= {"train/lr": learning_rate, "train/progress": progress, **sizes(scored)}
             self.metrics |= gpu_memory(parts.student.device)

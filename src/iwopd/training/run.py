@@ -210,6 +210,7 @@ class TrainingRun:
 
         def write(folder: Path) -> None:
             student.save(folder, self.components.tokenizer)
+            self.components.teacher.save(folder)
             state.log_offsets = self.tracker.state
             state.micro_batch_tokens = student.micro_batch_tokens
             state.save(folder / "trainer.json")
