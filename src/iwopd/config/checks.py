@@ -192,6 +192,11 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"weighting={weighting.name}: needs the teacher's distribution, and loss.signal={loss.signal} has the "
             "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
         )
+    if weighting.measures and signal.kind == "top_k" and signal.k < weighting.needed_top_k:
+        yield (
+            f"loss.top_k={signal.k}: weighting={weighting.name} looks at the teacher's {weighting.needed_top_k} "
+            f"likeliest tokens; raise it to {weighting.needed_top_k} or more"
+        )
 
 
 def _engine_problems(config: "Config") -> Iterator[str]:

@@ -78,8 +78,8 @@ class Plan:
     @property
     def scores_itself(self) -> bool:
         """The student's log-probs are made before the update, too."""
-        trainer = self.needs_batch and self.config.scoring.student_logprobs == "trainer"
-        return trainer or self.config.optim.updates_per_batch > 1
+        asked = self.config.scoring.student_logprobs == "trainer" or bool(self.config.weighting.measures)
+        return (self.needs_batch and asked) or self.config.optim.updates_per_batch > 1
 
     def micro_batch(self, limit: int) -> Work:
         """The largest batch of longest sequences that a limit of tokens allows."""

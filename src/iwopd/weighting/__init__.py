@@ -11,6 +11,8 @@ from iwopd.weighting.prefix_boost import PrefixBoost
 from iwopd.weighting.prefix_mask import PrefixMask
 from iwopd.weighting.prefix_ratio import PrefixRatio
 from iwopd.weighting.pw import Pw
+from iwopd.weighting.select_verify import SelectVerify
+from iwopd.weighting.tip import Tip
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
@@ -26,6 +28,8 @@ SCHEMES: dict[str, type[Weighting]] = by_name(
     PrefixMask,
     PrefixBoost,
     Pw,
+    Tip,
+    SelectVerify,
     Custom,
 )
 
