@@ -37,7 +37,7 @@ def test_every_registered_class_is_what_some_preset_makes() -> None:
 def test_what_a_diagnosis_compares_are_presets_as_they_are() -> None:
     for kind in SCHEMES.values():
         for name, scheme in kind.presets().items():
-            assert composed(f"weighting={name}").weighting == scheme
+            assert composed(f"weighting={name}", *REQUIRED.get(("weighting", name), [])).weighting == scheme
 
 
 def test_a_name_may_be_set_by_key() -> None:
@@ -56,7 +56,7 @@ def test_a_name_may_be_set_by_key() -> None:
         ("weighting.scheme=window", "weighting.scheme=window: this schema computes iw; choose another scheme by"),
         ("weighting.scheme=nothing", "weighting.scheme=nothing: this schema computes iw"),
         ("loss=reverse", "loss=reverse: no such preset; did you mean reverse_kl?"),
-        ("loss.top=3", "loss.top=3: no such key; loss has kind, normalize"),
+        ("loss.weight=3", "loss.weight=3: no such key; loss has kind, normalize"),
     ],
 )
 def test_a_name_that_nothing_has_is_refused(overrides: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ REQUIRED = {
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
     ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
     ("weighting", "custom"): ["weighting.path=a:b"],
+    ("weighting", "tip"): ["loss.signal=top_k"],
+    ("weighting", "select_verify"): ["loss.signal=top_k"],
     ("experiment", "aime_235b"): ["rollout.urls=[http://localhost:8000]", "scoring.urls=[http://localhost:8001]"],
 }
 

@@ -10,7 +10,7 @@ import torch
 from iwopd.assembly.engines import base, engine, teachers
 from iwopd.assembly.evaluation import benchmarks
 from iwopd.assembly.inputs import check_scorer_tokenizer, longest_taught, prompt_stream, student_tokenizer
-from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
+from iwopd.assembly.model_configs import check_context, check_top_k, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
@@ -76,7 +76,7 @@ def training_run(
         teacher=teacher,
         base=reference,
         engine=sampler,
-        objective=Objective.of(config),
+        objective=Objective.of(config, inputs.vocabulary),
         stream=inputs.stream,
         benchmarks=inputs.benchmarks,
         tokenizer=inputs.tokenizer,
@@ -247,6 +247,7 @@ def _check_models(
         taught = max(taught, own + response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
+        check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
     student = model_config("student.path", config.student, folders["student.path"])
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:

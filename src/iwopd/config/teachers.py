@@ -73,7 +73,7 @@ def _current_problems(config: "Config", key: str, section: TeacherConfig) -> Ite
         yield f"{key}.device={section.device}: {reason}; leave it out"
     if section.offload:
         yield f"{key}.offload=true: {reason}; leave it out"
-    if config.loss.signal == "full" and config.optim.updates_per_batch > 1:
+    if config.loss.teacher_signal.kind == "full" and config.optim.updates_per_batch > 1:
         yield (
             f"optim.updates_per_batch={config.optim.updates_per_batch}: {reason}, and its head would change between "
             f"the updates of one batch; set it to 1, or use {key}.weights=average"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import assembly
-from iwopd.config import Config, HfRolloutConfig
+from iwopd.config import Config, HfRolloutConfig, HfScoringConfig
 from iwopd.config.models import SELF
 from iwopd.diagnose.continuation import continuation_curve
 from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
@@ -21,6 +21,7 @@ from iwopd.runs.console import Display
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.prompted import PromptedTeacher
+from iwopd.training.objective import Objective
 from iwopd.types import Rollout
 
 
@@ -58,6 +59,10 @@ class Work:
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
         scored = assembly.Served(teacher_folder, section, max(longest, taught) + self.sampling.max_tokens, log_file)
         self.scored, self.follows = scored, itself and section.weights != "frozen"
+        # Whole distributions wherever the teacher is here; else what the loss asks for.
+        loss = replace(config.loss, signal="full") if isinstance(config.scoring, HfScoringConfig) else config.loss
+        smallest = min(teacher_config.vocab_size, student_config.vocab_size)
+        self.objective = Objective(config.weighting, loss, vocabulary=smallest)
         if not self.follows:
             self._take(stack.enter_context(assembly.teacher(config, scored, self.device)))
 
@@ -90,7 +95,7 @@ class Work:
                     lm,
                     self.teacher,
                     rollouts,
-                    full=self.local is not None,
+                    objective=self.objective,
                     top_k=settings.top_k,
                     batch_tokens=config.optim.micro_batch_tokens,
                     progress=advance,
@@ -104,11 +109,11 @@ class Work:
             tokens=sum(lengths),
             length=sum(lengths) / len(lengths),
             truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-            full_vocabulary=self.local is not None,
+            full_vocabulary=self.objective.signal.kind == "full",
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),
-            weighting=spending(measured, compared_schemes(config.weighting)),
+            weighting=spending(measured, compared_schemes(config.weighting, self.objective.signal)),
             continuation=continuation,
         )
         self.display.line(_line(found))

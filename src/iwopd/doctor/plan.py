@@ -14,6 +14,7 @@ from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.scoring.hf import BATCH_TOKENS
+from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # points of the training at which windows that grow are looked at
@@ -77,8 +78,8 @@ class Plan:
     @property
     def scores_itself(self) -> bool:
         """The student's log-probs are made before the update, too."""
-        trainer = self.needs_batch and self.config.scoring.student_logprobs == "trainer"
-        return trainer or self.config.optim.updates_per_batch > 1
+        asked = self.config.scoring.student_logprobs == "trainer" or bool(self.config.weighting.measures)
+        return (self.needs_batch and asked) or self.config.optim.updates_per_batch > 1
 
     def micro_batch(self, limit: int) -> Work:
         """The largest batch of longest sequences that a limit of tokens allows."""
@@ -101,11 +102,21 @@ class Plan:
             base = Term("Python and libraries", self.program, "of this process")
         compiled = [memory.compiled_products()] if self._compiles else []
         place = Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage), *compiled])
+        if self.machine.kind == "cpu" and stage != "rollout":
+            place.terms += self._records()
         try:
             place.terms += terms_of()
         except NotEstimatedError as error:
             place.unknown = str(error)
         return place
+
+    def _records(self) -> list[Term]:
+        """What a batch's records keep in host memory of the teacher's distributions."""
+        signal, config = self.config.loss.teacher_signal, self.config
+        state = max(scorer.model.shape.width * scorer.model.computes_in for scorer in self.scorers)
+        each, rollouts = signal.bytes_per_token(state), config.data.batch_size * config.rollout.n
+        start, stop = max((self.window(self.lengths.response, at) for at in PROGRESS), key=lambda own: own[1] - own[0])
+        return [memory.records(rollouts * (stop - start), each, signal.kind)] if each else []
 
     @property
     def _compiles(self) -> bool:
@@ -239,9 +250,8 @@ class Plan:
         return max(candidates, key=lambda terms: sum(term.bytes for term in terms))
 
     def _micro_batch_terms(self, work: Work, *, first: bool) -> list[Term]:
-        loss, width = self.config.loss, self.teacher.shape.width
-        divergence = loss.divergence() if loss.signal == "full" else None
-        found = self.student.fake.update(work, first=first, divergence=divergence, teacher_width=width)
+        width = self.teacher.shape.width
+        found = self.student.fake.update(work, first=first, objective=Objective.of(self.config), teacher_width=width)
         if not found.gradients:
             return _activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")
@@ -255,6 +265,7 @@ class Plan:
         host = Place(
             "all stages", "host memory", machine.host, [Term("Python and libraries", self.program, "of this process")]
         )
+        host.terms += self._records()
         for scorer in (*self.in_transformers, *self.in_vllm):
             if scorer.section.offload or scorer.section.device == "cpu":
                 host.terms.append(_weights_of(scorer))

@@ -8,8 +8,8 @@ are detached and 0 outside the mask. To add a scheme, see CONTRIBUTING.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,7 @@ class WeightInput:
         teacher_logprobs: nats.
         progress: share of the training done, 0 at the first step, 1 at the last.
         seeds: one per row, from (seed, step, prompt, sample).
+        measures: [batch, time] each, what the scheme's `measures` names of both models' distributions (`MEASURES`).
     """
 
     advantages: Float[Tensor, "batch time"]
@@ -43,6 +44,7 @@ class WeightInput:
     teacher_logprobs: Float[Tensor, "batch time"]
     progress: float = 0.0
     seeds: Sequence[int] = ()
+    measures: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 # ---------------------------------------------------------------------------------------------- windows
@@ -209,6 +211,27 @@ def prefix_ratio_weights(given: WeightInput, alpha: float, gamma: float | None) 
     log_z = torch.logsumexp(at_position, dim=0) - alive.to(scaled.dtype).log()
     ratio = (scaled - log_z[places]).exp()
     return _masked(ratio if gamma is None else 1 + gamma * ratio, given.mask, given.advantages)
+
+
+# ------------------------------------------------------------------------- weights from both models' distributions
+
+
+def tip_weights(given: WeightInput, fraction: float) -> Float[Tensor, "batch time"]:
+    """1 on the `fraction` of the batch's tokens with the highest h + d − h·d, 0 elsewhere (TIP, arXiv 2604.14084): h is
+    the student's entropy and d KL(π_θ ‖ π_T), both scaled to [0, 1] over the batch. Keeps ceil(fraction · tokens).
+
+    Needs the whole batch, and the measures "entropy" and "reverse_kl".
+    """
+    h, d = (_scaled(given.measures[name][given.mask]) for name in ("entropy", "reverse_kl"))
+    best = torch.argsort(h + d - h * d, descending=True, stable=True)[: window_size(len(h), fraction)]
+    kept = torch.zeros_like(h).index_fill(0, best, 1.0)
+    return torch.zeros_like(given.advantages).masked_scatter(given.mask, kept.to(given.advantages))
+
+
+def _scaled(values: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """From the smallest, 0, to the largest, 1; all 0 where they are the same."""
+    low, high = values.aminmax()
+    return (values - low) / torch.where(high > low, high - low, 1.0)
 
 
 def _masked(

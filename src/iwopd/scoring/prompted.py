@@ -9,7 +9,7 @@ from iwopd.models.student import Student
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class PromptedTeacher(Teacher):
@@ -25,23 +25,27 @@ class PromptedTeacher(Teacher):
         self._asked: dict[int, tuple[Rollout, Rollout]] = {}
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`."""
         asked = [self._for(rollout) for rollout in rollouts]
         try:
-            scored = self.teacher.score(asked, window, hidden=hidden, progress=progress)
+            scored = self.teacher.score(asked, window, signal=signal, progress=progress)
         finally:
             self._asked.clear()
         return [replace(record, rollout=rollout) for record, rollout in zip(scored, rollouts, strict=True)]
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`."""
-        self.teacher.expect(self._for(rollout), window)
+        self.teacher.expect(self._for(rollout), window, signal)
 
     def head(self) -> Head:
         """See `Teacher.head`."""
         return self.teacher.head()
+
+    def heads(self) -> dict[str, Head]:
+        """See `Teacher.heads`."""
+        return self.teacher.heads()
 
     def follow(self, student: Student) -> None:
         """See `Teacher.follow`."""

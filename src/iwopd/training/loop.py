@@ -59,7 +59,7 @@ class Loop:
         parts, state = self.components, self.state
         progress = self.schedule.progress(state)
         horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
-        window = parts.objective.weighting.window(progress)
+        window, signal = parts.objective.weighting.window(progress), parts.objective.signal
         with self.stage("rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
@@ -67,7 +67,7 @@ class Loop:
                 seed=self.config.seed,
                 stream=state.step,
                 progress=advance,
-                finished=lambda rollout: parts.teacher.expect(rollout, window),
+                finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
             )
             parts.engine.sleep()
         self.metrics["train/horizon"] = horizon
@@ -75,14 +75,16 @@ class Loop:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """The teacher's log-probs of the rollouts' tokens, and what else the loss and the weighting need."""
+        objective = self.components.objective
         with self.stage("score") as advance:
             return score(
                 self.components.teacher,
                 rollouts,
-                self.components.objective.weighting.window(self.schedule.progress(self.state)),
+                objective.weighting.window(self.schedule.progress(self.state)),
                 student=self._student_that_scores,
                 base=self.components.base,
-                hidden=self.components.objective.loss.signal == "full",
+                signal=objective.signal,
+                objective=objective,
                 progress=advance,
             )
 
@@ -107,7 +109,7 @@ class Loop:
                 seeds=[derive_seed(seed, state.step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
                 updates=self.config.optim.updates_per_batch,
-                teacher_head=parts.teacher.head() if parts.objective.loss.signal == "full" else None,
+                teacher_heads=parts.teacher.heads() if parts.objective.signal.kind == "full" else None,
                 advance=advance,
             )
             parts.teacher.follow(parts.student)

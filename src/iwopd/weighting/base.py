@@ -6,7 +6,7 @@ formula.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from omegaconf import MISSING
 
@@ -29,6 +29,8 @@ class Weighting:
         keeps_all: every token of the window counts, however small its weight: it is in the mean also where float32 has
             no number small enough. Else the tokens of weight 0 are those that the scheme leaves out.
         advantage: of every token in a policy gradient, nats, in place of A_t: a control without a teacher. None: A_t.
+        measures: what it needs of student's and teacher's distributions, names of `iwopd.numerics.MEASURES`; the loss
+            must then have a signal beyond the sampled one.
     """
 
     scheme: str = setting(MISSING, NAME)
@@ -36,6 +38,7 @@ class Weighting:
     needs_batch = False
     keeps_all = False
     advantage: ClassVar[float | None] = None
+    measures = cast(tuple[str, ...], ())
 
     def weights(self, given: "WeightInput") -> "Tensor":
         """[batch, time] weights, detached; what they are outside the mask does not matter."""
@@ -58,6 +61,11 @@ class Weighting:
     def name(self) -> str:
         """For messages and tables."""
         return self.scheme
+
+    @property
+    def needed_top_k(self) -> int:
+        """How many of the teacher's likeliest tokens it looks at, at least."""
+        return 1
 
     @property
     def annealed(self) -> str | None:
