@@ -10,6 +10,7 @@ REQUIRED = {
     ("scoring", "vllm_server"): ["scoring.urls=[http://localhost:8000]"],  # what a preset leaves to the user
     ("student", "hf"): ["student.path=x"],
     ("teacher", "hf"): ["teacher.path=x"],
+    ("teacher", "self"): ["teacher.prompt_template='{answer}'"],
     ("data", "file"): ["data.path=x"],
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
     ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],

@@ -39,7 +39,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "smoke/teacher": SMOKE_TEACHER,
         "hinted/student": HintedRecipe(STUDENT),
         "smoke/student": SMOKE_STUDENT,
-        "hinted_smoke/student": HintedRecipe(SMOKE_STUDENT),
+        "hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120),
     }
 )
 
