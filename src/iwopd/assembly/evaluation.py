@@ -1,7 +1,6 @@
 """Benchmarks: rendered problems and their graders."""
 
 import logging
-from typing import Any
 
 from iwopd.config import EvalConfig
 from iwopd.config.template import columns
@@ -9,6 +8,7 @@ from iwopd.data import Row, TeacherTemplate, render, text_problem
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.evaluation.grading import CodeGrader, ExactGrader, Grader, MathGrader
 from iwopd.preflight.graders import sandbox_mode
+from iwopd.types import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def grader(config: EvalConfig, name: str) -> Grader:
 
 
 def benchmarks(
-    config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any, template: TeacherTemplate | None = None
+    config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Tokenizer, template: TeacherTemplate | None = None
 ) -> list[Benchmark]:
     """Rendered problems with their graders; says which references mean nothing to their grader.
 

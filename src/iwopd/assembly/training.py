@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
-from iwopd.config import Config
+from iwopd.config import Config, ScorerConfig, StudentConfig
 from iwopd.config.checks import warnings
 from iwopd.config.models import SELF
 from iwopd.config.teachers import teacher_sections
@@ -24,6 +23,7 @@ from iwopd.evaluation.evaluate import Benchmark
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.models.student import Student
+from iwopd.parallel import world
 from iwopd.preflight.checks import Checked
 from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
 from iwopd.preflight.problems import teacher_templates
@@ -32,11 +32,12 @@ from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.scoring.base import Teacher
 from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.run import TrainingRun
 from iwopd.training.state import Components, State
+from iwopd.types import Tokenizer
 
 
 def training_run(
@@ -56,9 +57,10 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
+    runtime.apply()
     try_weighting(config.weighting)
     inputs = read(config, checked, folder, display)
-    chosen = device(config.run.device, config.run.deterministic)
+    chosen = device(config.run.device)
     display.line(f"loading student {config.student.path} on {chosen}")
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
@@ -91,8 +93,12 @@ def training_run(
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
 
 
-def open_log(config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack) -> Tracker:
+def open_log(
+    config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack
+) -> Tracker | NoTracker:
     """train.log, with what is worth a warning, and the metrics with their mirrors."""
+    if not world().leader:
+        return NoTracker()
     display.log_to(folder.path / "train.log")
     runtime.report()
     for warning in warnings(config):
@@ -123,7 +129,7 @@ class Inputs:
     """
 
     folders: dict[str, str]
-    tokenizer: Any
+    tokenizer: Tokenizer
     stream: Prompts
     dropped: int
     benchmarks: list[Benchmark]
@@ -146,15 +152,15 @@ def read(config: Config, checked: Checked, folder: RunFolder, display: Display) 
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     graded = benchmarks(config.eval, checked.benchmarks, tokenizer, teacher_templates(config).get(None))
-    keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded))
+    world().alone(lambda: keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded)))
     context, taught, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
     ends = _stop_ids(config, folders, tokenizer)
     return Inputs(folders, tokenizer, stream, dropped, graded, context, taught, vocabulary, ends)
 
 
-def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Any) -> dict[str, tuple[int, ...]]:
+def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
     """Of a teacher, those that its generation config names, if it names any: the tokenizer is the student's."""
-    sections: dict[str, Any] = {"student": config.student, **scorer_sections(config)}
+    sections: dict[str, StudentConfig | ScorerConfig] = {"student": config.student, **scorer_sections(config)}
     sections.pop("base", None)
     return {
         key: stop_ids(f"{key}.path", section, folders[f"{key}.path"], tokenizer) for key, section in sections.items()
@@ -224,7 +230,7 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
 
 
 def _check_models(
-    config: Config, folders: dict[str, str], tokenizer: Any, stream: Prompts, benchmarks: list[Benchmark]
+    config: Config, folders: dict[str, str], tokenizer: Tokenizer, stream: Prompts, benchmarks: list[Benchmark]
 ) -> tuple[int, int, int]:
     """Tokenizers must agree, and prompts and responses fit in every model.
 

@@ -38,6 +38,7 @@ from iwopd.config.models import (
     TeacherConfig,
     TrainingSourceConfig,
 )
+from iwopd.config.parallel import FsdpConfig, ParallelConfig
 from iwopd.config.push import PushConfig
 from iwopd.config.training import OptimConfig
 from iwopd.config.verbs import (
@@ -63,12 +64,14 @@ __all__ = [
     "DiagnoseConfig",
     "DoctorConfig",
     "EvalConfig",
+    "FsdpConfig",
     "HfRolloutConfig",
     "HfScoringConfig",
     "HttpConfig",
     "LoraConfig",
     "MixedSourceConfig",
     "OptimConfig",
+    "ParallelConfig",
     "ParityConfig",
     "PushConfig",
     "RolloutConfig",
@@ -107,6 +110,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
@@ -128,6 +132,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/scoring": {"hf": HfScoringConfig, "vllm": VllmScoringConfig, "vllm_server": VllmServerScoringConfig},
     "schema/weighting": {**SCHEMES},
     "schema/loss": {**LOSSES},
+    "schema/parallel": {"single": ParallelConfig, "fsdp": FsdpConfig},
     "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 

@@ -17,6 +17,7 @@ from iwopd.config.engines import (
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
+from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
 from iwopd.config.verbs import WandbTracking
 
@@ -124,6 +125,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from teachers.problems(config)
     yield from _loss_problems(config)
     yield from _engine_problems(config)
+    yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
     yield from _control_problems(config)

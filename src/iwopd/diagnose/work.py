@@ -29,6 +29,7 @@ class Work:
     """Everything that stays the same from student to student: tokenizer, teacher, prompts."""
 
     def __init__(self, config: Config, log_file: Path, display: Display, stack: ExitStack, rows: dict[str, Any]):
+        runtime.apply()
         self.config = config
         self.display = display
         section: Any = scorer_sections(config)["teacher"]
@@ -38,7 +39,7 @@ class Work:
         assembly.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
         template = teacher_templates(config).get(None)
         (self.benchmark,) = assembly.benchmarks(config.eval, rows, self.tokenizer, template)
-        self.device = assembly.device(config.run.device, config.run.deterministic)
+        self.device = assembly.device(config.run.device)
         self.sampling = assembly.sampling(config.rollout)
         longest = max(len(prompt.ids) for prompt in self.benchmark.prompts)
         taught = max(len(prompt.teacher_ids or prompt.ids) for prompt in self.benchmark.prompts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from iwopd.evaluation.grading import Grader, Verdict
+from iwopd.parallel import world
 from iwopd.report.stats import mean_interval, pass_at_k
 from iwopd.rollout.base import Engine, Progress, Sampling, no_progress
 from iwopd.rollout.tally import Series
@@ -158,7 +159,7 @@ def grade(benchmark: Benchmark, rollouts: Sequence[Rollout], decode: Decode) -> 
     """Each rollout with its verdict."""
     prompts = {prompt.id: prompt for prompt in benchmark.prompts}
     answered = [(decode(rollout.response_ids.tolist()), prompts[rollout.prompt_id]) for rollout in rollouts]
-    verdicts = benchmark.grader(answered)
+    verdicts = world().alone(lambda: benchmark.grader(answered))
     return [
         Graded(prompt, rollout, text, verdict)
         for rollout, (text, prompt), verdict in zip(rollouts, answered, verdicts, strict=True)

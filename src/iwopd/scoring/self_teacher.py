@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.saved import check_model
-from iwopd.models.student import Student
+from iwopd.models.sharding import whole
+from iwopd.models.student import Student, named_weights, write_model
 from iwopd.numerics.logprobs import Head
 from iwopd.scoring.hf import HfTeacher
 
@@ -45,7 +46,9 @@ class AverageTeacher(HfTeacher):
         """θ_T ← decay · θ_T + (1 − decay) · θ, of each parameter by itself."""
         theirs = dict(student.model.named_parameters())
         for name, own in self.model.model.named_parameters():
-            own.mul_(self.decay).add_(theirs[name].detach().to(own.device, own.dtype), alpha=1 - self.decay)
+            new = theirs[name].detach()
+            new = new if isinstance(own, DTensor) else whole(new)  # a teacher may be whole where the student is sharded
+            own.mul_(self.decay).add_(new.to(own.device, own.dtype), alpha=1 - self.decay)
 
     def save(self, folder: Path) -> None:
         """A model in HF format, which a resumed run begins from.
@@ -53,8 +56,7 @@ class AverageTeacher(HfTeacher):
         Raises:
             ModelError: what was written does not load.
         """
-        self.model.model.save_pretrained(folder / self.key)
-        check_model(folder / self.key, type(self.model.model))
+        write_model(self.model.model, named_weights(self.model.model), folder / self.key)
 
 
 class CurrentTeacher(HfTeacher):

@@ -11,12 +11,13 @@ from iwopd.config import Config
 from iwopd.errors import EngineError, NonFiniteError
 from iwopd.evaluation.evaluate import Evaluation, evaluate, evaluation_metrics
 from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.parallel import world
 from iwopd.rollout.horizon import running_mean_length
 from iwopd.runs.card import write_card
 from iwopd.runs.console import Display, evaluation_line, step_line
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Collapsed, ForcedStop, Interrupts, Stopped
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.training.loop import Loop
 from iwopd.training.samples import sample_rows
 from iwopd.training.schedule import Schedule
@@ -34,7 +35,7 @@ class TrainingRun:
         config: Config,
         components: Components,
         folder: RunFolder,
-        tracker: Tracker,
+        tracker: Tracker | NoTracker,
         display: Display,
         interrupts: Interrupts,
         state: State,
@@ -50,7 +51,7 @@ class TrainingRun:
         self.saved = state.step if state.log_offsets else -1
         self.logged = state.step
         self.schedule = Schedule.of(config)
-        self.stages = Stages(display, memory)
+        self.stages = Stages(display, memory, interrupts.agree)
         self.loop = Loop(config, components, self.schedule, state, self.stages, interrupts)
 
     def train(self) -> float | None:
@@ -182,7 +183,7 @@ class TrainingRun:
         for evaluation in found:
             self.display.line(f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
 
-    def _decode(self, ids: Any) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.components.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _samples(self, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -211,8 +212,11 @@ class TrainingRun:
         def write(folder: Path) -> None:
             student.save(folder, self.components.tokenizer)
             self.components.teacher.save(folder)
-            state.log_offsets = self.tracker.state
             state.micro_batch_tokens = student.micro_batch_tokens
+            world().alone(lambda: write_state(folder))
+
+        def write_state(folder: Path) -> None:
+            state.log_offsets = self.tracker.state
             state.save(folder / "trainer.json")
 
         with self.interrupts.deferred():
@@ -234,4 +238,6 @@ class TrainingRun:
         tokenizer, state = self.components.tokenizer, self.state
         self.components.student.export(folder, tokenizer)
         chat = bool(tokenizer.chat_template)
-        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
+        world().alone(
+            lambda: write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
+        )
