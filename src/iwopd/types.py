@@ -6,7 +6,7 @@ number where a list takes 8 for its place and up to 32 more for the number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -103,6 +103,7 @@ class Prompt:
         answer: reference answer for grading; None where the dataset has none.
         row: the source row, untouched.
         teacher: name of the teacher that scores the answers; None for the one in `teacher`.
+        teacher_ids: token ids of the prompt that this teacher reads instead; None where it reads the same.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Prompt:
     answer: str | None = None
     row: dict[str, Any] = field(default_factory=dict[str, Any])
     teacher: str | None = None
+    teacher_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +128,7 @@ class Rollout:
         finish_reason: "stop" at an end-of-sequence token, "length" when cut by `rollout.max_tokens`.
         sample: index among the samples of this prompt.
         policy_version: optimiser steps the student had taken when it wrote this.
+        teacher_prompt_ids: int32, token ids of the prompt that its teacher reads instead; None where that is the same.
 
     Raises:
         ValueError: ids or log-probs are no such arrays, or do not count the same.
@@ -138,10 +141,12 @@ class Rollout:
     finish_reason: FinishReason
     sample: int = 0
     policy_version: int = 0
+    teacher_prompt_ids: Ids | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt_ids", "response_ids"):
-            _check_array(self.name, name, getattr(self, name), numpy.int32)
+        for name in ("prompt_ids", "response_ids", "teacher_prompt_ids"):
+            if name != "teacher_prompt_ids" or self.teacher_prompt_ids is not None:
+                _check_array(self.name, name, getattr(self, name), numpy.int32)
         _check_array(self.name, "sampler_logprobs", self.sampler_logprobs, numpy.float32, len(self.response_ids))
 
     @property
@@ -152,6 +157,13 @@ class Rollout:
     def ids(self, stop: int | None = None) -> Ids:
         """Token ids of the prompt and the response, or of its first `stop` tokens."""
         return numpy.concatenate([self.prompt_ids, self.response_ids[:stop]])
+
+    @property
+    def as_taught(self) -> "Rollout":
+        """The same response after the prompt that the teacher reads."""
+        if self.teacher_prompt_ids is None:
+            return self
+        return replace(self, prompt_ids=self.teacher_prompt_ids, teacher_prompt_ids=None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rollout) and _equal(self, other)

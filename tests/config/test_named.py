@@ -37,7 +37,7 @@ def test_every_registered_class_is_what_some_preset_makes() -> None:
 def test_what_a_diagnosis_compares_are_presets_as_they_are() -> None:
     for kind in SCHEMES.values():
         for name, scheme in kind.presets().items():
-            assert composed(f"weighting={name}").weighting == scheme
+            assert composed(f"weighting={name}", *REQUIRED.get(("weighting", name), [])).weighting == scheme
 
 
 def test_a_name_may_be_set_by_key() -> None:

@@ -10,10 +10,13 @@ REQUIRED = {
     ("scoring", "vllm_server"): ["scoring.urls=[http://localhost:8000]"],  # what a preset leaves to the user
     ("student", "hf"): ["student.path=x"],
     ("teacher", "hf"): ["teacher.path=x"],
+    ("teacher", "self"): ["teacher.prompt_template='{answer}'"],
     ("data", "file"): ["data.path=x"],
     ("benchmark", "file"): ["eval.benchmarks.file.path=x"],
     ("benchmark", "math_file"): ["eval.benchmarks.math_file.path=x"],
     ("weighting", "custom"): ["weighting.path=a:b"],
+    ("weighting", "tip"): ["loss.signal=top_k"],
+    ("weighting", "select_verify"): ["loss.signal=top_k"],
     ("experiment", "aime_235b"): ["rollout.urls=[http://localhost:8000]", "scoring.urls=[http://localhost:8001]"],
 }
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from iwopd.numerics import window_bounds
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.scoring.hf import HfTeacher
+from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.training.parity import check_parity
 from iwopd.types import Prompt, Rollout, Signal
@@ -320,6 +322,27 @@ def test_a_vllm_teacher_scores_as_transformers_does_beside_a_students_engine(
     for found, expected in zip(teacher.score(rollouts, window), reference.score(rollouts, window), strict=True):
         assert (found.rollout, found.start, found.stop) == (expected.rollout, expected.start, expected.stop)
         assert_close(torch.tensor(found.teacher_logprobs), torch.tensor(expected.teacher_logprobs), rtol=0, atol=1e-4)
+
+
+def test_a_vllm_teacher_scores_after_a_prompt_of_its_own(
+    engine: VllmEngine, teacher: VllmTeacher, smoke_models: dict[str, Path]
+) -> None:
+    """Also where it was told early; the student's engine reads the student's."""
+    taught = [replace(prompt, teacher_ids=[*prompt.ids[:-1], 65, 66, *prompt.ids[-1:]]) for prompt in PROMPTS]
+    sampling, window = Sampling(n=2, max_tokens=20), WINDOWS["whole"]
+    prompted = PromptedTeacher(teacher)
+    rollouts = engine.generate(
+        taught, sampling, seed=1, stream=0, finished=lambda rollout: prompted.expect(rollout, window)
+    )
+    plain = engine.generate(PROMPTS, sampling, seed=1, stream=0)
+    assert [replace(each, teacher_prompt_ids=None) for each in rollouts] == plain
+    lm = LanguageModel(AutoModelForCausalLM.from_pretrained(smoke_models["teacher"]))
+    reference = PromptedTeacher(HfTeacher(lm, CPU)).score(rollouts, window)
+    unlike = HfTeacher(lm, CPU).score(plain, window)
+    for found, expected, other in zip(prompted.score(rollouts, window), reference, unlike, strict=True):
+        assert found.rollout is expected.rollout
+        assert_close(torch.tensor(found.teacher_logprobs), torch.tensor(expected.teacher_logprobs), rtol=0, atol=1e-4)
+        assert (found.teacher_logprobs - other.teacher_logprobs).max() > 1e-2
 
 
 @pytest.fixture(scope="module")

@@ -362,7 +362,8 @@ def weights_of(weighting: Weighting, scored: list[ScoredRollout], progress: floa
     """Each rollout's weights over its window."""
     batch = collate(scored, list(range(len(scored))) if seeds is None else seeds)
     advantages = opd_advantage(batch.teacher_logprobs, batch.sampler_logprobs, batch.tokens.mask)
-    weights = Objective(weighting).weights(batch, advantages, progress)
+    measures = {name: advantages.abs() for name in weighting.measures}
+    weights = Objective(weighting).weights(batch, advantages, progress, measures)
     assert not weights[~batch.tokens.mask].any()
     return [row[mask] for row, mask in zip(weights, batch.tokens.mask, strict=True)]
 

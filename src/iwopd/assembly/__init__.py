@@ -5,6 +5,7 @@ from iwopd.assembly.engines import base, engine, teacher, teacher_engine, teache
 from iwopd.assembly.evaluation import benchmarks
 from iwopd.assembly.inputs import (
     check_scorer_tokenizer,
+    longest_taught,
     print_date,
     prompt_stream,
     student_tokenizer,
@@ -28,6 +29,7 @@ __all__ = [
     "eval_sampling",
     "gap_watch",
     "language_model",
+    "longest_taught",
     "mirrors",
     "model_config",
     "parity",

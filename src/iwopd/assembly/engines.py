@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from iwopd.config import (
     VllmServerRolloutConfig,
     VllmServerScoringConfig,
 )
+from iwopd.config.models import SELF
+from iwopd.config.teachers import teacher_sections
 from iwopd.errors import ConfigError
 from iwopd.models.language_model import LanguageModel
 from iwopd.parallel import world
@@ -29,22 +33,41 @@ from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.led import LedTeacher
+from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.scoring.router import TeacherRouter
+from iwopd.scoring.self_teacher import AverageTeacher, CurrentTeacher
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
 
 
-def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
+def teacher(
+    config: Config,
+    served: Served,
+    device: torch.device,
+    student: LanguageModel | None = None,
+    checkpoint: Path | None = None,
+) -> Teacher:
     """One teacher, where the `scoring` group wants it.
 
     Args:
         device: where it computes with scoring=hf, unless its section says otherwise.
+        student: of a teacher that is the student itself with its current weights.
+        checkpoint: holds the weights of a teacher that follows the student; None where it begins.
 
     Raises:
         IwopdError: its model cannot be loaded, or its engine or servers cannot be used.
     """
+    found = _teacher(config, served, device, student, checkpoint)
+    return found if getattr(served.section, "prompt_template", None) is None else PromptedTeacher(found)
+
+
+def _teacher(
+    config: Config, served: Served, device: torch.device, student: LanguageModel | None, checkpoint: Path | None
+) -> Teacher:
     match config.scoring:
+        case HfScoringConfig() if teacher_sections(config)[served.key].path == SELF:
+            return _self_teacher(config, served, device, student, checkpoint)
         case HfScoringConfig():
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
@@ -58,15 +81,24 @@ def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
 
 
 def teachers(
-    config: Config, served: Mapping[str, Served], device: torch.device, prompts: Sequence[Prompt], stack: ExitStack
+    config: Config,
+    served: Mapping[str, Served],
+    student: LanguageModel,
+    checkpoint: Path | None,
+    prompts: Sequence[Prompt],
+    stack: ExitStack,
 ) -> Teacher:
     """The teacher; of several, each scores the answers to the prompts that name it.
 
     Args:
         served: by the key of the section.
+        student, checkpoint: see `teacher`.
         stack: closes them.
     """
-    found = {key: stack.enter_context(teacher(config, each, device)) for key, each in served.items()}
+    found = {
+        key: stack.enter_context(teacher(config, each, student.device, student, checkpoint))
+        for key, each in served.items()
+    }
     if len(found) == 1:
         return found["teacher"]
     named = {key.removeprefix("teachers."): each for key, each in found.items() if key != "teacher"}
@@ -78,16 +110,35 @@ def base(config: Config, served: Served, device: torch.device) -> Teacher:
     return _hf_teacher(config, served, device)
 
 
-def _hf_teacher(config: Config, served: Served, device: torch.device) -> Teacher:
+def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocast: bool = False) -> HfTeacher:
     section: Any = served.section
     own = torch_device(f"{served.key}.device", section.device) if section.device else device
     tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
     home = torch.device("cpu") if section.offload else own
     if sharded_teacher(config):
         home = torch.device("cpu" if world().leader else "meta")
-    lm = language_model(f"{served.key}.path", section, served.folder, home, context=served.context)
+    lm = language_model(f"{served.key}.path", section, served.folder, home, autocast=autocast, context=served.context)
     shard_teacher(config, lm)
     return HfTeacher(lm, own, tokens, section.offload)
+
+
+def _self_teacher(
+    config: Config, served: Served, device: torch.device, student: LanguageModel | None, checkpoint: Path | None
+) -> HfTeacher:
+    """Computes as the student does, so that with the same prompt it would say the same."""
+    section: Any = served.section
+    if section.weights == "current":
+        tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
+        assert student is not None, "whoever has one passes it"
+        return CurrentTeacher(student, device, tokens)
+    kept = checkpoint is not None and section.weights == "average"
+    begun = replace(served, folder=str(checkpoint / served.key)) if kept and checkpoint else served
+    made = _hf_teacher(config, begun, device, autocast=config.optim.autocast)
+    if section.weights == "frozen":
+        return made
+    return AverageTeacher(
+        made.model, made.device, made.batch_tokens, section.offload, decay=section.decay, key=served.key
+    )
 
 
 def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> Engine:

@@ -3,7 +3,8 @@
 import logging
 
 from iwopd.config import EvalConfig
-from iwopd.data import Row, render
+from iwopd.config.template import columns
+from iwopd.data import Row, TeacherTemplate, render, text_problem
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.evaluation.grading import CodeGrader, ExactGrader, Grader, MathGrader
 from iwopd.preflight.graders import sandbox_mode
@@ -24,16 +25,36 @@ def grader(config: EvalConfig, name: str) -> Grader:
             return ExactGrader(source.answer_pattern, config.grading_timeout_s)
 
 
-def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Tokenizer) -> list[Benchmark]:
-    """Rendered problems with their graders; says which references mean nothing to their grader."""
+def benchmarks(
+    config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Tokenizer, template: TeacherTemplate | None = None
+) -> list[Benchmark]:
+    """Rendered problems with their graders; says which references mean nothing to their grader.
+
+    Args:
+        template: what the teacher is asked instead; where a benchmark has not the columns for it, it is asked the same.
+    """
     made: list[Benchmark] = []
     for name, found in rows.items():
         source, chosen = config.benchmarks[name], grader(config, name)
-        prompts = render(found, source, tokenizer, key=f"eval.benchmarks.{name}")
+        key = f"eval.benchmarks.{name}"
+        prompts = render(found, source, tokenizer, key=key, templates=_templates(key, found, template))
         if isinstance(chosen, MathGrader):
             _tell_unreadable(name, chosen, [prompt.answer for prompt in prompts if prompt.answer is not None])
         made.append(Benchmark(name, prompts, chosen))
     return made
+
+
+def _templates(key: str, rows: list[Row], template: TeacherTemplate | None) -> dict[str | None, TeacherTemplate]:
+    if template is None:
+        return {}
+    lacking = [name for name in columns(template.text) if any(text_problem(row, name) for row in rows)]
+    if not lacking:
+        return {None: template}
+    log.info(
+        "%s: has no %s for %s: in samples.jsonl the teacher reads its problems as the student does",
+        *(key, " and ".join(lacking), template.key),
+    )
+    return {}
 
 
 def _tell_unreadable(name: str, grader: MathGrader, references: list[str]) -> None:

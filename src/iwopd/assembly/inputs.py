@@ -1,5 +1,6 @@
 """Model folders, tokenizers and prompts: what is read before weights load."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
@@ -7,11 +8,12 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from iwopd.config import Config
+from iwopd.config.teachers import teacher_name
 from iwopd.data import Mixture, Prompts, PromptStream, Row, drop_overlong, render, shares
 from iwopd.errors import ModelError, loading_error
 from iwopd.preflight.models import check_tokenizers
 from iwopd.preflight.paths import scorer_sections
-from iwopd.preflight.problems import data_sources
+from iwopd.preflight.problems import data_sources, teacher_templates
 from iwopd.types import Prompt, Tokenizer
 
 
@@ -56,12 +58,23 @@ def check_scorer_tokenizer(config: Config, ours: Tokenizer, folder: str, key: st
     check_tokenizers(ours, theirs, config.student.path, str(scorer.path), key)
 
 
+def longest_taught(config: Config, key: str, prompts: Sequence[Prompt]) -> int:
+    """The longest prompt that the scorer of section `key` reads, tokens."""
+    name = None if key == "base" else teacher_name(config, key)
+    lengths = [
+        len(prompt.ids if name is None or prompt.teacher_ids is None else prompt.teacher_ids)
+        for prompt in prompts
+        if name is None or (prompt.teacher or config.teacher.name) == name
+    ]
+    return max(lengths, default=0)
+
+
 def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Tokenizer) -> tuple[Prompts, int]:
     """Batches of rendered prompts, and how many prompts were dropped as too long."""
     data, kept, dropped = config.data, dict[str, list[Prompt]](), 0
     for key, source in data_sources(data).items():
         group = key.removeprefix("data.sources.") if data.sources else None
-        prompts = render(rows[key], source, tokenizer, group, key)
+        prompts = render(rows[key], source, tokenizer, group, key, teacher_templates(config))
         kept[key], overlong = drop_overlong(prompts, data.max_prompt_tokens, data.overlong, "data")
         dropped += overlong
     if not data.sources:

@@ -11,6 +11,7 @@ from iwopd.evaluation.evaluate import Benchmark
 from iwopd.preflight.checks import check_inputs
 from iwopd.preflight.digests import changes, dataset_commits, model_digest, problem_digests
 from iwopd.preflight.paths import Stage, model_folders, model_paths, scorer_sections
+from iwopd.preflight.problems import teacher_templates
 from iwopd.runs.folder import INPUTS, RunFolder
 from iwopd.types import Prompt
 
@@ -70,5 +71,5 @@ def read_inputs(config: Config, stage: Stage) -> dict[str, Any]:
     folders = model_folders(model_paths(config), stage)
     tokenizer = student_tokenizer(config, folders["student.path"])
     stream, _ = prompt_stream(config, checked.rows, tokenizer)
-    graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
+    graded = benchmarks(config.eval, checked.benchmarks, tokenizer, teacher_templates(config).get(None))
     return training_inputs(config, folders, stream.prompts, graded)

@@ -8,7 +8,7 @@ import torch
 
 from iwopd.assembly.engines import base, engine, teachers
 from iwopd.assembly.evaluation import benchmarks
-from iwopd.assembly.inputs import check_scorer_tokenizer, prompt_stream, student_tokenizer
+from iwopd.assembly.inputs import check_scorer_tokenizer, longest_taught, prompt_stream, student_tokenizer
 from iwopd.assembly.model_configs import check_context, check_top_k, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
@@ -16,6 +16,8 @@ from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, s
 from iwopd.assembly.vllm import Served, uses_vllm
 from iwopd.config import Config, ScorerConfig, StudentConfig
 from iwopd.config.checks import warnings
+from iwopd.config.models import SELF
+from iwopd.config.teachers import teacher_sections
 from iwopd.data import Prompts
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.machine import runtime
@@ -24,6 +26,7 @@ from iwopd.models.student import Student
 from iwopd.parallel import world
 from iwopd.preflight.checks import Checked
 from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
+from iwopd.preflight.problems import teacher_templates
 from iwopd.rollout.base import Engine
 from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
@@ -63,7 +66,7 @@ def training_run(
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
     checkpoint = folder.last_checkpoint() if config.run.resume else None
     learner, state = load_student(config, inputs, chosen, checkpoint)
-    teacher, reference = load_teachers(config, inputs, chosen, folder, display, stack)
+    teacher, reference = load_teachers(config, inputs, learner, checkpoint, folder, display, stack)
     sampler = start_engine(config, inputs, learner, folder, stack)
     if not folder.locked:
         stack.enter_context(folder)
@@ -119,7 +122,8 @@ class Inputs:
     Attributes:
         folders: of its models, by the setting that names them.
         dropped: training prompts left out as too long.
-        context: the longest prompt and response together, tokens.
+        context: the longest prompt and response together, tokens; that of the teachers is `teacher_context`, which
+            their own prompts may make longer.
         vocabulary: the smallest of the models that score.
         stop_ids: end-of-sequence ids of the student and of each teacher, by their sections.
     """
@@ -130,6 +134,7 @@ class Inputs:
     dropped: int
     benchmarks: list[Benchmark]
     context: int
+    teacher_context: int
     vocabulary: int
     stop_ids: dict[str, tuple[int, ...]]
 
@@ -146,11 +151,11 @@ def read(config: Config, checked: Checked, folder: RunFolder, display: Display) 
     stream, dropped = prompt_stream(config, checked.rows, tokenizer)
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
-    graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
+    graded = benchmarks(config.eval, checked.benchmarks, tokenizer, teacher_templates(config).get(None))
     world().alone(lambda: keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded)))
-    context, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
+    context, taught, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
     ends = _stop_ids(config, folders, tokenizer)
-    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary, ends)
+    return Inputs(folders, tokenizer, stream, dropped, graded, context, taught, vocabulary, ends)
 
 
 def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
@@ -174,23 +179,34 @@ def load_student(
 
 
 def load_teachers(
-    config: Config, inputs: Inputs, device: torch.device, folder: RunFolder, display: Display, stack: ExitStack
+    config: Config,
+    inputs: Inputs,
+    student: Student,
+    checkpoint: Path | None,
+    folder: RunFolder,
+    display: Display,
+    stack: ExitStack,
 ) -> tuple[Teacher, Teacher | None]:
-    """The teacher, or several as one; and the model that ExOPD measures the teacher's gain from, None without it."""
+    """The teacher, or several as one; and the model that ExOPD measures the teacher's gain from, None without it.
+
+    Args:
+        student: of a teacher that is the student itself.
+        checkpoint: holds a teacher's weights, where they follow the student's.
+    """
     log_file = folder.path / "vllm.log"
     if uses_vllm(config):
         if not folder.locked:
             stack.enter_context(folder)  # vLLM's log goes there
         display.line(f"vLLM starts, a matter of seconds to minutes; its log is {log_file}")
     scored = {
-        key: Served(inputs.folders[f"{key}.path"], section, inputs.context, log_file, key=key)
+        key: Served(inputs.folders[f"{key}.path"], section, inputs.teacher_context, log_file, key=key)
         for key, section in scorer_sections(config).items()
     }
     display.line("loading " + ", ".join(f"{key} {model_paths(config)[f'{key}.path']}" for key in scored))
     reference = scored.pop("base", None)
     return (
-        teachers(config, scored, device, inputs.stream.prompts, stack),
-        stack.enter_context(base(config, reference, device)) if reference else None,
+        teachers(config, scored, student.lm, checkpoint, inputs.stream.prompts, stack),
+        stack.enter_context(base(config, reference, student.device)) if reference else None,
     )
 
 
@@ -215,21 +231,26 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
 
 def _check_models(
     config: Config, folders: dict[str, str], tokenizer: Tokenizer, stream: Prompts, benchmarks: list[Benchmark]
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Tokenizers must agree, and prompts and responses fit in every model.
 
     Returns:
-        The longest prompt and response together, tokens; and the smallest vocabulary of those that score.
+        The longest prompt and response together, tokens; the same for the teachers; and the smallest vocabulary of
+        those that score.
     """
     longest, response = max(len(prompt.ids) for prompt in stream.prompts), config.rollout.max_tokens
     asked = [len(prompt.ids) for benchmark in benchmarks for prompt in benchmark.prompts]
     evaluated, eval_tokens = max(asked, default=0), eval_sampling(config).max_tokens if asked else 0
-    vocabularies = []
+    context = max(longest + response, evaluated + eval_tokens)
+    shown = [len(prompt.teacher_ids) for benchmark in benchmarks for prompt in benchmark.prompts if prompt.teacher_ids]
+    vocabularies, taught = [], max(context, max(shown, default=0) + eval_tokens)
     for key, section in scorer_sections(config).items():
         folder = folders[f"{key}.path"]
         check_scorer_tokenizer(config, tokenizer, folder, key)
         scorer = model_config(f"{key}.path", section, folder)
-        check_context(key, scorer, "rollout.max_tokens", longest, response)
+        own = longest_taught(config, key, stream.prompts)
+        check_context(key, scorer, "rollout.max_tokens", own, response)
+        taught = max(taught, own + response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
         check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
@@ -237,4 +258,6 @@ def _check_models(
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:
         check_context("student", student, "eval.max_tokens", evaluated, eval_tokens)
-    return max(longest + response, evaluated + eval_tokens), min(vocabularies)
+    if any(each.path == SELF for each in teacher_sections(config).values()):
+        context = taught  # one model, which must not compute positions in two ways
+    return context, taught, min(vocabularies)

@@ -10,8 +10,8 @@ from iwopd.errors import ConfigError
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.preflight.graders import check_graders
 from iwopd.preflight.packages import check_packages
-from iwopd.preflight.paths import check_path
-from iwopd.preflight.problems import benchmark_rows
+from iwopd.preflight.paths import check_path, scorer_sections
+from iwopd.preflight.problems import benchmark_rows, teacher_templates
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
@@ -31,11 +31,12 @@ def run(config: Config) -> None:
     folder.check()
     name = _benchmark_name(config)
     check_path("student.path", config.student.path)
-    check_path("teacher.path", config.teacher.path)
+    check_path("teacher.path", str(scorer_sections(config)["teacher"].path))
     students, note = subjects(config)
     chosen = replace(config.eval, benchmarks={name: config.eval.benchmarks[name]})
     check_graders(chosen)
-    rows = benchmark_rows(chosen, answers=config.diagnose.continuations > 0)
+    template = teacher_templates(config).get(None)
+    rows = benchmark_rows(chosen, answers=config.diagnose.continuations > 0, template=template)
     from iwopd.assembly import uses_vllm  # torch takes seconds; errors so far came at once
     from iwopd.diagnose.results import write
     from iwopd.diagnose.work import Work

@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from iwopd.config import teachers
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -121,6 +122,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _date_problems(config.run.date)
     yield from _data_problems(data)
     yield from _model_problems(config)
+    yield from teachers.problems(config)
     yield from _loss_problems(config)
     yield from _engine_problems(config)
     yield from parallel_problems(config)
@@ -195,23 +197,24 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"weighting={weighting.name}: needs the teacher's distribution, and loss.signal={loss.signal} has the "
             "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
         )
+    if weighting.measures and signal.kind == "top_k" and signal.k < weighting.needed_top_k:
+        yield (
+            f"loss.top_k={signal.k}: weighting={weighting.name} looks at the teacher's {weighting.needed_top_k} "
+            f"likeliest tokens; raise it to {weighting.needed_top_k} or more"
+        )
 
 
 def _control_problems(config: "Config") -> Iterator[str]:
     """A scheme that brings an advantage of its own."""
-    loss, scheme = config.loss, config.weighting.name
+    loss, said = config.loss, f"weighting.scheme={config.weighting.name}"
     if config.weighting.advantage is None:
         return
     if loss.over_vocabulary:
-        yield (
-            f"weighting.scheme={scheme}: brings an advantage of its own, and loss.kind={loss.kind} has none; use "
-            "loss=policy_gradient"
-        )
-    elif loss.exopd_lambda != 1:
-        yield (
-            f"loss.exopd_lambda={loss.exopd_lambda:g}: changes the advantage, and weighting.scheme={scheme} brings one "
-            "of its own; set loss.exopd_lambda=1"
-        )
+        yield f"{said}: brings an advantage of its own, and loss.kind={loss.kind} has none; use loss=policy_gradient"
+    for key, usual in (("exopd_lambda", 1), ("baseline", "none")):
+        if getattr(loss, key) != usual:
+            found = getattr(loss, key)
+            yield f"loss.{key}={found}: changes the advantage, and {said} brings one of its own; set loss.{key}={usual}"
 
 
 def _engine_problems(config: "Config") -> Iterator[str]:

@@ -66,6 +66,9 @@ class StudentConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
+SELF = "self"  # the path of a teacher that is the student itself; a folder of that name is ./self
+
+
 @dataclass(kw_only=True, slots=True)
 class ScorerConfig:
     """A model that only scores."""
@@ -82,7 +85,20 @@ class ScorerConfig:
 class TeacherConfig(ScorerConfig):
     """The model that scores; of several teachers, the one for problems that name none."""
 
-    path: str = setting(MISSING, "folder in HF format, hub name, or toy://VARIANT/teacher", path=True)
+    path: str = setting(
+        MISSING, "folder in HF format, hub name, toy://VARIANT/teacher, or self for the student itself", path=True
+    )
+    prompt_template: str | None = setting(
+        None,
+        "what the teacher is asked instead, as the user's turn: {prompt} stands for what the student is asked, {NAME} "
+        "for a column of the row, {{NAME}} for {NAME} as it is. It scores the same responses. null: the same prompt",
+    )
+    weights: str = setting(
+        "frozen",
+        "of path=self: the student's before training, a moving average of them, or its current ones",
+        choices=("frozen", "average", "current"),
+    )
+    decay: float = setting(0.99, "weights=average: what a step leaves of the average, share", low=0, high=1)
     name: str = setting("default", "what problems may call it, where there are several")
     urls: list[str] | None = setting(None, "its servers with scoring=vllm_server; null for scoring.urls")
     served_as: str | None = setting(

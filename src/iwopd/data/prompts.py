@@ -1,10 +1,13 @@
 """From rows to prompts: template, system message, chat template, token ids; and which of them are too long."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from iwopd.config import SourceConfig
+from iwopd.config.template import PROMPT, fill
 from iwopd.data.messages import Message, as_messages
 from iwopd.data.rows import Row, get_column
 from iwopd.data.values import is_missing, text_of
@@ -16,14 +19,29 @@ log = logging.getLogger(__name__)
 PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
 
 
+@dataclass(frozen=True)
+class TeacherTemplate:
+    """The setting `key`, and the text it has: what a teacher is asked instead of the student."""
+
+    key: str
+    text: str
+
+
 def render(
-    rows: Sequence[Row], source: SourceConfig, tokenizer: Any, group: str | None = None, key: str = "data"
+    rows: Sequence[Row],
+    source: SourceConfig,
+    tokenizer: Any,
+    group: str | None = None,
+    key: str = "data",
+    templates: Mapping[str | None, TeacherTemplate] = MappingProxyType({}),
 ) -> list[Prompt]:
     """Token ids of every problem, as a chat where the tokenizer has a template and as bare text where it has none.
 
     Args:
         group: of the problems, where there are several sources; stands before their ids, which it keeps unique.
         key: the section of the config that `source` is, for messages.
+        templates: of the teachers that read prompts of their own, by name; None for problems that name no teacher.
+            Rows have what they need, see `check_texts`.
 
     Raises:
         DataError: two rows share an id, or the chat template refuses one.
@@ -32,7 +50,9 @@ def render(
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         said = f"{source.path}: row {number}"
-        text = _render_text(get_column(row, source.prompt_column), source, tokenizer, said, key)
+        problem = get_column(row, source.prompt_column)
+        messages = _messages(problem, source, said, key)
+        text = _render_text(messages, problem, source, tokenizer, said, key)
         name = text_of(get_column(row, source.id_column)) if source.id_column else f"{source.split}-{number}"
         identity = f"{group}/{name}" if group else name
         if identity in seen:
@@ -43,7 +63,12 @@ def render(
         seen[identity] = number
         answer = get_column(row, source.answer_column) if source.answer_column else None
         reference = None if answer is None else text_of(answer)
-        prompts.append(Prompt(identity, _encode(text, tokenizer), text, reference, row, _teacher(row, source)))
+        teacher = _teacher(row, source)
+        taught = None
+        if template := templates.get(teacher):
+            messages = _for_teacher(messages, template, row, said, source)
+            taught = _encode(_render_text(messages, problem, source, tokenizer, said, template.key), tokenizer)
+        prompts.append(Prompt(identity, _encode(text, tokenizer), text, reference, row, teacher, taught))
     remark = answers_within(rows, source)
     if remark:
         log.warning("%s", remark)
@@ -68,7 +93,24 @@ def _teacher(row: Row, source: SourceConfig) -> str | None:
     return getattr(source, "teacher", None) if is_missing(named) else text_of(named)
 
 
-def _render_text(problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str) -> str:
+def _for_teacher(
+    messages: list[Message], template: TeacherTemplate, row: Row, said: str, source: SourceConfig
+) -> list[Message]:
+    *before, asked = messages
+    if asked["role"] != "user":
+        raise DataError(
+            f"{said}, column {source.prompt_column}: its last message is of the role {asked['role']}, and "
+            f"{template.key} belongs into a user's turn; remove that message if it is the answer"
+        )
+
+    def value(name: str) -> str:
+        return asked["content"] if name == PROMPT else text_of(get_column(row, name))
+
+    return [*before, {**asked, "content": fill(template.text, value)}]
+
+
+def _messages(problem: Any, source: SourceConfig, said: str, key: str) -> list[Message]:
+    """What the student is asked."""
     messages = as_messages(problem)
     if source.template or source.suffix:
         asked = messages[-1]
@@ -82,6 +124,12 @@ def _render_text(problem: Any, source: SourceConfig, tokenizer: Any, said: str, 
         asked["content"] = (source.template or PROBLEM).replace(PROBLEM, asked["content"]) + (source.suffix or "")
     if source.system:
         messages.insert(0, {"role": "system", "content": source.system})
+    return messages
+
+
+def _render_text(
+    messages: list[Message], problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str
+) -> str:
     try:
         text = _apply(messages, source, tokenizer)
     except Exception as error:  # templates are code of the model's, and raise what they like

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import assembly
-from iwopd.config import Config, HfRolloutConfig
+from iwopd.config import Config, HfRolloutConfig, HfScoringConfig
+from iwopd.config.models import SELF
 from iwopd.diagnose.continuation import continuation_curve
 from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis
 from iwopd.diagnose.subjects import Subject
 from iwopd.machine import runtime
 from iwopd.models.rope import context_limit
-from iwopd.preflight.paths import model_folders
+from iwopd.preflight.paths import model_folders, scorer_sections
+from iwopd.preflight.problems import teacher_templates
 from iwopd.rollout.base import Engine
 from iwopd.runs.console import Display
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
+from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.training.objective import Objective
 from iwopd.types import Rollout
 
@@ -29,35 +32,46 @@ class Work:
         runtime.apply()
         self.config = config
         self.display = display
-        paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
+        section: Any = scorer_sections(config)["teacher"]
+        paths = {"student.path": config.student.path, "teacher.path": section.path}
         self.student_folder, teacher_folder = model_folders(paths, display.stage).values()
         self.tokenizer = assembly.student_tokenizer(config, self.student_folder)
         assembly.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
-        (self.benchmark,) = assembly.benchmarks(config.eval, rows, self.tokenizer)
+        template = teacher_templates(config).get(None)
+        (self.benchmark,) = assembly.benchmarks(config.eval, rows, self.tokenizer, template)
         self.device = assembly.device(config.run.device)
         self.sampling = assembly.sampling(config.rollout)
         longest = max(len(prompt.ids) for prompt in self.benchmark.prompts)
-        teacher_config = assembly.model_config("teacher.path", config.teacher, teacher_folder)
+        taught = max(len(prompt.teacher_ids or prompt.ids) for prompt in self.benchmark.prompts)
+        teacher_config = assembly.model_config("teacher.path", section, teacher_folder)
         student_config = assembly.model_config("student.path", config.student, self.student_folder)
-        for name, model in (("student", student_config), ("teacher", teacher_config)):
-            assembly.check_context(name, model, "rollout.max_tokens", longest, self.sampling.max_tokens)
+        for name, model, prompt in (("student", student_config, longest), ("teacher", teacher_config, taught)):
+            assembly.check_context(name, model, "rollout.max_tokens", prompt, self.sampling.max_tokens)
         self.contexts = context_limit(student_config), context_limit(teacher_config)
-        assembly.check_vocabulary("teacher", teacher_config.vocab_size, config.teacher.path, self.tokenizer)
+        assembly.check_vocabulary("teacher", teacher_config.vocab_size, section.path, self.tokenizer)
         stops = assembly.stop_ids("student.path", config.student, self.student_folder, self.tokenizer)
         known = teacher_config.vocab_size if teacher_config.vocab_size < student_config.vocab_size else None
-        context = longest + self.sampling.max_tokens
+        itself = config.teacher.path == SELF  # one model, which must not compute positions in two ways
+        context = (max(longest, taught) if itself else longest) + self.sampling.max_tokens
         self.served = assembly.Served(
             self.student_folder, config.student, context, log_file, stops, known, "student", student_config.vocab_size
         )
         runtime.report()
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
-        scored = assembly.Served(teacher_folder, config.teacher, context, log_file)
-        self.teacher: Teacher = stack.enter_context(assembly.teacher(config, scored, self.device))
-        self.local = self.teacher if isinstance(self.teacher, HfTeacher) else None
+        scored = assembly.Served(teacher_folder, section, max(longest, taught) + self.sampling.max_tokens, log_file)
+        self.scored, self.follows = scored, itself and section.weights != "frozen"
         # Whole distributions wherever the teacher is here; else what the loss asks for.
-        loss = replace(config.loss, signal="full") if self.local else config.loss
+        loss = replace(config.loss, signal="full") if isinstance(config.scoring, HfScoringConfig) else config.loss
         smallest = min(teacher_config.vocab_size, student_config.vocab_size)
         self.objective = Objective(config.weighting, loss, vocabulary=smallest)
+        if not self.follows:
+            self._take(stack.enter_context(assembly.teacher(config, scored, self.device)))
+
+    def _take(self, teacher: Teacher) -> None:
+        """The teacher; in transformers it is also here to be asked and sampled from."""
+        self.teacher = teacher
+        inner = teacher.teacher if isinstance(teacher, PromptedTeacher) else teacher
+        self.local = inner if isinstance(inner, HfTeacher) else None
 
     def diagnose(self, subject: Subject) -> Diagnosis:
         """All numbers of one student."""
@@ -65,6 +79,8 @@ class Work:
         context = self.served.context
         lm, _ = assembly.student_model(config, self.student_folder, self.device, subject.checkpoint, context=context)
         assembly.check_vocabulary("student", lm.vocabulary, config.student.path, self.tokenizer)
+        if self.follows:
+            self._take(assembly.teacher(config, self.scored, self.device, lm, subject.checkpoint))
         whole = subject.checkpoint if subject.checkpoint and not config.student.lora.rank else None
         served = replace(self.served, folder=str(whole / "model")) if whole else self.served
         with assembly.engine(config, served, lm) as engine:
@@ -114,7 +130,8 @@ class Work:
             with self.local.loaded() as model:
                 sampler = assembly.teacher_engine(self.config.rollout, self.served, model)
                 sampler.check_logprobs(self.sampling, self.benchmark.prompts[0])
-                teacher = self._curve(f"{subject.name}: teacher continues", sampler, chosen, teacher_context)
+                asked = [rollout.as_taught for rollout in chosen]
+                teacher = self._curve(f"{subject.name}: teacher continues", sampler, asked, teacher_context)
         return Continuation(len(chosen), [rollout.prompt_id for rollout in chosen], teacher, student)
 
     def _curve(self, title: str, engine: Engine, rollouts: list[Rollout], context: int | None) -> Curve:

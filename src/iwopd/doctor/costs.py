@@ -39,11 +39,12 @@ def costs(plan: Plan, problems: int) -> Costs:
     start, stop = _mean_window(plan, response)
     sequences = config.data.batch_size * config.rollout.n
     stages = [_decoding(plan, "rollout", sequences, response)]
-    read, scored = sequences * (prompt + stop), sequences * (stop - start)
+    scored = sequences * (stop - start)
     card, utilisation, ranks = plan.machine.card, doctor.utilisation, plan.sharding.ranks
 
-    def passes(stage: str, model: Shape, times: int, words: str, gpus: int = ranks) -> Cost:
-        flops = times * model.forward(read, scored, prompt + stop)
+    def passes(stage: str, model: Shape, times: int, words: str, gpus: int = ranks, asked: float = prompt) -> Cost:
+        read = sequences * (asked + stop)
+        flops = times * model.forward(read, scored, asked + stop)
         how = f"{words} × {count(model.active)} × {count(read)} tokens, and attention"
         return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation, gpus), how + _on(gpus))
 
@@ -51,7 +52,8 @@ def costs(plan: Plan, problems: int) -> Costs:
     teachers = [scorer.model.shape for scorer in plan.scorers if scorer.key != "base"]
     scoring = config.scoring
     gpus = len(scoring.urls) if isinstance(scoring, VllmServerScoringConfig) else ranks
-    stages.append(passes("score", max(teachers, key=lambda teacher: teacher.active), 1, "2", gpus))
+    largest = max(teachers, key=lambda teacher: teacher.active)
+    stages.append(passes("score", largest, 1, "2", gpus, plan.lengths.mean_taught))
     stages += [passes("score by base", each.model.shape, 1, "2") for each in plan.scorers if each.key == "base"]
     if plan.scores_itself:
         stages.append(passes("score itself", shape, 1, "2"))

@@ -96,6 +96,9 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
     student, run = plan.student, config.run
     shape = student.shape
     each = memory.checkpoint_bytes(shape.parameters, student.each, shape.trained, student.trained_each)
+    followers = [one.model for one in plan.scorers if getattr(one.section, "weights", None) == "average"]
+    averages = sum(model.shape.parameters * model.each for model in followers)
+    each += averages
     made = Schedule.of(config).checkpoints(steps(config))
     # A new one is whole before an old one goes.
     held = min(made, run.keep + 1) if run.keep else made
@@ -105,8 +108,9 @@ def disk(config: Config, plan: Plan, section: Section) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
+    holds = "weights, Adam's moments and the teacher's average" if averages else "weights and Adam's moments"
     said = (
-        f"{held} checkpoints × {memory.size(each)} (weights and Adam's moments) and final/ of {memory.size(final)}: "
+        f"{held} checkpoints × {memory.size(each)} ({holds}) and final/ of {memory.size(final)}: "
         f"{memory.size(needed)}; {folder} has {memory.size(free)} free"
     )
     if needed > free and config.doctor.card is None:

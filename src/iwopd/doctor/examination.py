@@ -48,11 +48,7 @@ class Examination:
     def data(self) -> None:
         """Rows, prompts and lengths."""
         self.found = prompts.look(self.config, self.student, self.report.section("Data"))
-        most = self.config.data.max_prompt_tokens
-        longest = max((len(prompt.ids) for prompt in self.found.prompts), default=most)
-        evaluated = max((len(prompt.ids) for prompt in self.found.evaluated), default=longest)
-        section = self.report.section("Context")
-        prompts.contexts(self.config, [self.student, *self.scorers], longest, evaluated, section)
+        prompts.contexts(self.config, [self.student, *self.scorers], self.found, self.report.section("Context"))
 
     def plan(self) -> None:
         """Memory, disk, FLOPs and hours."""
@@ -98,7 +94,7 @@ class Examination:
             student=student_model(config, self.student.config, kind, gather=shared.gather),
             teacher=teacher.model,
             further=tuple(further),
-            lengths=lengths(config, [len(prompt.ids) for prompt in self.found.prompts]),
+            lengths=lengths(config, self.found.prompts),
             window=self.weighting.bounds,
             needs_batch=self.weighting.needs_batch,
             program=program,

@@ -1,9 +1,11 @@
 """How long prompts, responses and the run are, as far as that is known before it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iwopd.config import Config
 from iwopd.training.schedule import Schedule
+from iwopd.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -13,17 +15,20 @@ class Lengths:
     Attributes:
         prompt: the longest.
         mean_prompt: on average.
+        taught, mean_taught: the same of what the teachers read.
         response: the longest while training.
         evaluated: the longest response of an evaluation; 0 without a benchmark.
     """
 
     prompt: int
     mean_prompt: float
+    taught: int
+    mean_taught: float
     response: int
     evaluated: int
 
 
-def lengths(config: Config, prompts: list[int] | None = None) -> Lengths:
+def lengths(config: Config, prompts: Sequence[Prompt] = ()) -> Lengths:
     """From the config, and the prompts' own lengths where they are known."""
     rollout, most = config.rollout, config.data.max_prompt_tokens
     horizon = rollout.horizon_end or rollout.horizon
@@ -32,8 +37,12 @@ def lengths(config: Config, prompts: list[int] | None = None) -> Lengths:
         response = min(response, int(horizon))
     evaluated = (config.eval.max_tokens or rollout.max_tokens) if config.eval.benchmarks else 0
     if not prompts:
-        return Lengths(most, most, response, evaluated)
-    return Lengths(max(prompts), sum(prompts) / len(prompts), response, evaluated)
+        return Lengths(most, most, most, most, response, evaluated)
+    asked = [len(prompt.ids) for prompt in prompts]
+    taught = [len(prompt.teacher_ids or prompt.ids) for prompt in prompts]
+    means = (sum(counts) / len(counts) for counts in (asked, taught))
+    (mean, mean_taught), longest = means, (max(asked), max(taught))
+    return Lengths(longest[0], mean, longest[1], mean_taught, response, evaluated)
 
 
 def mean_response(config: Config) -> int:

@@ -73,7 +73,11 @@ def _try(
     device = assembly.device(config.run.device)
     assert models.student.folder is not None
     prompts = models.prompts[:PROMPTS]
-    context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1
+    context = (
+        max(len(ids) for prompt in prompts for ids in (prompt.ids, prompt.teacher_ids or []))
+        + max(TOKENS, config.rollout.max_tokens)
+        + 1
+    )
     student = assembly.student(config, models.student.folder, device, context=context)
     section.ok(f"the student loads, on {device}")
     stops = assembly.stop_ids(models.student.key, config.student, models.student.folder, models.student.tokenizer)
@@ -85,8 +89,11 @@ def _try(
         with section.guarded():
             assert source.folder is not None
             scored = assembly.Served(source.folder, source.section, context, log_file, key=source.name)
-            make = assembly.base if source.name == "base" else assembly.teacher
-            found = stack.enter_context(make(config, scored, device)).score(rollouts, weighting.window(0.0))
+            if source.name == "base":
+                teacher = assembly.base(config, scored, device)
+            else:
+                teacher = assembly.teacher(config, scored, device, student.lm)
+            found = stack.enter_context(teacher).score(rollouts, weighting.window(0.0))
             count = sum(len(record.teacher_logprobs) for record in found)
             section.ok(f"{source.name} scores them: {count} log-probs, {_mean(found):.3f} nats on average")
     _own_teacher(config, models.student, student, rollouts, weighting, section, context)

@@ -82,12 +82,13 @@ class Plan:
     @property
     def scores_itself(self) -> bool:
         """The student's log-probs are made before the update, too."""
-        trainer = self.needs_batch and self.config.scoring.student_logprobs == "trainer"
-        return trainer or self.config.optim.updates_per_batch > 1
+        asked = self.config.scoring.student_logprobs == "trainer" or bool(self.config.weighting.measures)
+        return (self.needs_batch and asked) or self.config.optim.updates_per_batch > 1
 
-    def micro_batch(self, limit: int) -> Work:
-        """The largest batch of longest sequences that a limit of tokens allows."""
-        prompt = self.lengths.prompt
+    def micro_batch(self, limit: int, prompt: int | None = None) -> Work:
+        """The largest batch of longest sequences that a limit of tokens allows, after the student's longest prompt or
+        one of `prompt` tokens."""
+        prompt = prompt or self.lengths.prompt
         start, stop = max((self.window(self.lengths.response, at) for at in PROGRESS), key=lambda window: window[1])
         rows = max(1, limit // (prompt + stop))
         return Work(min(rows, max(1, self.sequences)), prompt, start, stop)
@@ -139,7 +140,7 @@ class Plan:
         scoring: Any = config.scoring
         terms = self._student_weights()
         terms.append(self.sharding.part(memory.adam(student.shape.trained, student.trained_each)))
-        beside = [scorer for scorer in self.in_transformers if self.device_of(scorer) is None]
+        beside = [each for each in self.in_transformers if self.device_of(each) is None and not _is_student(each)]
         turns = [weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
         for scorer in beside:
             if not (scorer.section.offload and cuda):
@@ -210,7 +211,7 @@ class Plan:
     @property
     def context(self) -> int:
         """Longest sequence, tokens."""
-        return self.lengths.prompt + max(self.lengths.response, self.lengths.evaluated)
+        return max(self.lengths.prompt, self.lengths.taught) + max(self.lengths.response, self.lengths.evaluated)
 
     # ------------------------------------------------------------------------------------------ the stages
 
@@ -245,7 +246,8 @@ class Plan:
     def pass_of(self, scorer: Scorer) -> Term:
         scoring = self.config.scoring
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
-        work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
+        prompt = None if scorer.key == "base" else self.lengths.taught
+        work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind], prompt)
         return _working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:
@@ -277,6 +279,11 @@ class Plan:
             return _activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")
         return [grown, *_activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
+
+
+def _is_student(scorer: Scorer) -> bool:
+    """It has no weights but those that are trained."""
+    return getattr(scorer.section, "weights", None) == "current"
 
 
 def weights_of(scorer: Scorer) -> Term:

@@ -5,13 +5,14 @@ from typing import Any
 
 from iwopd import assembly
 from iwopd.config import Config, SourceConfig
+from iwopd.config.teachers import teacher_name, teacher_sections
 from iwopd.data import Row, answers_within
 from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps, steps_in_words
 from iwopd.doctor.sources import Source
 from iwopd.models.rope import context_limit
 from iwopd.preflight.graders import check_graders
-from iwopd.preflight.problems import benchmark_rows, data_sources, training_rows
+from iwopd.preflight.problems import benchmark_rows, data_sources, teacher_templates, training_rows
 from iwopd.types import Prompt
 
 SHOWN = 600  # characters of a rendered prompt
@@ -42,6 +43,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
             stream, dropped = assembly.prompt_stream(config, rows, student.tokenizer)
             found.prompts = list(stream.prompts)
             _describe(found.prompts, student.tokenizer, section, shown=3)
+            _describe_taught(config, found.prompts, student.tokenizer, section)
             for key, source in data_sources(config.data).items():
                 _warn_of_answers(rows[key], source, section)
             if dropped:
@@ -60,7 +62,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
             found.problems += count
             section.ok(f"benchmark {name}: {count:,} problems with columns {_columns(next(iter(rows.values())))}")
             if student.tokenizer is not None:
-                for made in assembly.benchmarks(chosen, rows, student.tokenizer):
+                for made in assembly.benchmarks(chosen, rows, student.tokenizer, teacher_templates(config).get(None)):
                     prompts: Any = made.prompts
                     found.evaluated += prompts
                     _describe(prompts, student.tokenizer, section, shown=1)
@@ -82,9 +84,7 @@ def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown:
     counts = [len(prompt.ids) for prompt in prompts]
     section.note(f"prompts of {min(counts):,} to {max(counts):,} tokens, {sum(counts) / len(counts):,.0f} on average")
     for prompt in prompts[:shown]:
-        text = tokenizer.decode(prompt.ids)
-        cut = text if len(text) <= SHOWN else text[: SHOWN // 2] + " … " + text[-SHOWN // 2 :]
-        section.note(f"prompt {prompt.id}, {len(prompt.ids):,} tokens: {cut!r}")
+        section.note(f"prompt {prompt.id}, {_shown(prompt.ids, tokenizer)}")
     over = sum(prompt.ids[-1:] == [tokenizer.eos_token_id] for prompt in prompts)
     if over:
         section.warn(
@@ -93,12 +93,37 @@ def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown:
         )
 
 
-def contexts(config: Config, sources: list[Source], longest: int, evaluated: int, section: Section) -> None:
+def _describe_taught(config: Config, prompts: list[Prompt], tokenizer: Any, section: Section) -> None:
+    """What each teacher with a prompt of its own reads, of the first three problems that it scores."""
+    for key, teacher in teacher_sections(config).items():
+        name = teacher_name(config, key)
+        own = [prompt for prompt in prompts if (prompt.teacher or config.teacher.name) == name and prompt.teacher_ids]
+        if teacher.prompt_template is None or not own:
+            continue
+        counts = [len(prompt.teacher_ids or ()) for prompt in own]
+        mean = sum(counts) / len(counts)
+        section.note(f"{key} reads prompts of {min(counts):,} to {max(counts):,} tokens, {mean:,.0f} on average")
+        for prompt in own[:3]:
+            section.note(f"prompt {prompt.id} of {key}, {_shown(prompt.teacher_ids or [], tokenizer)}")
+
+
+def _shown(ids: list[int], tokenizer: Any) -> str:
+    text = tokenizer.decode(ids)
+    cut = text if len(text) <= SHOWN else text[: SHOWN // 2] + " … " + text[-SHOWN // 2 :]
+    return f"{len(ids):,} tokens: {cut!r}"
+
+
+def contexts(config: Config, sources: list[Source], found: Found, section: Section) -> None:
     """Prompt and response against what the models can attend to."""
+    most = config.data.max_prompt_tokens
+    evaluated = max((len(prompt.ids) for prompt in found.evaluated), default=0)
     limit = config.eval.max_tokens or config.rollout.max_tokens
     for source in sources:
         if source.config is None:
             continue
+        own = None if source.name == "student" else source.name
+        longest = assembly.longest_taught(config, own or "base", found.prompts) if found.prompts else most
+        evaluated = evaluated or longest
         with section.guarded():
             assembly.check_context(source.name, source.config, "rollout.max_tokens", longest, config.rollout.max_tokens)
             if source.name == "student" and config.eval.benchmarks:

@@ -106,8 +106,8 @@ class Loss:
 
     @property
     def bounded(self) -> bool:
-        """Whether a single token can weigh no more than some bound: a sampled log-prob has none below."""
-        return self.signal != "sampled"
+        """Whether single tokens are kept from outweighing all others: a sampled log-prob has no bound below."""
+        return self.over_vocabulary or self.shape != "none"
 
     def needs_student_first(self, updates: int) -> bool:
         """Whether the student's log-probs must be recorded before the first of `updates` optimiser steps on a batch:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServerScoringConfig
+from iwopd.config.models import SELF
 from iwopd.machine import host
 from iwopd.toy import is_toy
 
@@ -203,7 +204,8 @@ def _largest(config: Config, verb: str) -> int | None:
     elif isinstance(config.scoring, VllmServerScoringConfig):
         paths = [config.student.path]
     else:
-        paths = [config.student.path, config.teacher.path, *(entry.path for entry in config.teachers.values())]
+        teachers = [config.teacher.path, *(entry.path for entry in config.teachers.values())]
+        paths = [config.student.path, *(path for path in teachers if path != SELF)]
     sizes = [_parameters(path) for path in paths if path is not None]
     known = [size for size in sizes if size is not None]
     return max(known) if len(known) == len(sizes) and known else None

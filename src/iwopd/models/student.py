@@ -1,6 +1,6 @@
 """The model under training: its weights, AdamW, and what a checkpoint holds of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -112,11 +112,7 @@ class Student:
 
         Tied weights come once; buffers that are saved, such as a router's corrections, come too.
         """
-        saved = self.model.state_dict().keys()
-        named = self.model.named_parameters() if self.adapters is None else _merged_weights(self.model)
-        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in saved)
-        for name, weight in chain(named, buffers):
-            yield from revert_weight_conversion(self.model, {name: whole(weight.detach())}).items()
+        return named_weights(self.model, None if self.adapters is None else _merged_weights(self.model))
 
     def save(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`.
@@ -153,13 +149,37 @@ class Student:
         """
         model: Any = self.model if self.adapters is None else self.adapters.get_base_model()
 
-        def write_rest() -> None:
-            model.save_pretrained(folder, state_dict={})  # all but the weights
-            check_model(folder, type(model))
-            tokenizer.save_pretrained(folder)
+        write_model(model, self.named_weights(), folder)
+        world().alone(lambda: tokenizer.save_pretrained(folder))
 
-        save_weights(self.named_weights(), folder)
-        world().alone(write_rest)
+
+def named_weights(
+    model: PreTrainedModel, named: Iterable[tuple[str, torch.Tensor]] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """See `Student.named_weights`.
+
+    Args:
+        named: the weights in place of the model's parameters.
+    """
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    for name, weight in chain(model.named_parameters() if named is None else named, buffers):
+        yield from revert_weight_conversion(model, {name: whole(weight.detach())}).items()
+
+
+def write_model(model: PreTrainedModel, weights: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """A folder in HF format, less the tokenizer.
+
+    Raises:
+        ModelError: what was written does not load.
+    """
+
+    def write_rest() -> None:
+        model.save_pretrained(folder, state_dict={})  # all but the weights
+        check_model(folder, type(model))
+
+    save_weights(weights, folder)
+    world().alone(write_rest)
 
 
 @torch.no_grad()

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         prefix_boost_weights,
         prefix_ratio_weights,
         random_window_weights,
+        tip_weights,
         window_bounds,
         window_weights,
     )
@@ -123,6 +124,7 @@ __all__ = [
     "shaped",
     "skew_forward_kl",
     "skew_reverse_kl",
+    "tip_weights",
     "token_logprobs",
     "top_k_categories",
     "top_k_signal",

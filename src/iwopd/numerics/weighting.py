@@ -213,6 +213,27 @@ def prefix_ratio_weights(given: WeightInput, alpha: float, gamma: float | None) 
     return _masked(ratio if gamma is None else 1 + gamma * ratio, given.mask, given.advantages)
 
 
+# ------------------------------------------------------------------------- weights from both models' distributions
+
+
+def tip_weights(given: WeightInput, fraction: float) -> Float[Tensor, "batch time"]:
+    """1 on the `fraction` of the batch's tokens with the highest h + d − h·d, 0 elsewhere (TIP, arXiv 2604.14084): h is
+    the student's entropy and d KL(π_θ ‖ π_T), both scaled to [0, 1] over the batch. Keeps ceil(fraction · tokens).
+
+    Needs the whole batch, and the measures "entropy" and "reverse_kl".
+    """
+    h, d = (_scaled(given.measures[name][given.mask]) for name in ("entropy", "reverse_kl"))
+    best = torch.argsort(h + d - h * d, descending=True, stable=True)[: window_size(len(h), fraction)]
+    kept = torch.zeros_like(h).index_fill(0, best, 1.0)
+    return torch.zeros_like(given.advantages).masked_scatter(given.mask, kept.to(given.advantages))
+
+
+def _scaled(values: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """From the smallest, 0, to the largest, 1; all 0 where they are the same."""
+    low, high = values.aminmax()
+    return (values - low) / torch.where(high > low, high - low, 1.0)
+
+
 def _masked(
     weights: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], like: Float[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:

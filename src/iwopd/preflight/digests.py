@@ -95,7 +95,7 @@ def combined(digest: Mapping[str, Any]) -> str:
 
 
 def problem_digests(prompts: Sequence[Prompt], *, graded: bool = False, tested: bool = False) -> dict[str, str]:
-    """A hash of each problem as it is asked: its token ids and its teacher.
+    """A hash of each problem as it is asked: its token ids, its teacher, and what this one is asked.
 
     Args:
         graded: its answer counts too.
@@ -106,7 +106,8 @@ def problem_digests(prompts: Sequence[Prompt], *, graded: bool = False, tested: 
 
 def _problem_digest(prompt: Prompt, graded: bool, tested: bool) -> str:
     digest = hashlib.blake2b(array("q", prompt.ids).tobytes(), digest_size=8)
-    told = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
+    told: list[Any] = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
+    told += [prompt.teacher_ids] if prompt.teacher_ids is not None else []
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from iwopd import toy
 from iwopd.config import BaseConfig, Config, TeacherConfig
+from iwopd.config.models import SELF
+from iwopd.config.teachers import teacher_sections
 from iwopd.data.hub import check_on_hub
 from iwopd.preflight.models import check_model_folder
 from iwopd.toy.models import check_model, ensure_models
@@ -23,13 +25,14 @@ def model_paths(config: Config) -> dict[str, str]:
 
 def scorer_sections(config: Config) -> dict[str, TeacherConfig | BaseConfig]:
     """The sections of the models that score, by their keys: teachers, the one for problems that name none first; and
-    ExOPD's base where it is needed, by default the student's files."""
-    found: dict[str, TeacherConfig | BaseConfig] = {"teacher": config.teacher}
-    found |= {f"teachers.{name}": each for name, each in config.teachers.items()}
+    ExOPD's base where it is needed, by default the student's files. So are those of a teacher that is the student."""
+    student = config.student
+    own = {"path": student.path, "revision": student.revision, "trust_remote_code": student.trust_remote_code}
+    found: dict[str, TeacherConfig | BaseConfig] = {
+        key: replace(each, **own) if each.path == SELF else each for key, each in teacher_sections(config).items()
+    }
     if config.loss.exopd_lambda != 1:
-        base, student = config.base, config.student
-        own = {"path": student.path, "revision": student.revision, "trust_remote_code": student.trust_remote_code}
-        found["base"] = replace(base, **own) if base.path is None else base
+        found["base"] = replace(config.base, **own) if config.base.path is None else config.base
     return found
 
 

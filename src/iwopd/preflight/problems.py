@@ -5,7 +5,11 @@ import re
 from dataclasses import replace
 
 from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig
-from iwopd.data import Row, get_column, load_rows, text_of
+from iwopd.config.teachers import teacher_name, teacher_sections
+from iwopd.config.template import columns
+from iwopd.data import Row, TeacherTemplate, get_column, load_rows, text_of
+from iwopd.data.rows import check_texts
+from iwopd.data.values import is_missing
 from iwopd.errors import ConfigError, DataError
 from iwopd.evaluation.grading import code_rows
 
@@ -28,14 +32,34 @@ def data_sources(data: DataConfig) -> dict[str, TrainingSourceConfig]:
 RENDERING = ("template", "suffix", "system", "enable_thinking")
 
 
+def teacher_templates(config: Config) -> dict[str | None, TeacherTemplate]:
+    """What teachers are asked instead of the student, by their names; None for problems that name none."""
+    found: dict[str | None, TeacherTemplate] = {}
+    for key, section in teacher_sections(config).items():
+        if section.prompt_template is not None:
+            template = TeacherTemplate(f"{key}.prompt_template", section.prompt_template)
+            found |= dict.fromkeys((teacher_name(config, key), *([None] if key == "teacher" else [])), template)
+    return found
+
+
+def required_columns(template: TeacherTemplate | None) -> dict[str, str]:
+    """The columns that every problem must have for a teacher's prompt, by what names them."""
+    return {f"{template.key}, {{{name}}}": name for name in columns(template.text)} if template else {}
+
+
 def training_rows(config: Config) -> dict[str, list[Row]]:
     """The rows of every source of `data`, columns checked, and the teachers they name.
 
     Raises:
-        DataError: a row names a teacher that is not there.
+        DataError: a row names a teacher that is not there, or has not what this teacher's prompt needs.
     """
-    sources = data_sources(config.data)
-    rows = {key: load_rows(source, key, answers=False) for key, source in sources.items()}
+    sources, templates = data_sources(config.data), teacher_templates(config)
+    wanted = [name for template in templates.values() for name in columns(template.text)]
+    rows = dict[str, list[Row]]()
+    for key, source in sources.items():
+        one = not source.teacher_column  # else rows tell it, each its own
+        required = required_columns(templates.get(getattr(source, "teacher", None))) if one else {}
+        rows[key] = load_rows(source, key, answers=False, required=required, wanted=wanted)
     known = [config.teacher.name, *config.teachers]
     for key, source in sources.items():
         for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
@@ -45,14 +69,19 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
                     f"{source.path}: row {number}, column {source.teacher_column}: {named} is no teacher; there are "
                     f"{', '.join(known)}: add teachers.{named}.path=…, or correct the row"
                 )
+            template = templates.get(None if is_missing(named) else text_of(named))
+            check_texts(row, number, source, required_columns(template))
     return rows
 
 
-def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, list[Row]]:
+def benchmark_rows(
+    config: EvalConfig, *, answers: bool = True, template: TeacherTemplate | None = None
+) -> dict[str, list[Row]]:
     """The rows of every benchmark, columns and references checked.
 
     Args:
         answers: every row must have one.
+        template: of a teacher's prompts; every row must have its columns.
 
     Raises:
         ConfigError: there is no benchmark.
@@ -60,13 +89,16 @@ def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, lis
     """
     if not config.benchmarks:
         raise ConfigError("eval.benchmarks={}: nothing to evaluate on; choose one, e.g. benchmark=[toy]")
-    return {name: _rows(source, f"eval.benchmarks.{name}", answers) for name, source in config.benchmarks.items()}
+    required = required_columns(template)
+    return {
+        name: _rows(source, f"eval.benchmarks.{name}", answers, required) for name, source in config.benchmarks.items()
+    }
 
 
-def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
+def _rows(source: BenchmarkConfig, key: str, answers: bool, required: dict[str, str]) -> list[Row]:
     if source.grader == "code":
-        return code_rows(load_rows(source, key, answers=False), source)
-    rows = load_rows(source, key, answers=answers)
+        return code_rows(load_rows(source, key, answers=False, required=required), source)
+    rows = load_rows(source, key, answers=answers, required=required)
     if not answers or source.answer_column is None:
         return rows
     rows = _with_references(rows, source)

@@ -46,6 +46,7 @@ class FakeEngine(Engine):
                 finish_reason="stop" if length == self.length else "length",
                 sample=sample,
                 policy_version=self.version,
+                teacher_prompt_ids=None if prompt.teacher_ids is None else as_ids(prompt.teacher_ids),
             )
             for prompt in prompts
             for sample in range(sampling.n)

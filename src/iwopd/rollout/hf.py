@@ -177,6 +177,7 @@ class HfEngine(Engine):
                 finish_reason="stop" if stopped[row] else "length",
                 sample=sample,
                 policy_version=self.version,
+                teacher_prompt_ids=None if prompt.teacher_ids is None else as_ids(prompt.teacher_ids),
             )
             for row, (prompt, sample) in enumerate(requests)
         ]

@@ -33,6 +33,7 @@ def make_rollout(prompt: Prompt, sample: int, answer: Answer, sampling: Sampling
         finish_reason="stop" if answer.finish_reason == "stop" else "length",
         sample=sample,
         policy_version=version,
+        teacher_prompt_ids=None if prompt.teacher_ids is None else as_ids(prompt.teacher_ids),
     )
     if not numpy.isfinite(answer.logprobs).all():
         raise NonFiniteError(

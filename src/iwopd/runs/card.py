@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from iwopd.config import Config
+from iwopd.config import Config, TeacherConfig
+from iwopd.config.models import SELF
 from iwopd.config.stored import stored
 from iwopd.runs import about as run_record
 from iwopd.runs.files import read_rows
@@ -90,10 +91,16 @@ def _hub_datasets(node: object) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------- sections
 
 
+def _teacher(section: TeacherConfig) -> str:
+    if section.path != SELF:
+        return code(section.path) + (", which read prompts of its own" if section.prompt_template else "")
+    return f"itself ({section.weights} weights), which read prompts of its own"
+
+
 def _about(config: Config) -> str:
     return (
         f"# {text(config.run.name or 'student')}\n\n{code(config.student.path)} after on-policy distillation from "
-        f"{code(config.teacher.path)}: the student wrote answers, the teacher scored "
+        f"{_teacher(config.teacher)}: the student wrote answers, the teacher scored "
         "the very same tokens, and the student moved toward the teacher. Made with iwopd, which implements "
         "[*On the Position Bias of On-Policy Distillation*](https://arxiv.org/abs/2606.22600)."
     )
@@ -147,8 +154,8 @@ def _settings(config: Config, steps: int, tokens: int) -> str:
     adapters = f"all {lora.targets}, rank {lora.rank}, alpha {lora.alpha}; merged into these weights"
     facts = {
         "student (base model)": code(config.student.path),
-        "teacher": code(config.teacher.path),
-        **{f"teacher {text(name)}": code(each.path) for name, each in config.teachers.items()},
+        "teacher": _teacher(config.teacher),
+        **{f"teacher {text(name)}": _teacher(each) for name, each in config.teachers.items()},
         "data": ", ".join(code(path) for path in _paths(asdict(config.data))),
         "weighting of tokens": _listed(asdict(config.weighting)),
         "loss": _listed(asdict(config.loss)),

@@ -1,9 +1,11 @@
 """What every teacher can do."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 from iwopd.models.batch import Window
+from iwopd.models.student import Student
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
@@ -37,6 +39,12 @@ class Teacher(Protocol):
     def heads(self) -> dict[str, Head]:
         """`head` of every teacher, by the name that its records have."""
         return {"": self.head()}
+
+    def follow(self, student: Student) -> None:
+        """The student has taken a step: take over what the weights have of it, where they are made of the student's."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run cannot make anew, into a checkpoint's existing `folder`."""
 
     def close(self) -> None:
         """Free what the teacher holds."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from iwopd.models.batch import Window
+from iwopd.models.student import Student
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
@@ -63,6 +65,16 @@ class TeacherRouter(Teacher):
     def heads(self) -> dict[str, Head]:
         """See `Teacher.heads`."""
         return {name: teacher.head() for name, teacher in self.teachers.items()}
+
+    def follow(self, student: Student) -> None:
+        """See `Teacher.follow`."""
+        for teacher in self.teachers.values():
+            teacher.follow(student)
+
+    def save(self, folder: Path) -> None:
+        """See `Teacher.save`."""
+        for teacher in self.teachers.values():
+            teacher.save(folder)
 
     def close(self) -> None:
         """See `Teacher.close`."""

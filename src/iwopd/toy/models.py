@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from iwopd.errors import ModelError
 from iwopd.toy import SCHEME, SMOKE, STANDARD, Noise, lookup
+from iwopd.toy.hints import HintedRecipe, train_hinted
 from iwopd.toy.training import Advance, ModelRecipe, train_model
 
 Stage = Callable[[str], AbstractContextManager[Advance]]
@@ -27,14 +28,18 @@ TEACHER = ModelRecipe(STANDARD, CLEAN, width=64, layers=3, heads=2, steps=900, l
 # Not every seed learns the look-up in so few steps; those named here do, with one thread and so with the same sums.
 STUDENT = replace(TEACHER, noise=WEAK, seed=4)
 SMOKE_TEACHER = ModelRecipe(SMOKE, CLEAN, width=48, layers=2, heads=4, steps=450, lr=6e-3, seed=3)
-RECIPES: Mapping[str, ModelRecipe] = MappingProxyType(
+Recipe = ModelRecipe | HintedRecipe
+SMOKE_STUDENT = replace(SMOKE_TEACHER, noise=WEAK)
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "standard/teacher": TEACHER,
         "standard/student": STUDENT,
         "cross_scale/student": replace(STUDENT, width=48, seed=1, steps=1300),
         "late_errors/student": replace(STUDENT, noise=LATE),
         "smoke/teacher": SMOKE_TEACHER,
-        "smoke/student": replace(SMOKE_TEACHER, noise=WEAK),
+        "hinted/student": HintedRecipe(STUDENT),
+        "smoke/student": SMOKE_STUDENT,
+        "hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120),
     }
 )
 
@@ -104,14 +109,22 @@ class _Maker:
 def make_model(path: str, advance: Advance) -> None:
     """Make a toy model unless it is cached; safe when two processes ask at once."""
     recipe = RECIPES[path.removeprefix(SCHEME)]
-    folder = cached_folder(recipe, path)
+    folder, base = cached_folder(recipe, path), None
+    if isinstance(recipe, HintedRecipe) and not is_made(folder):
+        before = next(name for name, each in RECIPES.items() if each == recipe.base)
+        make_model(SCHEME + before, advance)
+        base = cached_folder(recipe.base, before)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if is_made(folder):
             return
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            train_model(recipe, draft, advance)
+            if isinstance(recipe, HintedRecipe):
+                assert base is not None, "made above"
+                train_hinted(recipe, base, draft, advance)
+            else:
+                train_model(recipe, draft, advance)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -122,7 +135,7 @@ def is_made(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def cached_folder(recipe: ModelRecipe, path: str) -> Path:
+def cached_folder(recipe: Recipe, path: str) -> Path:
     """Where a model is cached."""
     return cache_folder() / f"{path.removeprefix(SCHEME).replace('/', '-')}-{fingerprint(recipe)}"
 
@@ -133,10 +146,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("IWOPD_CACHE") or Path(base) / "iwopd") / "toy"
 
 
-def fingerprint(recipe: ModelRecipe) -> str:
+def fingerprint(recipe: Recipe) -> str:
     """A hash of the recipe and of the code that carries it out."""
+    more = ["hints.py"] if isinstance(recipe, HintedRecipe) else []
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-    for name in ("task.py", "tokenizer.py", "training.py"):
+    for name in ("task.py", "tokenizer.py", "training.py", *more):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:12]
 

@@ -155,7 +155,7 @@ def _cause(first: Sequence[Endings], last: Sequence[Endings], context: Context) 
         )
     return (
         "a sampled signal without bound: single tokens that the teacher finds very unlikely outweigh all others; use "
-        "loss=reverse_kl, or a smaller optim.lr"
+        "loss.shape=clip, loss=reverse_kl, or a smaller optim.lr"
     )
 
 

@@ -112,6 +112,7 @@ class Loop:
                 teacher_heads=parts.teacher.heads() if parts.objective.signal.kind == "full" else None,
                 advance=advance,
             )
+            parts.teacher.follow(parts.student)
             parts.gaps.see(self.metrics["train/sampler_gap_mean"])
             self.metrics |= {"train/lr": learning_rate, "train/progress": progress, **sizes(scored)}
             self.metrics |= gpu_memory(parts.student.device)

@@ -15,7 +15,7 @@ def sizes(scored: Sequence[ScoredRollout]) -> dict[str, float]:
         "train/response_length": sum(lengths) / len(lengths),
         "train/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
         "tokens/generated": sum(lengths),
-        "tokens/scored": sum(len(record.rollout.prompt_ids) + record.stop for record in scored),
+        "tokens/scored": sum(len(record.rollout.as_taught.prompt_ids) + record.stop for record in scored),
     }
 
 

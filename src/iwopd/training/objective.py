@@ -86,8 +86,8 @@ class Objective:
     def needs_student_first(self, updates: int) -> bool:
         """Whether `score` must record the student's log-probs, because those of the update's own forward pass would
         come too late: for weights of the whole batch, or after the first of several optimiser steps."""
-        of_batch = self.weighting.needs_batch and self.student_logprobs == "trainer"
-        return of_batch or self.loss.needs_student_first(updates)
+        asked = self.student_logprobs == "trainer" or bool(self.weighting.measures)
+        return (self.weighting.needs_batch and asked) or self.loss.needs_student_first(updates)
 
     def advantages(self, batch: Batch, own: Tensor | None) -> Tensor:
         """A_t [batch, time], nats.

@@ -211,6 +211,7 @@ class TrainingRun:
 
         def write(folder: Path) -> None:
             student.save(folder, self.components.tokenizer)
+            self.components.teacher.save(folder)
             state.micro_batch_tokens = student.micro_batch_tokens
             world().alone(lambda: write_state(folder))
 

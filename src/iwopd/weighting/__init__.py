@@ -15,6 +15,8 @@ from iwopd.weighting.prefix_mask import PrefixMask
 from iwopd.weighting.prefix_ratio import PrefixRatio
 from iwopd.weighting.pw import Pw
 from iwopd.weighting.renio import Renio
+from iwopd.weighting.select_verify import SelectVerify
+from iwopd.weighting.tip import Tip
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
@@ -34,6 +36,8 @@ SCHEMES: dict[str, type[Weighting]] = by_name(
     Renio,
     Fire,
     FixedNegative,
+    Tip,
+    SelectVerify,
     Custom,
 )
 

@@ -63,6 +63,11 @@ class Weighting:
         return self.scheme
 
     @property
+    def needed_top_k(self) -> int:
+        """How many of the teacher's likeliest tokens it looks at, at least."""
+        return 1
+
+    @property
     def annealed(self) -> str | None:
         """The setting by which weights change over the training; None where they do not."""
         return None
