@@ -140,7 +140,7 @@ def test_marks_are_known() -> None:
 @pytest.mark.parametrize("command", [each for each in of_verbs() if each not in run_here()], ids=str)
 def test_iwopd_commands_pass_the_checks_of_their_config(command: Command) -> None:
     for given in settings(command):
-        overrides = [word for word in given if not word.startswith("hydra/")]
+        overrides = [word for word in given if not word.startswith(("hydra/", "hydra."))]
         config = composed(*overrides)
         if command.words[1] == "ablate" and any(re.match(r"ablate\.arms|weighting", word) for word in overrides):
             config.run.dir = "runs/study"
@@ -179,13 +179,17 @@ def test_other_commands() -> None:
                     extra for word in what for found in re.findall(r"\[(.+)\]", word) for extra in found.split(",")
                 }
                 assert named <= set(extras), command
+            case ["torchrun" | "srun", *_]:
+                started = words[words.index("iwopd") :]
+                assert started[:2] == ["iwopd", "train"], command
+                composed(*started[2:])
             case ["iwopd", verb, *_]:
                 assert verb in VERBS, command
                 continue
             case _:
                 raise AssertionError(f"{command}: of no kind that a test knows")
         seen.add(words[0])
-    assert seen == {"make", "python", "pip"}
+    assert seen == {"make", "python", "pip", "torchrun", "srun"}
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page)

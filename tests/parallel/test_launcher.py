@@ -36,8 +36,8 @@ def job(
     launcher = (
         "import os, signal, sys; from pathlib import Path; from iwopd.parallel import launcher;"
         "from iwopd.runs.interrupts import FOLLOW;"
-        f"launcher.SAVING = launcher.INSISTING = 0.5; job = launcher.Job({command!r}, {count}, "
-        f"{{FOLLOW: str(os.getpid())}}, Path({str(folder)!r}), {grace});"
+        f"launcher.SAVING = launcher.INSISTING = 0.5; "
+        f"job = launcher.Job({command!r}, {count}, {{FOLLOW: str(os.getpid())}}, Path({str(folder)!r}), {grace});"
         "sys.exit(job.run([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]))"
     )
     return subprocess.Popen(

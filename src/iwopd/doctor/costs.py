@@ -95,6 +95,9 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
     if isinstance(rollout, VllmRolloutConfig):
         gpus, concurrent = rollout.engine.tensor_parallel, rollout.engine.sequences
         engines = max(1, ranks // gpus)
+        for key, room, longest in plan.rooms():
+            if key == "rollout.engine":  # of sequences that are half written, on average
+                concurrent = min(concurrent, int(room / longest * plan.context / (prompt + response / 2)))
     elif isinstance(rollout, HfRolloutConfig):
         concurrent, engines = rollout.batch_size, ranks
     elif isinstance(rollout, VllmServerRolloutConfig):

@@ -72,8 +72,8 @@ def _divided(plan: Plan, places: list[Place], section: Section) -> None:
     found = [fewest for place in divided if (fewest := place.fewest(TIGHT)) is not None]
     if divided and len(found) == len(divided):
         section.note(
-            f"weights, gradients and Adam's moments are divided over {shards} processes; {max(found)} are the fewest "
-            "that have room for them beside the rest"
+            f"weights, gradients and Adam's moments are divided over {shards} processes; {max(found)} would be the "
+            "fewest with room for them beside the rest"
         )
 
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
@@ -49,6 +49,7 @@ class Job:
         self._statuses = dict[int, int]()
         self._command, self._count = list(command), count
         self._signals: Sequence[int] = ()
+        self._closing = ExitStack()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
         self._environment = {
             **inherited,
@@ -70,22 +71,23 @@ class Job:
             The exit status of the first that failed, 128 + n for one that signal n killed; else 0.
         """
         self._signals = signals
-        with self._handling():
-            try:
-                for rank in range(self._count):
-                    self._start(rank)
-                first = self._wait()
-            finally:
-                self._signal(signal.SIGKILL)  # of what is left where this itself failed
-        status = 0 if first is None else self._statuses[first]
-        if first is not None and not self._stopped_in_order(status):
-            self._explain(first)
-        return status if status >= 0 else 128 - status
+        with ExitStack() as self._closing:
+            with self._handling():
+                try:
+                    for rank in range(self._count):
+                        self._start(rank)
+                    first = self._wait()
+                finally:
+                    self._signal(signal.SIGKILL)  # of what is left where this itself failed
+            status = 0 if first is None else self._statuses[first]
+            if first is not None and not self._stopped_in_order(status):
+                self._explain(first)
+            return status if status >= 0 else 128 - status
 
     # ------------------------------------------------------------------------------------------ processes
 
     def _start(self, rank: int) -> None:
-        output = None if rank == 0 else tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+        output = None if rank == 0 else self._closing.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
             self._command,
             env={**self._environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
