@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from iwopd.config import EvalConfig
+from iwopd.config import BenchmarkConfig, EvalConfig
 from iwopd.data import Row, render
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.evaluation.grading import CodeGrader, ExactGrader, Grader, MathGrader
@@ -12,9 +12,8 @@ from iwopd.preflight.graders import sandbox_mode
 log = logging.getLogger(__name__)
 
 
-def grader(config: EvalConfig, name: str) -> Grader:
+def grader(config: EvalConfig, source: BenchmarkConfig) -> Grader:
     """The grader of a benchmark."""
-    source = config.benchmarks[name]
     match source.grader:
         case "math":
             return MathGrader(config.grading_timeout_s)
@@ -28,7 +27,7 @@ def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -
     """Rendered problems with their graders; says which references mean nothing to their grader."""
     made: list[Benchmark] = []
     for name, found in rows.items():
-        source, chosen = config.benchmarks[name], grader(config, name)
+        source, chosen = config.benchmarks[name], grader(config, config.benchmarks[name])
         prompts = render(found, source, tokenizer, key=f"eval.benchmarks.{name}")
         if isinstance(chosen, MathGrader):
             _tell_unreadable(name, chosen, [prompt.answer for prompt in prompts if prompt.answer is not None])

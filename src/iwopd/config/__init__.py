@@ -38,7 +38,9 @@ from iwopd.config.models import (
     TeacherConfig,
     TrainingSourceConfig,
 )
+from iwopd.config.objective import describe_objective
 from iwopd.config.push import PushConfig
+from iwopd.config.reward import RewardConfig, graded_as
 from iwopd.config.training import OptimConfig
 from iwopd.config.verbs import (
     AblateConfig,
@@ -71,6 +73,7 @@ __all__ = [
     "OptimConfig",
     "ParityConfig",
     "PushConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "ScorerConfig",
@@ -86,6 +89,8 @@ __all__ = [
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
     "WandbTracking",
+    "describe_objective",
+    "graded_as",
     "register_schemas",
 ]
 
@@ -105,6 +110,7 @@ class Config:
     scoring: ScoringConfig = MISSING
     weighting: Weighting = MISSING
     loss: Loss = field(default_factory=Loss)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

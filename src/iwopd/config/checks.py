@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from iwopd.config import reward
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -121,6 +122,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _data_problems(data)
     yield from _model_problems(config)
     yield from _loss_problems(config)
+    yield from reward.problems(config)
     yield from _engine_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
@@ -182,7 +184,7 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    if signal.kind not in config.scoring.signals:
+    if signal.kind == "full" and "full" not in config.scoring.signals:
         yield (
             f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and vLLM reports "
             "log-probs; use loss.signal=top_k, or scoring=hf"

@@ -16,12 +16,13 @@ COLUMNS = ("prompt_column", "id_column", "answer_column", "teacher_column")
 CHATS = ("messages", "conversations", "conversation", "chat")  # what datasets of chats call their column
 
 
-def load_rows(source: SourceConfig, key: str, *, answers: bool) -> list[Row]:
+def load_rows(source: SourceConfig, key: str, *, answers: bool, whole: bool = False) -> list[Row]:
     """The rows of a source that its filter keeps, its columns checked.
 
     Args:
         key: the section of the config, such as "data", for messages.
         answers: every row must have one.
+        whole: keep columns that the config does not name, also of training problems.
 
     Raises:
         ConfigError: the path, split or a column does not exist (lists the columns there are), or the filter is no
@@ -35,7 +36,7 @@ def load_rows(source: SourceConfig, key: str, *, answers: bool) -> list[Row]:
         raise ConfigError(f"{key}.answer_column=null: an evaluation needs answers; name their column")
     keeps = None if source.filter is None else Filter(f"{key}.filter", source.filter)
     columns = _named(source, keeps)
-    kept = _filtered(_table(source, key, columns), source, key, columns, keeps)
+    kept = _filtered(_table(source, key, columns, whole), source, key, columns, keeps)
     for number, row in kept:
         for column in (getattr(source, name, None) for name in COLUMNS):
             problem = _cell_problem(row, column, source) if column is not None else None
@@ -44,14 +45,14 @@ def load_rows(source: SourceConfig, key: str, *, answers: bool) -> list[Row]:
     return [row for _, row in kept]
 
 
-def _table(source: SourceConfig, key: str, columns: Mapping[str, str]) -> Table:
+def _table(source: SourceConfig, key: str, columns: Mapping[str, str], whole: bool) -> Table:
     """Of training problems the named columns only, where that saves reading: other columns (solutions, say)
     may be gigabytes."""
     assert source.path is not None
     if toy.is_toy(source.path):
         return Table(None, iter(toy.toy_rows(f"{key}.path", source.path, source.split)))
     wanted = [*columns.values(), *(column.split(".")[0] for column in columns.values())]
-    only = isinstance(source, TrainingSourceConfig)
+    only = isinstance(source, TrainingSourceConfig) and not whole
     if files.is_local(source.path):
         return readers.read(files.find(source.path, key, source.split), wanted, only=only)
     return hub_datasets.read(source, key, wanted, only=only)

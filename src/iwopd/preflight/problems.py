@@ -4,7 +4,7 @@ import logging
 import re
 from dataclasses import replace
 
-from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig
+from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig, graded_as
 from iwopd.data import Row, get_column, load_rows, text_of
 from iwopd.errors import ConfigError, DataError
 from iwopd.evaluation.grading import code_rows
@@ -35,7 +35,7 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
         DataError: a row names a teacher that is not there.
     """
     sources = data_sources(config.data)
-    rows = {key: load_rows(source, key, answers=False) for key, source in sources.items()}
+    rows = {key: _training_rows(config, source, key) for key, source in sources.items()}
     known = [config.teacher.name, *config.teachers]
     for key, source in sources.items():
         for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
@@ -46,6 +46,15 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
                     f"{', '.join(known)}: add teachers.{named}.path=…, or correct the row"
                 )
     return rows
+
+
+def _training_rows(config: Config, source: TrainingSourceConfig, key: str) -> list[Row]:
+    """With answers where they are graded for a reward."""
+    if not config.reward.weight:
+        return load_rows(source, key, answers=False)
+    graded = graded_as(config, source)
+    tested = graded.grader == "code"
+    return _graded(load_rows(source, key, answers=not tested, whole=tested), graded, key)
 
 
 def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, list[Row]]:
@@ -65,9 +74,16 @@ def benchmark_rows(config: EvalConfig, *, answers: bool = True) -> dict[str, lis
 
 def _rows(source: BenchmarkConfig, key: str, answers: bool) -> list[Row]:
     if source.grader == "code":
-        return code_rows(load_rows(source, key, answers=False), source)
+        return _graded(load_rows(source, key, answers=False), source, key)
     rows = load_rows(source, key, answers=answers)
-    if not answers or source.answer_column is None:
+    return _graded(rows, source, key) if answers else rows
+
+
+def _graded(rows: list[Row], source: BenchmarkConfig, key: str) -> list[Row]:
+    """Rows with what their grader needs, checked."""
+    if source.grader == "code":
+        return code_rows(rows, source)
+    if source.answer_column is None:
         return rows
     rows = _with_references(rows, source)
     _tell_floats(rows, source, key)

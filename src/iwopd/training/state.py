@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from iwopd.scoring.base import Teacher
     from iwopd.training.objective import Objective
     from iwopd.training.parity import GapWatch
+    from iwopd.training.reward import TaskReward
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Components:
         dropped: training prompts left out as too long.
         sampling: the distribution that rollouts are sampled from, and evaluations by `eval_sampling`.
         parity: how engine and trainer are compared after each sync; None where they are not.
+        reward: grades rollouts beside the teacher; None without a task's reward.
         gaps: watches the gap between sampler and trainer over the run.
     """
 
@@ -92,3 +94,4 @@ class Components:
     eval_sampling: "Sampling"
     parity: "ParityConfig | None"
     gaps: "GapWatch"
+    reward: "TaskReward | None" = None
