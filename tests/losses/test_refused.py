@@ -12,8 +12,11 @@ SERVED = ("scoring=vllm_server", "scoring.urls=[http://localhost:1]")
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("loss=reverse_kl", "scoring=vllm"), "loss.signal=auto: needs the teacher's hidden states"),
-        (("loss=jsd", "loss.signal=full", *SERVED), "use loss.signal=top_k, or scoring=hf"),
+        (
+            ("loss=reverse_kl", *SERVED),
+            "loss.signal=auto: needs the teacher's hidden states, and servers report log-probs",
+        ),
+        (("loss=jsd", "loss.signal=full", *SERVED), "use loss.signal=top_k, scoring=hf or scoring=vllm"),
         (("loss=forward_kl", "loss.signal=sampled"), "loss.kind=forward_kl: needs the teacher's distribution"),
         (("loss.baseline=kl",), "loss.baseline=kl: needs the teacher's distribution, and loss.signal=auto has"),
         (("loss.entropy_gate=0.8",), "loss.entropy_gate=0.8: needs the teacher's distribution"),

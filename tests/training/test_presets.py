@@ -19,7 +19,7 @@ STEP = (
 NEEDS = {
     "custom": ["weighting.path=iwopd.numerics:iw_surrogate_weights"],
     "first30_horizon": ["rollout.horizon=8"],
-    "growing_horizon": ["rollout.horizon=8"],
+    "growing_horizon": ["rollout.horizon=8", "rollout.horizon_end=16"],
 }
 TOP_K = "the teacher's 8 likeliest tokens and a bucket for the rest"
 LOSSES = {

@@ -44,7 +44,7 @@ def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
         case HfScoringConfig():
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
-            return vllm_teacher(scoring, served, config.loss.teacher_signal)
+            return vllm_teacher(scoring, served, config.loss.teacher_signal, device)
         case VllmServerScoringConfig() as scoring:
             return vllm_server_teacher(scoring, served, config.loss.teacher_signal)
         case other:

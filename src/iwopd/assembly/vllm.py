@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from iwopd.assembly.model_configs import whole_config
+from iwopd.assembly.models import language_model
 from iwopd.config import (
     Config,
     HttpConfig,
@@ -23,8 +24,10 @@ from iwopd.errors import ConfigError
 from iwopd.models import rope
 from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.rollout.vllm_server import VllmServerEngine
+from iwopd.scoring.base import Teacher
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.scoring.vllm_states import LmHead, VllmStatesTeacher
 from iwopd.types import Signal
 from iwopd.vllm.in_process import InProcess, Settings
 from iwopd.vllm.servers import Servers
@@ -85,11 +88,12 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal) -> VllmTeacher:
+def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal, device: torch.device) -> Teacher:
     """Starts vLLM in this process.
 
     Args:
         signal: what it will be asked for.
+        device: the student's, for the head where hidden states are asked for.
 
     Raises:
         EngineError: it does not start.
@@ -100,6 +104,11 @@ def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal) -> 
     section: Any = served.section
     settings = _settings(scoring.engine, served, section.dtype)
     settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
+    if signal.kind == "full":
+        lm = language_model(f"{served.key}.path", section, served.folder, torch.device("cpu"), context=served.context)
+        head = LmHead(lm, device)
+        settings = replace(settings, whole_prompts=True, pooling=True)
+        return VllmStatesTeacher(InProcess("scoring=vllm", settings, served.log_file, **options), head)
     vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 

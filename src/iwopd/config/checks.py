@@ -184,10 +184,10 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    if signal.kind == "full" and "full" not in config.scoring.signals:
+    if signal.kind == "full" and not config.scoring.gives_states:
         yield (
-            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and vLLM reports "
-            "log-probs; use loss.signal=top_k, or scoring=hf"
+            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and servers "
+            "report log-probs; use loss.signal=top_k, scoring=hf or scoring=vllm"
         )
     if weighting.measures and signal.kind == "sampled":
         yield (
