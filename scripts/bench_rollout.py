@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from iwopd.config import OptimConfig
+from iwopd.machine import runtime
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
@@ -125,6 +126,7 @@ def measure(name: str, folder: Path, log_file: Path, repeats: int) -> str:
     sampling = Sampling(max_tokens=80 if name == "toy" else LONGEST)
     stops = [AutoTokenizer.from_pretrained(folder).eos_token_id] if name == "toy" else []
     settings = Settings(str(folder), 256, "float32", sequences=64, kv_cache_gib=0.5)
+    os.environ.update(runtime.VLLM)
     with ExitStack() as stack:
         vllm = InProcess(
             "rollout=vllm",

@@ -7,8 +7,12 @@ IwopdError
 ├── EngineError       an engine or server that does not start, answer or serve the right weights (RuntimeError)
 ├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
 ├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
-└── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+├── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
+├── ProcessError      another process of the run that failed or does not answer   (RuntimeError)
+└── UnsupportedVersionError  a library without a private part that is needed  (ImportError)
 """
+
+from typing import Self
 
 
 class IwopdError(Exception):
@@ -25,6 +29,9 @@ class ConfigError(IwopdError, ValueError):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
+        return type(self), self.problems
 
 
 class DataError(IwopdError, ValueError):
@@ -47,8 +54,16 @@ class NonFiniteError(IwopdError, ArithmeticError):
     """NaN or infinity where a number was needed; raised before the optimiser step that would have spread it."""
 
 
+class ProcessError(IwopdError, RuntimeError):
+    """Another process of the run that failed, was killed, or does not answer."""
+
+
 class OutOfMemoryError(IwopdError, MemoryError):
     """A single sequence that does not fit, after the micro-batch was halved as far as it goes."""
+
+
+class UnsupportedVersionError(IwopdError, ImportError):
+    """An installed library has no longer, or not yet, a private part that the program needs; see `iwopd._compat`."""
 
 
 def loading_error(key: str, path: str, problem: str, error: Exception, fix: str) -> ModelError:
@@ -67,6 +82,6 @@ def loading_error(key: str, path: str, problem: str, error: Exception, fix: str)
     return ModelError(f"{key}={path}: {problem}: {first_line(error)}; {fix}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; its type where it says nothing, as an AssertionError may."""
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

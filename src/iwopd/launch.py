@@ -1,28 +1,30 @@
 """From a verb and Hydra's overrides to a checked `Config` and the verb's `run`; every mistake becomes one line."""
 
-import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from iwopd import _compat
 from iwopd.config import ENTRIES, Config, register_schemas
+from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.config.stored import interpolations
-from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError
+from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
 from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
+from iwopd.parallel import environment
+from iwopd.preflight.processes import starts_processes
 from iwopd.redact import clean, install
 from iwopd.runs import naming
 
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
     from iwopd.ablate.arms import CommandLine
 
 
+RANKS = "iwopd.commands.ranks"  # what runs for a training of several processes, which it starts
+# Seconds that a rank with the leader's mistake waits: torchrun ends all as soon as one has failed, said or not.
+LEADER_FIRST = 10.0
+
+
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
-    # Hydra prints an error over several lines unless asked to raise it; it is one line below.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    runtime.before_hydra()
     install()
     arguments = [
         "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
@@ -42,16 +48,15 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     register_schemas()
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
     OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
-    parser = get_args_parser()
-    parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
-    parser.parse_args(sys.argv[1:])
 
     def task(composed: DictConfig) -> Any:
         try:
-            config = check(composed, verb, arguments, claim=True)
+            place = environment.adopt()
+            config = check(composed, verb, arguments, claim=environment.leads())
             runtime.prepare(config, verb, sweep_processes())
-            run = import_module(module).run  # everything heavy is imported from here on
-            return run(config, command_line(arguments)) if verb == "ablate" else run(config)
+            several = starts_processes(config, verb, place)
+            run = import_module(RANKS if several else module).run  # everything heavy is imported from here on
+            return run(config, command_line(arguments, verb)) if several or verb == "ablate" else run(config)
         except IwopdError as error:
             fail(error)
         except KeyboardInterrupt as stop:
@@ -68,7 +73,12 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
             naming.release()
 
     try:
+        parser = _compat.get_args_parser()
+        parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
+        parser.parse_args(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+    except UnsupportedVersionError as error:
+        fail(error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(ConfigError(explain(error, arguments)))
     except KeyboardInterrupt:
@@ -108,12 +118,12 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def command_line(arguments: Sequence[str]) -> "CommandLine":
-    """For a verb that starts training runs: the command line, and how it composes the config of each."""
+def command_line(arguments: Sequence[str], verb: str) -> "CommandLine":
+    """For what starts training runs: the command line, and how it composes the config of each."""
     from iwopd.ablate.arms import CommandLine
 
     hydra_config = HydraConfig.get()
-    if str(hydra_config.mode).endswith("MULTIRUN"):
+    if verb == "ablate" and str(hydra_config.mode).endswith("MULTIRUN"):
         raise ConfigError("--multirun: a study is a sweep already; list weightings with ablate.arms, without -m")
 
     def compose(overrides: Sequence[str]) -> Config:
@@ -122,7 +132,8 @@ def command_line(arguments: Sequence[str]) -> "CommandLine":
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, overrides)) from None
 
-    return CommandLine(split_flags(arguments)[0], list(hydra_config.overrides.task), compose)
+    flags = [flag for flag in split_flags(arguments)[0] if flag not in ("-m", "--multirun")]
+    return CommandLine(flags, list(hydra_config.overrides.task), compose)
 
 
 def sweep_processes() -> int | None:
@@ -131,12 +142,6 @@ def sweep_processes() -> int | None:
         return None
     jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # joblib's; -1 for all
     return jobs if jobs > 0 else host.cores()
-
-
-def config_folder() -> Path:
-    """conf/: inside the installed package, or at the top of the repository."""
-    installed = Path(__file__).parent / "conf"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def check(composed: DictConfig, verb: str, overrides: Sequence[str] = (), *, claim: bool = False) -> Config:
@@ -241,7 +246,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
     if group:
         shown = next((override for override in overrides if override.startswith(group[1])), group[1])
-        add = f"write +{shown}" if group[1] in _groups() else f"the groups are {', '.join(_groups())}"
+        add = f"write +{shown}" if group[1] in groups() else f"the groups are {', '.join(groups())}"
         return f"{shown}: nothing to override in the defaults; {add}"
     wanted = re.search(r"could not be converted to (\w+)", reason)
     if wanted:
@@ -260,14 +265,13 @@ def _known_keys(key: str, owner: Any) -> str:
     known = [entry.name for entry in fields(owner)] if is_dataclass(owner) else []
     parent, _, name = key.rpartition(".")
     if not parent:
-        known = sorted({*known, *_groups()})
+        known = sorted({*known, *groups()})
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {f'{parent}.' if parent else ''}{near[0]}? " if near else ""
+    elsewhere = [] if near else [f"{parent}={choice}" for choice in presets_with(parent, name)]
+    if elsewhere:
+        return f"choose {' or '.join(elsewhere)}, which has it"
     return f"{hint}{f'{parent} has' if parent else 'there are'} {', '.join(known)}" if known else "see --help"
-
-
-def _groups() -> list[str]:
-    return sorted(entry.name for entry in config_folder().iterdir() if entry.is_dir())
 
 
 def _first_line(text: str) -> str:
@@ -284,8 +288,12 @@ def _raised_in_task(error: BaseException) -> bool:
 
 
 def fail(error: IwopdError) -> NoReturn:
-    """Print the error, a line for each problem, and exit with status 2."""
-    for problem in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
+    """Print the error, a line for each problem, and exit with status 2; of several processes the leader prints."""
+    problems = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+    if not environment.speaks():
+        time.sleep(LEADER_FIRST)
+        sys.exit(2)
+    for problem in problems:
         line = clean(problem).replace("\n", r"\n").replace("\t", r"\t")  # a value may hold line breaks
         print(f"iwopd: {line}", file=sys.stderr)
     sys.exit(2)

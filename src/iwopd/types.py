@@ -5,9 +5,10 @@ response token. Token ids are int32 arrays and log-probs float32 arrays, made by
 number where a list takes 8 for its place and up to 32 more for the number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy
 import numpy.typing
@@ -49,6 +50,21 @@ def as_logprobs(values: "Sequence[float] | numpy.typing.NDArray[numpy.floating]"
 def _described(found: "numpy.typing.NDArray[Any]") -> str:
     first = f" that begin with {found.flat[0]}" if found.size else ""
     return f"values of shape {list(found.shape)} and dtype {found.dtype}{first}"
+
+
+class Tokenizer(Protocol):
+    """As much of transformers' tokenizers as is used."""
+
+    eos_token_id: int
+    sep_token_id: int | None
+    chat_template: str | dict[str, str] | None
+    apply_chat_template: Callable[..., str]
+
+    def __len__(self) -> int: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int] | Ids, *, skip_special_tokens: bool = False) -> str: ...
+    def save_pretrained(self, save_directory: Path) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +212,7 @@ class ScoredRollout:
         return isinstance(other, ScoredRollout) and _equal(self, other)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Rollout | ScoredRollout, other: Rollout | ScoredRollout) -> bool:
     """Field by field. What dataclasses make compares arrays as tuples do, which is an error."""
     pairs = [(getattr(one, item.name), getattr(other, item.name)) for item in fields(one) if item.compare]
     return all(
@@ -205,9 +221,9 @@ def _equal(one: Any, other: Any) -> bool:
     )
 
 
-def _check_array(rollout: str, name: str, values: Any, dtype: type, count: int | None = None, axes: int = 1) -> None:
-    found: numpy.typing.NDArray[Any] = values
-    if not isinstance(values, numpy.ndarray) or found.dtype != dtype or found.ndim != axes:
+def _check_array(rollout: str, name: str, values: object, dtype: type, count: int | None = None, axes: int = 1) -> None:
+    found: numpy.typing.NDArray[Any] | None = values if isinstance(values, numpy.ndarray) else None  # pyright: ignore[reportUnknownVariableType]
+    if found is None or found.dtype != dtype or found.ndim != axes:
         if axes > 1:
             raise ValueError(f"rollout {rollout}: {name} is no {dtype.__name__} array of {axes} axes")
         maker = "as_ids" if dtype is numpy.int32 else "as_logprobs"

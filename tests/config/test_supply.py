@@ -73,8 +73,9 @@ def test_libraries_report_to_nobody_unless_the_user_lets_them(monkeypatch: pytes
     for name in runtime.NO_TELEMETRY:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "IWOPD_RUNTIME", *runtime.CACHES):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *runtime.CACHES):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+    monkeypatch.setenv(runtime.CHOSEN, "")
     runtime.prepare(composed(), "train")
     assert os.environ["DO_NOT_TRACK"] == os.environ["VLLM_NO_USAGE_STATS"] == "1"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"

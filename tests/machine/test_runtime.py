@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
-from support.paths import TESTS
+from support.paths import SOURCE, TESTS
 from support.running import ONE_THREAD, SMALL
 
 from iwopd.ablate.workers import Workers
@@ -20,11 +23,23 @@ from iwopd.config import (
     RunConfig,
     StudentConfig,
     TeacherConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
 )
 from iwopd.machine import host, runtime
 from iwopd.weighting.uniform import Uniform
 
-OURS = ("OMP_NUM_THREADS", *runtime.WAIT, *runtime.OTHER_WAITS, *runtime.CACHES, runtime.CHOSEN, runtime.WORKERS)
+QUIET = runtime.NO_TELEMETRY
+OURS = {
+    "OMP_NUM_THREADS",
+    *runtime.WAIT,
+    *runtime.OTHER_WAITS,
+    *runtime.CACHES,
+    runtime.CHOSEN,
+    runtime.WORKERS,
+    *QUIET,
+}
+OURS |= {*runtime.VLLM, *runtime.DETERMINISTIC, *runtime.OFFLINE, *runtime.HYDRA}
 
 
 @pytest.fixture
@@ -85,7 +100,7 @@ def test_threads_of_all_workers_together_fit_the_cores(machine, tmp_path: Path) 
 
 
 def test_what_the_user_has_set_stands(machine) -> None:
-    machine |= {"OMP_NUM_THREADS": "5", "GOMP_SPINCOUNT": "300", "LRU_CACHE_CAPACITY": "7"}
+    machine |= QUIET | {"OMP_NUM_THREADS": "5", "GOMP_SPINCOUNT": "300", "LRU_CACHE_CAPACITY": "7"}
     found = runtime.prepare(config(TOY), "train")
     assert found.threads == 5
     assert dict(found.variables) == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(runtime.PRIMITIVES)}
@@ -99,7 +114,7 @@ def test_what_a_parent_of_this_program_chose_is_not_the_users(machine, tmp_path:
     machine["IWOPD_WORKERS"] = "2"
     found = runtime.prepare(config(model(tmp_path / "large", 135_000_000)), "train")
     assert found.threads == 4
-    assert found.variables.keys() == {"OMP_NUM_THREADS", *runtime.WAIT, *runtime.CACHES}
+    assert found.variables.keys() == {"OMP_NUM_THREADS", *runtime.WAIT, *runtime.CACHES, *QUIET}
 
 
 def test_threads_are_left_to_torch_where_a_gpu_computes(machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +122,60 @@ def test_threads_are_left_to_torch_where_a_gpu_computes(machine, monkeypatch: py
     assert runtime.prepare(config(TOY), "train").threads is None
     assert "OMP_NUM_THREADS" not in machine
     assert runtime.prepare(config(TOY, device="cpu"), "train").threads == 1
+
+
+class FakeTorch(SimpleNamespace):
+    """As much of torch as is set once it is loaded."""
+
+    def use_deterministic_algorithms(self, mode: bool, *, warn_only: bool) -> None:
+        self.mode = mode, warn_only
+
+
+def test_deterministic_kernels_are_set_where_a_gpu_computes(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = FakeTorch(mode=None, utils=SimpleNamespace(deterministic=SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(host, "has_gpu", lambda: True)
+    runtime.prepare(config(TOY, deterministic=False), "train")
+    runtime.apply()
+    assert (torch.mode, machine.get("CUBLAS_WORKSPACE_CONFIG")) == (None, None)
+    found = runtime.prepare(config(TOY), "train")
+    runtime.apply()
+    assert (torch.mode, machine["CUBLAS_WORKSPACE_CONFIG"]) == ((True, True), ":4096:8")
+    assert "threads as torch chooses on 8 cores; deterministic kernels; set: " in str(found)
+
+
+def test_what_vllm_reads_is_set_where_an_engine_runs_in_this_process(machine) -> None:
+    runtime.prepare(config(TOY), "train")
+    assert not runtime.VLLM.keys() & machine.keys()
+    machine["VLLM_CONFIGURE_LOGGING"] = "1"
+    for engines in ({"rollout": VllmRolloutConfig()}, {"scoring": VllmScoringConfig()}):
+        found = runtime.prepare(replace(config(TOY), **engines), "train")
+        assert found.variables["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        assert "VLLM_CONFIGURE_LOGGING" not in found.variables
+    assert machine["VLLM_CONFIGURE_LOGGING"] == "1", "the user's"
+
+
+def test_offline_is_said(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    runtime.prepare(config(TOY), "train")
+    runtime.go_offline()
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert machine["HF_DATASETS_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE=1" in str(runtime.current)
+
+
+def test_the_environment_is_written_in_one_module() -> None:
+    """Programs that graders start have an environment of their own, which they set themselves."""
+    environment = r"os\.(environ(\[[^]]+\] =|\.(setdefault|update|clear|pop)\()|putenv)"
+    sets = re.compile(rf"{environment}|set_num_threads\(|use_deterministic")
+    found = {
+        file.relative_to(SOURCE).as_posix()
+        for file in SOURCE.rglob("*.py")
+        if sets.search(file.read_text(encoding="utf-8"))
+    }
+    own = {f"evaluation/grading/{name}.py" for name in ("sandbox", "run_code")}
+    puts_back = {"vllm/in_process.py", "runs/interrupts.py"}  # what vLLM changed; a message from the parent
+    assert found == {"machine/runtime.py", *own, *puts_back}
 
 
 def test_malloc_is_left_alone_where_the_user_tuned_it(machine, monkeypatch: pytest.MonkeyPatch) -> None:

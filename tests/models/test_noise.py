@@ -18,9 +18,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from iwopd.config import OptimConfig
 from iwopd.errors import ModelError, NonFiniteError
 from iwopd.losses import LOSSES
-from iwopd.models.batch import collate, token_batches
+from iwopd.models.batch import collate
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.seeded_dropout import SeededDropout
 from iwopd.models.student import Student
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
@@ -174,10 +175,7 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
 ) -> None:
     """∇ Σ w·A·log π with w and A without dropout and log π with it; or ∇ Σ w·KL, likewise."""
     student = adapted(checkpointing=checkpointing)
-    made = own_rollouts(student, teacher, signal=Signal("full"))
-    # In the order of the one micro-batch: dropout is drawn by place.
-    (order,) = token_batches([len(record.rollout.prompt_ids) + record.stop for record in made], 10**6)
-    scored = [made[index] for index in order]
+    scored = own_rollouts(student, teacher, signal=Signal("full"))
     found, gradient = gradients(student, scored, kind=kind, teacher_heads={"": teacher.head})
 
     batch = collate(scored, range(len(scored)))
@@ -190,8 +188,9 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
     weights = Objective(IW).weights(batch, advantages, 0.0)
     for each in adapter_dropouts(student.model):
         each.train()
-    torch.manual_seed(derive_seed("dropout", 0, 0))  # of the first update and the first rollout's seed
-    logits = lm(tokens, lambda lm, states, targets: lm.head(states).log_softmax(-1))
+    with SeededDropout(adapter_dropouts(student.model)) as dropout:
+        dropout.seeds = [derive_seed("dropout", 0, seed) for seed in range(len(scored))]  # of the first update
+        logits = lm(tokens, lambda lm, states, targets: lm.head(states).log_softmax(-1))
     if kind == "policy_gradient":
         by_token = -advantages[tokens.mask] * logits.gather(-1, tokens.targets[:, None])[:, 0]
     else:

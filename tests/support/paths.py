@@ -5,6 +5,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
+SOURCE = REPOSITORY / "src" / "iwopd"
 DATA = TESTS / "data"
 GOLDEN = TESTS / "golden"
 # Problems of our own in the forms of two public sets, AIME's and GSM8K's; rows of those stay out of the repository.

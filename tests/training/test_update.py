@@ -28,8 +28,12 @@ from iwopd.training.objective import Objective
 from iwopd.training.update import update
 from iwopd.types import ScoredRollout, Signal, as_logprobs
 from iwopd.weighting import Weighting
+from iwopd.weighting.fire import Fire
+from iwopd.weighting.first_k import FirstK
+from iwopd.weighting.fixed_negative import FixedNegative
 from iwopd.weighting.iw import Iw
 from iwopd.weighting.prefix_ratio import PrefixRatio
+from iwopd.weighting.renio import Renio
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
@@ -39,7 +43,9 @@ IW = Iw(gamma=0.5)
 PREFIX_RATIO = PrefixRatio(alpha=0.5)
 RANDOM = Window(side="random", fraction=0.3)
 FIRST, LAST, MIDDLE = (Window(side=side, fraction=0.3) for side in ("first", "last", "middle"))
+FIRST_K = FirstK(k=3)
 SCHEMES = {"uniform": UNIFORM, "iw": IW, "first30": FIRST, "random30": RANDOM, "prefix_ratio": PREFIX_RATIO}
+SCHEMES |= {"first_k": FIRST_K, "fire": Fire(), "renio": Renio(normalize=True), "fixed_negative": FixedNegative()}
 on_schemes = pytest.mark.parametrize("weighting", SCHEMES.values(), ids=SCHEMES)
 on_normalize = pytest.mark.parametrize("normalize", ["kept", "all", "sequence"])
 KINDS = ("policy_gradient", "reverse_kl")
@@ -184,6 +190,24 @@ def test_reverse_kl_and_its_weights_are_over_the_vocabulary_both_have(make_score
     assert found.metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_fixed_negative_lowers_what_the_student_finds_unlikely_and_asks_no_teacher(trial, records, tiny_model):
+    student, losses = deepcopy(tiny_model(0).model).double(), []
+    for record in records:
+        targets = torch.tensor(record.rollout.response_ids).long()[:, None]
+        logits = student(torch.tensor(record.rollout.ids())[None].long()).logits[0, -len(targets) - 1 : -1]
+        logprobs = log_softmax(logits, dim=-1).gather(-1, targets)[:, 0]
+        losses.append(2.0 * logprobs[logprobs.detach().exp() < 0.1])
+    torch.cat(losses).mean().backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+    found = [
+        trial(FixedNegative(threshold=0.1, size=2.0), given, importance_cap=None)
+        for given in (records, [replace(record, teacher_logprobs=record.teacher_logprobs - 3) for record in records])
+    ]
+    for each in found:
+        assert_same_gradient(each.gradient.double(), gradient, 1e-4)
+        assert each.metrics["train/kept_tokens"] == sum(len(rows) for rows in losses)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_equal_to_student_gives_no_gradient(kind, trial, make_scored, rollouts, tiny_student):
     student = tiny_student(0)
@@ -260,7 +284,7 @@ def test_loss_and_gradient_do_not_depend_on_the_side_of_the_padding(weighting, k
 
 @on_normalize
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weighting", [FIRST, LAST, MIDDLE], ids=["first30", "last30", "middle30"])
+@pytest.mark.parametrize("weighting", [FIRST, LAST, MIDDLE, FIRST_K], ids=["first30", "last30", "middle30", "first_k"])
 def test_rows_cut_behind_their_window_give_the_gradient_of_whole_ones(
     weighting, kind, normalize, trial, records, make_scored, rollouts, teacher
 ):

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 from iwopd.config import ParityConfig, VllmEngineConfig
 from iwopd.errors import EngineError
+from iwopd.machine import runtime
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import Student
 from iwopd.numerics import window_bounds
@@ -47,6 +48,15 @@ def start_engine(folder: Path, log_file: Path, **settings: Any) -> VllmEngine:
         "rollout=vllm", given, log_file, worker_extension_cls=WORKER, logprobs_mode="processed_logprobs", block_size=32
     )
     return VllmEngine(vllm, [2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """What vLLM reads when it is imported, as `runtime.prepare` sets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in runtime.VLLM.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +429,6 @@ def test_starting_an_engine_leaves_the_process_and_other_engines_as_they_were(
             signal.getsignal(signal.SIGINT),
         ]
 
-    os.environ.update({name: os.environ.get(name, value) for name, value in in_process.ENVIRONMENT.items()})
     expected = engine.generate(PROMPTS, Sampling(max_tokens=8), seed=1, stream=0)
     before = state()
     with start_engine(folder, tmp_path / "vllm.log") as another:

@@ -2,20 +2,21 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from iwopd.ablate.workers import Outcome, train
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, first_line
 from iwopd.machine import host
 
 
@@ -39,7 +40,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> 
     sweep = f"hydra.sweep.dir='{tempfile.mkdtemp()}'"
     try:
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
+            hydra_context=HydraContext(hydra.config_loader, Callback()),  # pyright: ignore[reportArgumentType]  does nothing
             task_function=partial(job, flags=list(flags), workers=_at_one_time(len(jobs))),
             config=HydraConfig.instance().cfg,  # pyright: ignore[reportArgumentType]  set while a verb runs
         )
@@ -63,8 +64,9 @@ def job(composed: DictConfig, flags: Sequence[str], workers: int | None = None) 
     return train([*flags, *overrides], Path(composed.run.dir), workers=workers)
 
 
-def _outcome(returned: Any) -> Outcome:
-    if returned.status == JobStatus.COMPLETED:
-        return returned.return_value
-    error = returned._return_value
-    return Outcome(1, next(iter(str(error).splitlines()), type(error).__name__))
+def _outcome(returned: JobReturn) -> Outcome:
+    try:
+        with redirect_stderr(StringIO()):  # where Hydra announces the error that it raises
+            return returned.return_value
+    except Exception as error:  # whatever ended the job
+        return Outcome(1, first_line(error))

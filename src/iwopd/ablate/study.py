@@ -86,7 +86,8 @@ def carry_out_batch(config: Config, runs: Sequence[Run], board: StudyTable, flag
         for one, outcome in zip(waiting, outcomes, strict=True):
             board.ended(one, outcome)
         return
-    count = config.ablate.workers or (host.cores() if _on_cpu(config.run.device) else 1)
+    most = max(1, host.cores() // config.parallel.started) if _on_cpu(config.run.device) else 1
+    count = config.ablate.workers or most
     jobs = [((*flags, *one.overrides), one.folder) for one in waiting]
     Workers(min(count, len(jobs))).run(jobs, lambda index, outcome: board.ended(waiting[index], outcome))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from iwopd.assembly.models import language_model, torch_device
+from iwopd.assembly.parallel import shard_teacher
 from iwopd.assembly.vllm import Served, vllm_engine, vllm_server_engine, vllm_server_teacher, vllm_teacher
 from iwopd.config import (
     Config,
@@ -21,10 +22,13 @@ from iwopd.config import (
 )
 from iwopd.errors import ConfigError
 from iwopd.models.language_model import LanguageModel
+from iwopd.parallel import world
 from iwopd.rollout.base import Engine
+from iwopd.rollout.divided import DividedEngine, LedEngine
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
+from iwopd.scoring.led import LedTeacher
 from iwopd.scoring.router import TeacherRouter
 from iwopd.types import Prompt
 
@@ -45,6 +49,8 @@ def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
             return vllm_teacher(scoring, served, config.loss.teacher_signal, device)
+        case VllmServerScoringConfig() as scoring if world().size > 1:
+            return LedTeacher(lambda: vllm_server_teacher(scoring, served, config.loss.teacher_signal))
         case VllmServerScoringConfig() as scoring:
             return vllm_server_teacher(scoring, served, config.loss.teacher_signal)
         case other:
@@ -78,6 +84,7 @@ def _hf_teacher(config: Config, served: Served, device: torch.device) -> Teacher
     tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
     home = torch.device("cpu") if section.offload else own
     lm = language_model(f"{served.key}.path", section, served.folder, home, context=served.context)
+    shard_teacher(config, lm)
     return HfTeacher(lm, own, tokens, section.offload)
 
 
@@ -90,6 +97,19 @@ def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> E
     Raises:
         IwopdError: an engine or server cannot be used.
     """
+    if world().size == 1:
+        return _own_engine(config, served, lm)
+    match config.rollout:
+        case VllmServerRolloutConfig():
+            return LedEngine(lambda: _own_engine(config, served, lm))
+        case VllmRolloutConfig() as rollout:
+            own = world().together(lambda: _own_engine(config, served, lm))
+            return DividedEngine(own, neighbours=rollout.engine.tensor_parallel)
+        case _:
+            return DividedEngine(_own_engine(config, served, lm), lm)
+
+
+def _own_engine(config: Config, served: Served, lm: LanguageModel | None) -> Engine:
     match config.rollout:
         case HfRolloutConfig() as rollout:
             assert lm is not None, "hf samples from the model in this process"

@@ -1,13 +1,13 @@
 """Benchmarks: rendered problems and their graders."""
 
 import logging
-from typing import Any
 
 from iwopd.config import BenchmarkConfig, EvalConfig
 from iwopd.data import Row, render
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.evaluation.grading import CodeGrader, ExactGrader, Grader, MathGrader
 from iwopd.preflight.graders import sandbox_mode
+from iwopd.types import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def grader(config: EvalConfig, source: BenchmarkConfig) -> Grader:
             return ExactGrader(source.answer_pattern, config.grading_timeout_s)
 
 
-def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Any) -> list[Benchmark]:
+def benchmarks(config: EvalConfig, rows: dict[str, list[Row]], tokenizer: Tokenizer) -> list[Benchmark]:
     """Rendered problems with their graders; says which references mean nothing to their grader."""
     made: list[Benchmark] = []
     for name, found in rows.items():

@@ -26,6 +26,7 @@ class Evaluator:
         self, config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display, stack: ExitStack
     ):
         assert config.eval.model is not None
+        runtime.apply()
         self.config, self.folder, self.display = config, folder, display
         self.model = model_folders({"eval.model": config.eval.model}, display.stage)["eval.model"]
         section = replace(config.student, revision=None)  # dtype, attention and trust come from the student's section

@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -13,10 +12,10 @@ from iwopd.errors import ModelError, loading_error
 from iwopd.preflight.models import check_tokenizers
 from iwopd.preflight.paths import scorer_sections
 from iwopd.preflight.problems import data_sources
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Tokenizer
 
 
-def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code: bool) -> Tokenizer:
     """The tokenizer of a model.
 
     Raises:
@@ -35,14 +34,14 @@ def tokenizer(key: str, folder: str, *, revision: str | None, trust_remote_code:
     return loaded
 
 
-def student_tokenizer(config: Config, folder: str) -> Any:
+def student_tokenizer(config: Config, folder: str) -> Tokenizer:
     """The student's tokenizer."""
     student = config.student
     made = tokenizer("student.path", folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
     return print_date(made, config.run.date)
 
 
-def print_date(tokenizer: Any, date: str | None) -> Any:
+def print_date(tokenizer: Tokenizer, date: str | None) -> Tokenizer:
     """Have a tokenizer's chat template print `date` wherever it would print today's (its `strftime_now`)."""
     if date is not None:
         moment = datetime.fromisoformat(date)
@@ -50,14 +49,14 @@ def print_date(tokenizer: Any, date: str | None) -> Any:
     return tokenizer
 
 
-def check_scorer_tokenizer(config: Config, ours: Any, folder: str, key: str = "teacher") -> None:
+def check_scorer_tokenizer(config: Config, ours: Tokenizer, folder: str, key: str = "teacher") -> None:
     """The tokenizer of the model in section `key` must be the student's. See `check_tokenizers`."""
     scorer = scorer_sections(config)[key]
     theirs = tokenizer(f"{key}.path", folder, revision=scorer.revision, trust_remote_code=scorer.trust_remote_code)
     check_tokenizers(ours, theirs, config.student.path, str(scorer.path), key)
 
 
-def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Any) -> tuple[Prompts, int]:
+def prompt_stream(config: Config, rows: dict[str, list[Row]], tokenizer: Tokenizer) -> tuple[Prompts, int]:
     """Batches of rendered prompts, and how many prompts were dropped as too long."""
     data, kept, dropped = config.data, dict[str, list[Prompt]](), 0
     for key, source in data_sources(data).items():

@@ -4,18 +4,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, ModelError, loading_error
 from iwopd.models.rope import context_limit
 from iwopd.preflight.models import adapters_refused
-from iwopd.types import Signal
+from iwopd.types import Signal, Tokenizer
 
 log = logging.getLogger(__name__)
 
 
-def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, ...]:
+def stop_ids(key: str, section: StudentConfig | ScorerConfig, folder: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """End-of-sequence ids: the tokenizer's, and those the model's generation config adds.
 
     Ids that the model has no row for can never be sampled, and engines refuse them: they are left out, with a warning.
@@ -39,7 +40,7 @@ def stop_ids(key: str, section: Any, folder: str, tokenizer: Any) -> tuple[int, 
     return tuple(sorted({tokenizer.eos_token_id, *(token for token in listed if token not in beyond)}))
 
 
-def model_config(key: str, section: Any, folder: str) -> Any:
+def model_config(key: str, section: StudentConfig | ScorerConfig, folder: str) -> PreTrainedConfig:
     """The text part of a model's config.json: what must be known before it loads, or of one served elsewhere.
 
     Raises:
@@ -48,7 +49,7 @@ def model_config(key: str, section: Any, folder: str) -> Any:
     return whole_config(key, section, folder).get_text_config(decoder=True)
 
 
-def whole_config(key: str, section: Any, folder: str) -> Any:
+def whole_config(key: str, section: StudentConfig | ScorerConfig, folder: str) -> PreTrainedConfig:
     """transformers' config of a model. See `model_config`.
 
     Raises:
@@ -66,7 +67,7 @@ def whole_config(key: str, section: Any, folder: str) -> Any:
         raise loading_error(key, folder, "its config.json cannot be read", error, "check it") from error
 
 
-def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Any) -> None:
+def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Tokenizer) -> None:
     """Every id of the tokenizer must have a row in the model.
 
     Raises:
@@ -95,7 +96,7 @@ def check_top_k(signal: Signal, key: str, vocabulary: int) -> None:
         )
 
 
-def check_context(name: str, model_config: Any, key: str, longest_prompt: int, max_tokens: int) -> None:
+def check_context(name: str, model_config: PreTrainedConfig, key: str, longest_prompt: int, max_tokens: int) -> None:
     """Prompt and response must fit in what the model can attend to.
 
     Args:

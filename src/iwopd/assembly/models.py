@@ -1,40 +1,41 @@
 """Student and other language models, on their devices."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from pickle import PickleError
+from typing import TYPE_CHECKING
 
 import torch
 from torch.random import fork_rng, manual_seed
+from transformers import PreTrainedModel
 
-from iwopd.config import (
-    Config,
-)
+from iwopd.assembly.parallel import shard_student
+from iwopd.config import Config, FsdpConfig
+from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
+from iwopd.parallel import world
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
 
-def device(name: str, deterministic: bool = True) -> torch.device:
-    """run.device as torch's; on a GPU with kernels that make runs repeatable, where that is asked for.
+def device(name: str) -> torch.device:
+    """run.device as torch's.
 
     Raises:
         ConfigError: the GPU it names is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch_device("run.device", name)
-    if chosen.type == "cuda" and deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    return chosen
+    if name == "cuda" and world().size > 1:
+        name = f"cuda:{torch.cuda.current_device()}"  # that of its LOCAL_RANK
+    return torch_device("run.device", name)
 
 
 def torch_device(key: str, name: str) -> torch.device:
@@ -46,7 +47,7 @@ def torch_device(key: str, name: str) -> torch.device:
 
 def language_model(
     key: str,
-    section: Any,
+    section: StudentConfig | ScorerConfig,
     folder: str,
     device: torch.device,
     *,
@@ -77,18 +78,21 @@ def student(
 ) -> Student:
     """The student, at a checkpoint's weights and optimiser state where there is one. See `language_model`."""
     optim, lora = config.optim, config.student.lora
-    lm, adapters = student_model(config, folder, device, checkpoint, context=context)
+    start = device if world().size == 1 else torch.device("cpu")  # a whole model need not fit on a GPU
+    lm, adapters = student_model(config, folder, start, checkpoint, context=context)
     if config.student.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora.rank:
             lm.model.enable_input_require_grads()
-    made = Student(lm, optim, optim.micro_batch_tokens, adapters)
+    shard_student(config, lm)
+    reshard = not isinstance(config.parallel, FsdpConfig) or config.parallel.reshard
+    made = Student(lm, optim, optim.micro_batch_tokens, adapters, reshard)
     if checkpoint is not None:
         try:
             made.load_optimizer(checkpoint)
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, PickleError) as error:
             raise RunFolderError(
-                f"{checkpoint / 'optimizer.pt'}: is no state of this student's optimiser ({first_line(error)}); remove "
+                f"{checkpoint / 'optimizer'}: is no state of this student's optimiser ({first_line(error)}); remove "
                 f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
             ) from error
     return made
@@ -96,7 +100,7 @@ def student(
 
 def student_model(
     config: Config, folder: str, device: torch.device, checkpoint: Path | None = None, *, context: int | None = None
-) -> tuple[LanguageModel, Any | None]:
+) -> "tuple[LanguageModel, PeftModel | None]":
     """The student's model at a checkpoint's weights where there is one, and its adapters where LoRA is used."""
     lora = bool(config.student.lora.rank)
     weights = folder if checkpoint is None or lora else str(checkpoint / "model")
@@ -107,7 +111,7 @@ def student_model(
         return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 
-def adapters(config: Config, model: Any, checkpoint: Path | None = None) -> Any:
+def adapters(config: Config, model: PreTrainedModel, checkpoint: Path | None = None) -> "PeftModel":
     """The peft model around `model`, which gets adapters as `student.lora` says, or those of a checkpoint.
 
     Raises:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,13 +15,14 @@ from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
-from iwopd.config import Config, describe_objective, graded_as
+from iwopd.config import Config, ScorerConfig, StudentConfig, describe_objective, graded_as
 from iwopd.config.checks import warnings
 from iwopd.data import Prompts
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.machine import runtime
 from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.models.student import Student
+from iwopd.parallel import world
 from iwopd.preflight.checks import Checked
 from iwopd.preflight.paths import model_folders, model_paths, scorer_sections
 from iwopd.rollout.base import Engine
@@ -30,12 +30,13 @@ from iwopd.runs.about import version_changes
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.scoring.base import Teacher
 from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.reward import TaskReward
 from iwopd.training.run import TrainingRun
 from iwopd.training.state import Components, State
+from iwopd.types import Tokenizer
 
 
 def training_run(
@@ -55,9 +56,10 @@ def training_run(
     Raises:
         IwopdError: bad input, or an engine that does not start; nothing was written.
     """
+    runtime.apply()
     try_weighting(config.weighting)
     inputs = read(config, checked, folder, display)
-    chosen = device(config.run.device, config.run.deterministic)
+    chosen = device(config.run.device)
     display.line(f"loading student {config.student.path} on {chosen}")
     if config.run.resume and folder.path.exists():
         stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
@@ -85,12 +87,13 @@ def training_run(
         parity=parity(config.rollout),
         gaps=gap_watch(config.rollout),
         reward=task_reward(config, inputs.tokenizer, stack) if config.reward.weight else None,
+        stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
 
 
-def task_reward(config: Config, tokenizer: Any, stack: ExitStack) -> TaskReward:
+def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskReward:
     """What grades the rollouts of a training.
 
     Args:
@@ -105,8 +108,12 @@ def task_reward(config: Config, tokenizer: Any, stack: ExitStack) -> TaskReward:
     return TaskReward(config.reward.weight, config.rollout.n, made, decode)
 
 
-def open_log(config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack) -> Tracker:
+def open_log(
+    config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack
+) -> Tracker | NoTracker:
     """train.log, with what is worth a warning, and the metrics with their mirrors."""
+    if not world().leader:
+        return NoTracker()
     display.log_to(folder.path / "train.log")
     display.line(describe_objective(config))
     runtime.report()
@@ -133,15 +140,17 @@ class Inputs:
         dropped: training prompts left out as too long.
         context: the longest prompt and response together, tokens.
         vocabulary: the smallest of the models that score.
+        stop_ids: end-of-sequence ids of the student and of each teacher, by their sections.
     """
 
     folders: dict[str, str]
-    tokenizer: Any
+    tokenizer: Tokenizer
     stream: Prompts
     dropped: int
     benchmarks: list[Benchmark]
     context: int
     vocabulary: int
+    stop_ids: dict[str, tuple[int, ...]]
 
 
 def read(config: Config, checked: Checked, folder: RunFolder, display: Display) -> Inputs:
@@ -157,9 +166,19 @@ def read(config: Config, checked: Checked, folder: RunFolder, display: Display) 
     if dropped:
         display.line(f"dropped {dropped} prompts of more than {config.data.max_prompt_tokens} tokens")
     graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
-    keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded))
+    world().alone(lambda: keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded)))
     context, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
-    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary)
+    ends = _stop_ids(config, folders, tokenizer)
+    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary, ends)
+
+
+def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
+    """Of a teacher, those that its generation config names, if it names any: the tokenizer is the student's."""
+    sections: dict[str, StudentConfig | ScorerConfig] = {"student": config.student, **scorer_sections(config)}
+    sections.pop("base", None)
+    return {
+        key: stop_ids(f"{key}.path", section, folders[f"{key}.path"], tokenizer) for key, section in sections.items()
+    }
 
 
 def load_student(
@@ -203,7 +222,7 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
         config.student,
         inputs.context,
         folder.path / "vllm.log",
-        stop_ids("student.path", config.student, path, inputs.tokenizer),
+        inputs.stop_ids["student"],
         smallest if smallest < rows else None,
         "student",
         rows,
@@ -214,7 +233,7 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
 
 
 def _check_models(
-    config: Config, folders: dict[str, str], tokenizer: Any, stream: Prompts, benchmarks: list[Benchmark]
+    config: Config, folders: dict[str, str], tokenizer: Tokenizer, stream: Prompts, benchmarks: list[Benchmark]
 ) -> tuple[int, int]:
     """Tokenizers must agree, and prompts and responses fit in every model.
 

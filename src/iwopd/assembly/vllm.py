@@ -22,6 +22,7 @@ from iwopd.config import (
 )
 from iwopd.errors import ConfigError
 from iwopd.models import rope
+from iwopd.parallel import world
 from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.base import Teacher
@@ -73,7 +74,10 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
         EngineError: it does not start.
     """
     options: dict[str, Any] = {"worker_extension_cls": WORKER, "logprobs_mode": "processed_logprobs"}
-    apart = rollout.engine.tensor_parallel > 1  # workers are then processes of their own
+    several = world().size > 1
+    apart = rollout.engine.tensor_parallel > 1 and not several  # workers are then processes of their own
+    if several:  # an engine per rank, or one over neighbouring ranks, on the GPUs that those have
+        options["distributed_executor_backend"] = "external_launcher"
     if apart:
         options["weight_transfer_config"] = {"backend": "ipc"}
     dtype = engine_dtype(config, rollout.dtype)

@@ -74,7 +74,7 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
                 f"{f'ablate.arms={arm.name}: ' if config.eval.benchmarks else ''}benchmark=[]: a study compares "
                 "accuracies, and without a benchmark there are none; choose one, e.g. benchmark=[toy]"
             )
-        inputs = (one.student, one.teacher, one.data, one.eval, one.tracking)
+        inputs = (one.student, one.teacher, one.data, one.eval, one.tracking, one.parallel)
         if inputs in seen:
             continue
         seen.append(inputs)

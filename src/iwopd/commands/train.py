@@ -6,7 +6,10 @@ from pathlib import Path
 
 from iwopd.config import Config
 from iwopd.config.stored import stored
+from iwopd.parallel import processes, world
 from iwopd.preflight.checks import check_inputs
+from iwopd.preflight.processes import check_processes
+from iwopd.runs import naming
 from iwopd.runs.console import Display
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
@@ -19,15 +22,26 @@ def run(config: Config) -> float | None:
     Raises:
         IwopdError: bad input; nothing was written unless training had begun.
     """
+    if processes() == 1:
+        return _train(config)
+
+    check_processes(config)
+    from iwopd.assembly.parallel import opened_world  # torch is needed for the processes to agree on anything
+
+    with opened_world(config):
+        naming.agree(config.run)
+        return _train(config)
+
+
+def _train(config: Config) -> float | None:
     assert config.run.dir is not None, "launch settles it"
     plain, path = stored(config, "train"), Path(config.run.dir)
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
-    folder.check()
-    checked = check_inputs(config)
+    checked = world().together(lambda: folder.check() or check_inputs(config))
 
     from iwopd.assembly.training import training_run  # torch takes seconds; errors so far came at once
 
-    with Interrupts() as interrupts, Display() as display, ExitStack() as stack:
+    with Interrupts() as interrupts, Display(shown=world().leader) as display, ExitStack() as stack:
         try:
             return training_run(config, checked, folder, display, interrupts, stack).train()
         except ForcedStop as stop:

@@ -39,6 +39,7 @@ from iwopd.config.models import (
     TrainingSourceConfig,
 )
 from iwopd.config.objective import describe_objective
+from iwopd.config.parallel import FsdpConfig, ParallelConfig
 from iwopd.config.push import PushConfig
 from iwopd.config.reward import RewardConfig, graded_as
 from iwopd.config.training import OptimConfig
@@ -65,12 +66,14 @@ __all__ = [
     "DiagnoseConfig",
     "DoctorConfig",
     "EvalConfig",
+    "FsdpConfig",
     "HfRolloutConfig",
     "HfScoringConfig",
     "HttpConfig",
     "LoraConfig",
     "MixedSourceConfig",
     "OptimConfig",
+    "ParallelConfig",
     "ParityConfig",
     "PushConfig",
     "RewardConfig",
@@ -113,6 +116,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
@@ -134,6 +138,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/scoring": {"hf": HfScoringConfig, "vllm": VllmScoringConfig, "vllm_server": VllmServerScoringConfig},
     "schema/weighting": {**SCHEMES},
     "schema/loss": {**LOSSES},
+    "schema/parallel": {"single": ParallelConfig, "fsdp": FsdpConfig},
     "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 

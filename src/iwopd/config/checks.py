@@ -17,6 +17,7 @@ from iwopd.config.engines import (
 )
 from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
+from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
 from iwopd.config.verbs import WandbTracking
 
@@ -124,8 +125,10 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _loss_problems(config)
     yield from reward.problems(config)
     yield from _engine_problems(config)
+    yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
+    yield from _control_problems(config)
     if isinstance(config.tracking, WandbTracking):
         yield from _wandb_problems(config.tracking)
 
@@ -198,6 +201,23 @@ def _loss_problems(config: "Config") -> Iterator[str]:
         yield (
             f"loss.top_k={signal.k}: weighting={weighting.name} looks at the teacher's {weighting.needed_top_k} "
             f"likeliest tokens; raise it to {weighting.needed_top_k} or more"
+        )
+
+
+def _control_problems(config: "Config") -> Iterator[str]:
+    """A scheme that brings an advantage of its own."""
+    loss, scheme = config.loss, config.weighting.name
+    if config.weighting.advantage is None:
+        return
+    if loss.over_vocabulary:
+        yield (
+            f"weighting.scheme={scheme}: brings an advantage of its own, and loss.kind={loss.kind} has none; use "
+            "loss=policy_gradient"
+        )
+    elif loss.exopd_lambda != 1:
+        yield (
+            f"loss.exopd_lambda={loss.exopd_lambda:g}: changes the advantage, and weighting.scheme={scheme} brings one "
+            "of its own; set loss.exopd_lambda=1"
         )
 
 

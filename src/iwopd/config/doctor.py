@@ -13,7 +13,8 @@ class DoctorConfig:
     card: str | None = setting(
         None, "plan for this card instead of this machine, e.g. before renting one", choices=tuple(CARDS)
     )
-    gpus: int = setting(1, "how many of that card", low=1)
+    gpus: int = setting(1, "how many of that card a machine has; with parallel=fsdp each has a process", low=1)
+    machines: int = setting(1, "how many such machines, with parallel=fsdp", low=1)
     utilisation: float = setting(0.35, "share of a card's peak that matrix products reach", above=0, high=1)
     bandwidth: float = setting(0.6, "share of a card's memory bandwidth that decoding reaches", above=0, high=1)
     response_tokens: int | None = setting(

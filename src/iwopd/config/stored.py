@@ -13,7 +13,7 @@ from iwopd.redact import HIDDEN, environment_secrets, is_secret
 if TYPE_CHECKING:
     from iwopd.config import Config
 
-SCHEMA = 2  # of config.yaml and of checkpoints; counted up when a run of before can no longer be resumed
+SCHEMA = 3  # of config.yaml and of checkpoints; counted up when a run of before can no longer be resumed
 
 ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
 

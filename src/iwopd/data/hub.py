@@ -9,6 +9,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from iwopd.errors import ModelError
+from iwopd.machine import runtime
 
 TIMEOUT = 10.0  # seconds
 
@@ -38,8 +39,7 @@ def check_on_hub(
             "there is a network"
         )
     logging.getLogger(__name__).warning("%s: %s; using what was downloaded before", name, why)
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True
+    runtime.go_offline()
 
 
 def _ask(name: str, kind: str, revision: str | None) -> tuple[str | None, str | None]:

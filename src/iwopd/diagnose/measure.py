@@ -171,9 +171,10 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
     for name, scheme in schemes.items():
         rows, _ = Objective(scheme).of_whole_batch(measured.records, seeds, progress=0.0)
         weights = pad_sequence(rows, batch_first=True)
+        advantages = measured.advantages if scheme.advantage is None else torch.full_like(weights, scheme.advantage)
         found[name] = Spending(
             weight=shares(binned_sum(weights.abs(), tenths, mask, BINS)).tolist(),
-            advantage=shares(binned_sum((weights * measured.advantages).abs(), tenths, mask, BINS)).tolist(),
+            advantage=shares(binned_sum((weights * advantages).abs(), tenths, mask, BINS)).tolist(),
             effective_sample_size=effective_sample_size(weights, mask),
         )
     return found

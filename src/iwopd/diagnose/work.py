@@ -26,6 +26,7 @@ class Work:
     """Everything that stays the same from student to student: tokenizer, teacher, prompts."""
 
     def __init__(self, config: Config, log_file: Path, display: Display, stack: ExitStack, rows: dict[str, Any]):
+        runtime.apply()
         self.config = config
         self.display = display
         paths = {"student.path": config.student.path, "teacher.path": config.teacher.path}
@@ -33,7 +34,7 @@ class Work:
         self.tokenizer = assembly.student_tokenizer(config, self.student_folder)
         assembly.check_scorer_tokenizer(config, self.tokenizer, teacher_folder)
         (self.benchmark,) = assembly.benchmarks(config.eval, rows, self.tokenizer)
-        self.device = assembly.device(config.run.device, config.run.deterministic)
+        self.device = assembly.device(config.run.device)
         self.sampling = assembly.sampling(config.rollout)
         longest = max(len(prompt.ids) for prompt in self.benchmark.prompts)
         teacher_config = assembly.model_config("teacher.path", config.teacher, teacher_folder)

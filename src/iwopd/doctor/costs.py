@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from iwopd import assembly
-from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig
+from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
 from iwopd.doctor.compute import Cost, Shape, decode_seconds, matmul_seconds
 from iwopd.doctor.lengths import mean_response, steps
 from iwopd.doctor.memory import count
@@ -40,16 +40,18 @@ def costs(plan: Plan, problems: int) -> Costs:
     sequences = config.data.batch_size * config.rollout.n
     stages = [_decoding(plan, "rollout", sequences, response)]
     read, scored = sequences * (prompt + stop), sequences * (stop - start)
-    card, utilisation = plan.machine.card, doctor.utilisation
+    card, utilisation, ranks = plan.machine.card, doctor.utilisation, plan.sharding.ranks
 
-    def passes(stage: str, model: Shape, times: int, words: str) -> Cost:
+    def passes(stage: str, model: Shape, times: int, words: str, gpus: int = ranks) -> Cost:
         flops = times * model.forward(read, scored, prompt + stop)
         how = f"{words} × {count(model.active)} × {count(read)} tokens, and attention"
-        return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation), how)
+        return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation, gpus), how + _on(gpus))
 
     # A problem has one teacher: the plan is for the largest of several.
     teachers = [scorer.model.shape for scorer in plan.scorers if scorer.key != "base"]
-    stages.append(passes("score", max(teachers, key=lambda teacher: teacher.active), 1, "2"))
+    scoring = config.scoring
+    gpus = len(scoring.urls) if isinstance(scoring, VllmServerScoringConfig) else ranks
+    stages.append(passes("score", max(teachers, key=lambda teacher: teacher.active), 1, "2", gpus))
     stages += [passes("score by base", each.model.shape, 1, "2") for each in plan.scorers if each.key == "base"]
     if plan.scores_itself:
         stages.append(passes("score itself", shape, 1, "2"))
@@ -86,23 +88,29 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
     how = f"2 × {count(shape.active)} × {count(sequences * (prompt + response))} tokens, and attention"
     if card is None or not sequences:
         return Cost(stage, tokens, flops, None if card is None else 0.0, how)
-    gpus, concurrent = 1, sequences
-    rollout = config.rollout
+    gpus, concurrent, engines = 1, sequences, 1
+    rollout, ranks = config.rollout, plan.sharding.ranks
     if isinstance(rollout, VllmRolloutConfig):
         gpus, concurrent = rollout.engine.tensor_parallel, rollout.engine.sequences
+        engines = max(1, ranks // gpus)
     elif isinstance(rollout, HfRolloutConfig):
-        concurrent = rollout.batch_size
+        concurrent, engines = rollout.batch_size, ranks
     elif isinstance(rollout, VllmServerRolloutConfig):
         gpus, concurrent = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
     each = 2 if assembly.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
     weights, cache = shape.parameters * each, shape.cache
+    each_engine = -(-sequences // engines)
     bound = (
-        decode_seconds(sequences, concurrent, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
+        decode_seconds(each_engine, concurrent, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
     )
-    computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus) or 0.0
+    computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus * engines) or 0.0
     if bound > computed:
         how = (
-            f"{min(concurrent, sequences)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the "
+            f"{min(concurrent, each_engine)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the "
             f"cache at {config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
         )
-    return Cost(stage, tokens, flops, max(bound, computed), how)
+    return Cost(stage, tokens, flops, max(bound, computed), how + _on(gpus * engines))
+
+
+def _on(gpus: int) -> str:
+    return f", on {gpus} GPUs" if gpus > 1 else ""

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from iwopd import assembly
-from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig
+from iwopd.config import Config, FsdpConfig, VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
 from iwopd.doctor.findings import Section
 from iwopd.doctor.lengths import steps
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.plan import Plan
+from iwopd.doctor.sharding import sharding
 from iwopd.machine import runtime
 from iwopd.preflight.packages import missing
 from iwopd.runs.about import PACKAGES
@@ -39,8 +40,10 @@ def versions(config: Config, section: Section) -> None:
 def gpus(config: Config, machine: Machine, section: Section) -> None:
     """What there is to compute with, and whether the config fits it."""
     if config.doctor.card is not None:
+        machines = f"{config.doctor.machines} machines of " if config.doctor.machines > 1 else ""
         section.note(
-            f"planned for {machine.gpus} × {machine.name}, {memory.size(machine.memory)} each; not for this machine"
+            f"planned for {machines}{machine.gpus} × {machine.name}, {memory.size(machine.memory)} each; not for this "
+            "machine"
         )
     elif torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -52,7 +55,7 @@ def gpus(config: Config, machine: Machine, section: Section) -> None:
         section.note(str(runtime.current))
     if config.doctor.card is None:
         with section.guarded():
-            device = assembly.device(config.run.device, deterministic=False)
+            device = assembly.device(config.run.device)
             section.ok(f"run.device={config.run.device}: the student trains on {device}")
     for key, group in (("rollout", config.rollout), ("scoring", config.scoring)):
         if not isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):
@@ -65,6 +68,26 @@ def gpus(config: Config, machine: Machine, section: Section) -> None:
             )
         elif machine.kind == "cpu" and wanted > 1:
             section.problem(f"{key}.engine.tensor_parallel={wanted}: there is no GPU to split over; set it to 1")
+
+
+def processes(config: Config, machine: Machine, section: Section) -> None:
+    """How many train, and whether each has a GPU."""
+    shared, parallel = sharding(config, machine), config.parallel
+    if not isinstance(parallel, FsdpConfig):
+        if config.doctor.machines > 1 or (config.doctor.card is not None and machine.gpus > 1):
+            section.note("one process trains, on one GPU; parallel=fsdp has one on each")
+        return
+    if machine.kind == "cuda" and shared.local > machine.gpus:
+        section.problem(
+            f"parallel.processes={shared.local}: there {'is' if machine.gpus == 1 else 'are'} {machine.gpus} for them; "
+            "lower it, or plan with doctor.gpus"
+        )
+    elif shared.ranks % parallel.replicate:
+        section.problem(
+            f"parallel.replicate={parallel.replicate}: does not divide the {shared.ranks} processes; choose a divisor"
+        )
+    else:
+        section.ok(f"parallel=fsdp: {shared.ranks} processes, each model divided over {shared.shards} of them")
 
 
 def disk(config: Config, plan: Plan, section: Section) -> None:

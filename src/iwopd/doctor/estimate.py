@@ -32,6 +32,7 @@ def memory_section(plan: Plan, places: list[Place], report: Report) -> None:
         section.tables.append(Table(f"{place.stage}, {place.where}", ["", "bytes", "how"], rows))
         _judge(plan, place, section)
     _engines(plan, section)
+    _divided(plan, places, section)
     report.values["memory"] = [
         {
             "stage": place.stage,
@@ -61,6 +62,20 @@ def _engines(plan: Plan, section: Section) -> None:
         )
 
 
+def _divided(plan: Plan, places: list[Place], section: Section) -> None:
+    """How few processes would do, by what is divided over them."""
+    shards = plan.sharding.shards
+    if shards == 1:
+        return
+    divided = [place for place in places if place.limit and any(term.shards > 1 for term in place.terms)]
+    found = [fewest for place in divided if (fewest := place.fewest(TIGHT)) is not None]
+    if divided and len(found) == len(divided):
+        section.note(
+            f"weights, gradients and Adam's moments are divided over {shards} processes; {max(found)} are the fewest "
+            "that have room for them beside the rest"
+        )
+
+
 def _judge(plan: Plan, place: Place, section: Section) -> None:
     if place.limit is None:
         section.note(f"{place.stage}: {size(place.total)} of {place.where} beside it")
@@ -86,7 +101,11 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("activations", f"optim.micro_batch_tokens={optim.micro_batch_tokens // 2}", work.rows > 1),
         ("activations", "optim.autocast=true", not optim.autocast and student.dtype == "float32"),
         ("activations", "a smaller rollout.max_tokens", work.rows == 1),
+        ("Adam's moments", "parallel=fsdp over several GPUs (doctor.gpus)", cuda and plan.sharding.ranks == 1),
+        ("Adam's moments", "more processes", plan.sharding.shards > 1),
         ("Adam's moments", "student.lora.rank=64", not student.lora.rank),
+        ("gathered weights", "parallel.gather=bfloat16", plan.sharding.gather == "float32"),
+        ("gathered weights", "parallel.reshard=true", not plan.sharding.reshard),
         ("student's vLLM engine", "a smaller rollout.engine.gpu_memory, or rollout=vllm_server", True),
         ("the teacher's likeliest tokens", "a smaller loss.top_k or data.batch_size", True),
         ("the teacher's hidden states", "loss.signal=top_k, or a smaller data.batch_size", True),
@@ -100,7 +119,8 @@ def advice(plan: Plan, place: Place) -> list[str]:
             (f"{key}'s weights", f"{key}.dtype=bfloat16", section.dtype == "float32"),
             (f"{key}'s weights", f"{key}.offload=true", stays),
             (f"{key}'s weights", "scoring=vllm_server on other GPUs", key != "base"),
-            (f"{key}'s weights", f"{key}.device=cuda:1", cuda and section.device is None),
+            (f"{key}'s weights", "parallel.teacher=sharded", plan.sharding.ranks > 1 and not plan.sharding.teacher),
+            (f"{key}'s weights", f"{key}.device=cuda:1", cuda and section.device is None and plan.sharding.ranks == 1),
             (f"{key}'s vLLM engine", "a smaller scoring.engine.gpu_memory, or scoring=vllm_server", True),
             (f"{key}'s pass", "a smaller scoring.batch_tokens", hf),
         ]

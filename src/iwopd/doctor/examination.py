@@ -3,12 +3,14 @@
 from iwopd.config import Config
 from iwopd.doctor import environment, estimate, prompts, tokenizers
 from iwopd.doctor.costs import costs
+from iwopd.doctor.elsewhere import elsewhere
 from iwopd.doctor.findings import Report, Section
 from iwopd.doctor.lengths import lengths
 from iwopd.doctor.live import Models, live_check
 from iwopd.doctor.machine import Machine, machine_for
 from iwopd.doctor.models import Scorer, student_model, teacher_model
 from iwopd.doctor.plan import Plan
+from iwopd.doctor.sharding import sharding
 from iwopd.doctor.sources import model_sources
 from iwopd.machine import host
 from iwopd.runs.console import Display
@@ -32,6 +34,7 @@ class Examination:
         """Versions, GPUs, and what the config says."""
         environment.versions(self.config, self.report.section("Versions"))
         environment.gpus(self.config, self.machine, self.report.section("Where it would run"))
+        environment.processes(self.config, self.machine, self.report.sections[-1])
         settings = self.report.section("What it would do")
         estimate.summarize(self.config, settings)
         self.weighting = self._weighting(settings)
@@ -62,7 +65,7 @@ class Examination:
             self.report.sections.append(section)
             return
         with section.guarded():
-            estimate.memory_section(self.made, self.made.places(), self.report)
+            estimate.memory_section(self.made, [*self.made.places(), *elsewhere(self.made)], self.report)
         environment.disk(self.config, self.made, self.report.section("Disk"))
         with section.guarded():
             estimate.cost_section(self.made, costs(self.made, self.found.problems), self.report)
@@ -84,6 +87,7 @@ class Examination:
         if any(source.config is None for source in (self.student, *self.scorers)):
             return None
         kind, config = self.machine.kind, self.config
+        shared = sharding(config, self.machine)
         teacher, *further = [
             Scorer(source.name, source.section, teacher_model(source.name, source.section, source.config, kind))
             for source in self.scorers
@@ -91,11 +95,12 @@ class Examination:
         return Plan(
             config=config,
             machine=self.machine,
-            student=student_model(config, self.student.config, kind),
+            student=student_model(config, self.student.config, kind, gather=shared.gather),
             teacher=teacher.model,
             further=tuple(further),
             lengths=lengths(config, [len(prompt.ids) for prompt in self.found.prompts]),
             window=self.weighting.bounds,
             needs_batch=self.weighting.needs_batch,
             program=program,
+            sharding=shared,
         )

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
 
+from iwopd._compat import FAKE_TENSOR_LOG, DataDependentOutputException, FakeTensorMode
 from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.errors import ModelError, first_line
@@ -216,7 +216,7 @@ class FakeModel:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for what is raised anyway
+        log = logging.getLogger(FAKE_TENSOR_LOG)  # prints a traceback for what is raised anyway
         with warnings.catch_warnings(), _unpacked(), _replaced(log, "disabled", True):
             warnings.simplefilter("ignore")
             yield

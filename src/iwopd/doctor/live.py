@@ -13,6 +13,7 @@ from iwopd.doctor.findings import Section
 from iwopd.doctor.memory import GIB, size
 from iwopd.doctor.plan import Plan
 from iwopd.doctor.sources import Source
+from iwopd.machine import runtime
 from iwopd.models.student import Student
 from iwopd.numerics import WeightInput
 from iwopd.rollout.base import Engine, Sampling
@@ -68,7 +69,8 @@ def skip_reason(config: Config, models: Models, plan: Plan | None) -> str | None
 def _try(
     config: Config, models: Models, weighting: Weighting, log_file: Path, stack: ExitStack, section: Section
 ) -> None:
-    device = assembly.device(config.run.device, config.run.deterministic)
+    runtime.apply()
+    device = assembly.device(config.run.device)
     assert models.student.folder is not None
     prompts = models.prompts[:PROMPTS]
     context = max(len(prompt.ids) for prompt in prompts) + max(TOKENS, config.rollout.max_tokens) + 1

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from iwopd._compat import GROUPED_MM, FakeTensor, TorchDispatchMode, tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -91,7 +90,7 @@ class LiveBytes(TorchDispatchMode):
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """The operator. PyTorch's shape rule of grouped products, which experts use, takes bfloat16 only; any is meant."""
-    if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor):
+    if func.name() == GROUPED_MM and isinstance(args[0], FakeTensor):
         left, right = args[:2]
         offsets = args[2] if len(args) > 2 else kwargs.get("offs")
         match left.dim(), right.dim():

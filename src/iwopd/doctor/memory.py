@@ -1,5 +1,6 @@
 """Memory as sums of named terms, bytes; the arithmetic alone, no model and no config."""
 
+import math
 from dataclasses import dataclass, field
 
 from iwopd.machine.runtime import PRIMITIVE_BYTES, PRIMITIVES
@@ -13,11 +14,13 @@ CUDA_CONTEXT = 1.0 * GIB
 
 @dataclass(frozen=True)
 class Term:
-    """One line of an estimate: what it is, how many bytes, and the arithmetic behind them."""
+    """One line of an estimate: what it is, how many bytes, and the arithmetic behind them; `shards` are the processes
+    that it is divided over."""
 
     what: str
     bytes: float
     how: str = ""
+    shards: int = 1
 
 
 @dataclass
@@ -41,6 +44,14 @@ class Place:
     def total(self) -> float:
         """Bytes of all terms."""
         return sum(term.bytes for term in self.terms)
+
+    def fewest(self, share: float) -> int | None:
+        """Over how many processes what is divided must be, for a `share` of the limit to hold all; None where what is
+        not divided is too much for that."""
+        whole = sum(term.bytes for term in self.terms if term.shards == 1)
+        divided = sum(term.bytes * term.shards for term in self.terms if term.shards > 1)
+        room = share * (self.limit or 0.0) - whole
+        return math.ceil(divided / room) if room > 0 else None
 
 
 def count(number: float) -> str:

@@ -9,6 +9,7 @@ from iwopd.config import Config
 from iwopd.doctor.compute import Shape
 from iwopd.doctor.fake_model import FakeModel
 from iwopd.doctor.memory import BYTES, cache_per_token
+from iwopd.doctor.sharding import Parts
 from iwopd.models.rope import context_limit
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -25,6 +26,7 @@ class Model:
         each: bytes of a weight.
         trained_each: bytes of a trained weight: adapters are float32 whatever the model is.
         computes_in: bytes of a number in its products.
+        parts: what of it is gathered at one time, where several processes share it.
     """
 
     fake: FakeModel
@@ -32,6 +34,7 @@ class Model:
     each: int
     trained_each: int
     computes_in: int
+    parts: Parts
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,16 @@ class Scorer:
     model: Model
 
 
-def student_model(config: Config, model_config: Any, kind: str) -> Model:
-    """The student as it is trained on a device of that kind."""
+def student_model(config: Config, model_config: Any, kind: str, *, gather: str | None = None) -> Model:
+    """The student as it is trained on a device of that kind.
+
+    Args:
+        gather: dtype in which several processes gather its weights; None for their own.
+    """
     section = config.student
     fake = FakeModel(
         model_config,
-        dtype=section.dtype,
+        dtype=gather or section.dtype,
         attention=section.attention,
         device=kind,
         autocast=config.optim.autocast,
@@ -80,7 +87,8 @@ def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Mode
 def _model(name: str, fake: FakeModel, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
     learnt = fake.trained() if trained else []
     shape = shape_of(name, fake.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
-    return Model(fake, shape, BYTES[dtype], learnt[0].itemsize if learnt else BYTES[dtype], BYTES[computed])
+    trained_each = learnt[0].itemsize if learnt and shape.trained < shape.parameters else BYTES[dtype]
+    return Model(fake, shape, BYTES[dtype], trained_each, BYTES[computed], Parts.of(fake.lm))
 
 
 def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Shape:

@@ -1,7 +1,7 @@
 """What each stage of a run keeps in memory, and where: from the config and models without data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iwopd import assembly
@@ -13,6 +13,7 @@ from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
+from iwopd.doctor.sharding import Sharding
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
@@ -33,6 +34,7 @@ class Plan:
         window: the weighting's.
         needs_batch: the student scores the whole batch before the update.
         program: bytes of host memory that Python and its libraries take.
+        sharding: how several processes share the models.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Plan:
     needs_batch: bool
     program: float = 0.0
     further: tuple[Scorer, ...] = ()
+    sharding: Sharding = field(default_factory=Sharding)
 
     @property
     def scorers(self) -> list[Scorer]:
@@ -72,8 +75,9 @@ class Plan:
 
     @property
     def sequences(self) -> int:
-        """Rollouts of one optimiser step."""
-        return self.config.data.batch_size * self.config.rollout.n // self.config.optim.updates_per_batch
+        """Rollouts of one optimiser step, of one process."""
+        whole = self.config.data.batch_size * self.config.rollout.n // self.config.optim.updates_per_batch
+        return self.sharding.share(whole)
 
     @property
     def scores_itself(self) -> bool:
@@ -89,9 +93,9 @@ class Plan:
         return Work(min(rows, max(1, self.sequences)), prompt, start, stop)
 
     def places(self) -> list[Place]:
-        """Every stage, on the student's device and wherever else it needs memory."""
+        """Every stage, where a process of the run trains."""
         stages = {"rollout": self._rollout, "score": self._score, "update": self._update}
-        return [self._place(stage, terms) for stage, terms in stages.items()] + self._elsewhere()
+        return [self._place(stage, terms) for stage, terms in stages.items()]
 
     # ------------------------------------------------------------------------------------------ what is always there
 
@@ -101,16 +105,21 @@ class Plan:
         else:
             base = Term("Python and libraries", self.program, "of this process")
         compiled = [memory.compiled_products()] if self._compiles else []
-        place = Place(stage, self.machine.where, self.machine.memory, [base, *self._resident(stage), *compiled])
+        where, limit = self.machine.where, self.machine.memory
+        if self.sharding.ranks > 1 and self.machine.kind == "cuda":
+            where = f"each of {self.sharding.ranks} GPUs"
+        elif self.sharding.ranks > 1:
+            where, limit = f"host memory, a share for each of {self.sharding.local}", limit / self.sharding.local
+        place = Place(stage, where, limit, [base, *self._resident(stage), *compiled])
         if self.machine.kind == "cpu" and stage != "rollout":
-            place.terms += self._records()
+            place.terms += self.records()
         try:
             place.terms += terms_of()
         except NotEstimatedError as error:
             place.unknown = str(error)
         return place
 
-    def _records(self) -> list[Term]:
+    def records(self) -> list[Term]:
         """What a batch's records keep in host memory of the teacher's distributions."""
         signal, config = self.config.loss.teacher_signal, self.config
         state = max(scorer.model.shape.width * scorer.model.computes_in for scorer in self.scorers)
@@ -129,35 +138,41 @@ class Plan:
         student, config, cuda = self.student, self.config, self.machine.kind == "cuda"
         scoring: Any = config.scoring
         terms = self._student_weights()
-        terms.append(memory.adam(student.shape.trained, student.trained_each))
+        terms.append(self.sharding.part(memory.adam(student.shape.trained, student.trained_each)))
         beside = [scorer for scorer in self.in_transformers if self.device_of(scorer) is None]
-        turns = [_weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
-        terms += [_weights_of(scorer) for scorer in beside if not (scorer.section.offload and cuda)]
+        turns = [weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
+        for scorer in beside:
+            if not (scorer.section.offload and cuda):
+                terms += self.sharding.scorer(weights_of(scorer), scorer.model.parts, scorer.model.each)
         if turns and stage == "score":
             terms.append(max(turns, key=lambda term: term.bytes))  # one after the other
         for scorer in self.in_vllm:
             if not (scorer.section.offload and cuda and stage != "score" and not self._overlaps):
-                terms += self._engine(scoring.engine, scorer.model, f"{scorer.key}'s vLLM engine")
+                terms += self.engine(scoring.engine, scorer.model, f"{scorer.key}'s vLLM engine")
         rollout = config.rollout
         if isinstance(rollout, VllmRolloutConfig) and not (rollout.sleep and cuda and stage != "rollout"):
-            terms += self._engine(rollout.engine, self.student, "student's vLLM engine")
+            terms += self.engine(rollout.engine, self.student, "student's vLLM engine")
         return terms
 
     def _student_weights(self) -> list[Term]:
-        shape, student = self.student.shape, self.student
+        shape, student, part = self.student.shape, self.student, self.sharding.part
         if shape.trained == shape.parameters:
-            return [memory.weights(shape.parameters, student.each, "student's weights")]
+            return [part(memory.weights(shape.parameters, student.each, "student's weights"))]
         frozen = memory.weights(shape.parameters - shape.trained, student.each, "student's weights")
-        return [frozen, memory.weights(shape.trained, student.trained_each, "adapters' weights")]
+        return [part(frozen), part(memory.weights(shape.trained, student.trained_each, "adapters' weights"))]
+
+    def _gathered(self, *, whole: bool = False) -> list[Term]:
+        student = self.student
+        return self.sharding.gathered(student.parts, student.shape.parameters, student.each, whole=whole)
 
     @property
     def _overlaps(self) -> bool:
         return isinstance(self.config.scoring, VllmScoringConfig) and self.config.scoring.overlap
 
-    def _engine(self, engine: Any, model: Model, what: str) -> list[Term]:
+    def engine(self, engine: Any, model: Model, what: str) -> list[Term]:
         """What vLLM takes of the first GPU, or of the host."""
         shape, share = model.shape, engine.tensor_parallel
-        each = memory.BYTES[self._engine_dtype(model)]
+        each = memory.BYTES[self.engine_dtype(model)]
         held = memory.weights(shape.parameters // share, each, f"{what}: weights")
         if self.machine.kind == "cuda" and engine.kv_cache_gib is None:
             return [replace(memory.vllm_share(engine.gpu_memory, self.machine.memory), what=what)]
@@ -179,7 +194,7 @@ class Plan:
         groups += [("scoring", scoring, scorer.model) for scorer in self.in_vllm]
         for key, group, model in groups:
             if isinstance(group, (VllmRolloutConfig, VllmScoringConfig)):
-                engine, each = group.engine, memory.BYTES[self._engine_dtype(model)]
+                engine, each = group.engine, memory.BYTES[self.engine_dtype(model)]
                 held = model.shape.parameters * each / engine.tensor_parallel
                 room = engine.gpu_memory * self.machine.memory - held
                 if engine.kv_cache_gib is not None:
@@ -187,7 +202,7 @@ class Plan:
                 token = model.shape.cache * each / model.computes_in / engine.tensor_parallel
                 yield f"{key}.engine", room, token * self.context
 
-    def _engine_dtype(self, model: Model) -> str:
+    def engine_dtype(self, model: Model) -> str:
         if model is self.student and isinstance(self.config.rollout, VllmRolloutConfig):
             return assembly.engine_dtype(self.config, self.config.rollout.dtype)
         return self.config.teacher.dtype
@@ -206,7 +221,8 @@ class Plan:
             terms += self._prompt_logprobs()
         if not isinstance(rollout, HfRolloutConfig):
             return terms
-        rows = min(rollout.batch_size, self.config.data.batch_size * rollout.n)
+        terms += self._gathered(whole=True)
+        rows = min(rollout.batch_size, self.sharding.share(self.config.data.batch_size * rollout.n))
         response = max(self.lengths.response, self.lengths.evaluated)
         found = self.student.fake.rollout(rows, self.lengths.prompt, response, assembly.sampling(rollout))
         held = memory.kv_cache(rows, self.lengths.prompt + response - 1, 0)
@@ -217,15 +233,16 @@ class Plan:
 
     def _score(self) -> list[Term]:
         """The largest of what happens one after the other: passes of teachers and base, and of the student itself."""
-        passes = [self._pass(scorer) for scorer in self.in_transformers if self.device_of(scorer) is None]
+        passes = [self.pass_of(scorer) for scorer in self.in_transformers if self.device_of(scorer) is None]
         if self.in_vllm:
             passes += self._prompt_logprobs()
         if self.scores_itself:
             work = self.micro_batch(self.config.optim.micro_batch_tokens)
             passes.append(_working(self.student.fake.score(work), work, "student's pass"))
-        return [max(passes, key=lambda term: term.bytes)] if passes else []
+        largest = [max(passes, key=lambda term: term.bytes)] if passes else []
+        return largest + (self._gathered() if self.scores_itself else [])
 
-    def _pass(self, scorer: Scorer) -> Term:
+    def pass_of(self, scorer: Scorer) -> Term:
         scoring = self.config.scoring
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
         work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
@@ -240,7 +257,11 @@ class Plan:
     def _update(self) -> list[Term]:
         """The larger of the first micro-batch, which has no gradients beside it yet, and the largest after it."""
         work = self.micro_batch(self.config.optim.micro_batch_tokens)
-        whole = memory.gradients(self.student.shape.trained, self.student.trained_each)
+        student, sharding = self.student, self.sharding
+        whole = sharding.part(memory.gradients(student.shape.trained, student.trained_each))
+        if sharding.ranks > 1:
+            passing = [*self._gathered(), *sharding.reducing(student.parts, student.trained_each)]
+            return [whole, *passing, *self._micro_batch_terms(work, first=False)]
         rest = min(work.rows, self.sequences - work.rows)
         candidates = [[whole]]  # the optimiser's step: all gradients, and no activations
         if rest > 0:
@@ -257,40 +278,8 @@ class Plan:
         grown = Term("gradients", found.gradients, "those that backward has made by then")
         return [grown, *_activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
 
-    def _elsewhere(self) -> list[Place]:
-        """Host memory beside GPUs, and further GPUs of engines that are split over several."""
-        config, machine, places = self.config, self.machine, list[Place]()
-        if machine.kind != "cuda":
-            return places
-        host = Place(
-            "all stages", "host memory", machine.host, [Term("Python and libraries", self.program, "of this process")]
-        )
-        host.terms += self._records()
-        for scorer in (*self.in_transformers, *self.in_vllm):
-            if scorer.section.offload or scorer.section.device == "cpu":
-                host.terms.append(_weights_of(scorer))
-        if isinstance(config.rollout, VllmRolloutConfig) and config.rollout.sleep:
-            each = memory.BYTES[self._engine_dtype(self.student)]
-            host.terms.append(memory.weights(self.student.shape.parameters, each, "student's engine, asleep"))
-        places.append(host)
-        for scorer in self.in_transformers:
-            device = self.device_of(scorer)
-            if device is not None and device != "cpu":
-                context = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
-                terms = [context, _weights_of(scorer), self._pass(scorer)]
-                places.append(Place("score", f"GPU {device.removeprefix('cuda:')}", machine.memory, terms))
-        groups: list[tuple[str, Any, Model]] = [("rollout", config.rollout, self.student)]
-        groups += [("score", config.scoring, scorer.model) for scorer in self.in_vllm]
-        for stage, group, model in groups:
-            if isinstance(group, (VllmRolloutConfig, VllmScoringConfig)) and group.engine.tensor_parallel > 1:
-                context = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
-                where = f"GPUs 1 to {group.engine.tensor_parallel - 1}"
-                terms = [context, *self._engine(group.engine, model, "vLLM engine")]
-                places.append(Place(stage, where, machine.memory, terms))
-        return places
 
-
-def _weights_of(scorer: Scorer) -> Term:
+def weights_of(scorer: Scorer) -> Term:
     return memory.weights(scorer.model.shape.parameters, scorer.model.each, f"{scorer.key}'s weights")
 
 

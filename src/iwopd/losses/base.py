@@ -104,6 +104,11 @@ class Loss:
         kind = cast(SignalKind, self.own_signal if self.signal == "auto" else self.signal)
         return Signal(kind, self.top_k if kind == "top_k" else 0)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a single token can weigh no more than some bound: a sampled log-prob has none below."""
+        return self.signal != "sampled"
+
     def needs_student_first(self, updates: int) -> bool:
         """Whether the student's log-probs must be recorded before the first of `updates` optimiser steps on a batch:
         A_t and the ratio are to the policy that all of them start from."""

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,15 @@ def cores() -> int:
 def has_gpu() -> bool:
     """True where a driver of NVIDIA's or AMD's is loaded, as far as can be seen without torch."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
+def gpus() -> int | None:
+    """NVIDIA GPUs that this process may use, as far as can be seen without torch; None where that is not known."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        chosen = [each.strip() for each in visible.split(",")]
+        return len(list(takewhile(lambda each: each not in ("", "-1"), chosen)))
+    return len([entry for entry in Path("/dev").glob("nvidia*") if entry.name[6:].isdecimal()]) or None
 
 
 def resident_bytes() -> int:

@@ -1,7 +1,8 @@
-"""What the program sets for its whole process before torch loads: threads, how they wait, caches, malloc, and that
-libraries report to nobody.
+"""All that the program sets for its whole process: environment variables, threads and how they wait, caches, malloc,
+deterministic kernels. Nothing else sets any of it.
 
-What the user has set stands. What was chosen is said in the log; about.json keeps the number of threads, because sums
+`before_hydra` comes first, `prepare` once the config is known and torch is not loaded, `apply` once it is. What the
+user has set stays. What was chosen is in the log and in about.json, which keeps the number of threads too, because sums
 over another number of them are rounded otherwise.
 """
 
@@ -10,11 +11,11 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iwopd.config import Config, VllmServerScoringConfig
+from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServerScoringConfig
 from iwopd.machine import host
 from iwopd.toy import is_toy
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 # In the environment of processes that this program starts:
 CHOSEN = "IWOPD_RUNTIME"  # the variables that it chose for itself; its children choose anew
 WORKERS = "IWOPD_WORKERS"  # how many training processes share the machine, the child one of them
+RANKS = "LOCAL_WORLD_SIZE"  # the same, of those that torchrun or srun started
 
 # oneDNN compiles a primitive for every shape of a product and keeps it, in PyTorch's cache and in its own, by default
 # 1,024 in each. Those of one pass must find room (about 20); a new one takes about a millisecond.
@@ -42,6 +44,16 @@ NO_TELEMETRY = {
     "WANDB_ERROR_REPORTING": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# Hydra prints an error over several lines unless asked to raise it; the program makes one line of it.
+HYDRA = {"HYDRA_FULL_ERROR": "1"}
+# Read by vLLM when it is imported or started, for engines in this process.
+VLLM = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: weights are handed over as they are
+    "VLLM_CONFIGURE_LOGGING": "0",  # its log goes to a file, see `iwopd.vllm.in_process`
+    "TOKENIZERS_PARALLELISM": "false",
+}
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS may choose another sum at every run
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 OTHER_WAITS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # the user's, which would contradict it
 SMALL = 10_000_000  # parameters: products of smaller models are over before a second thread has begun
 MMAP_BYTES = 2**22  # blocks of so many bytes go back to the system when they are freed
@@ -56,6 +68,7 @@ class Runtime:
         cores: that this process may use.
         workers: processes that share them.
         variables: set by the program, not by the user.
+        deterministic: only kernels that give the same bits at every run; on a GPU.
         notes: what should be said about it.
     """
 
@@ -63,16 +76,25 @@ class Runtime:
     cores: int = 1
     workers: int = 1
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    deterministic: bool = False
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         shared = f", shared by {self.workers} processes" if self.workers > 1 else ""
         set_here = ", ".join(f"{name}={value}" for name, value in self.variables.items())
         threads = "threads as torch chooses" if self.threads is None else _count(self.threads, "thread")
-        return f"{threads} on {_count(self.cores, 'core')}{shared}" + (f"; set: {set_here}" if set_here else "")
+        kernels = "; deterministic kernels" if self.deterministic else ""
+        where = f"{threads} on {_count(self.cores, 'core')}{shared}{kernels}"
+        return f"{where}; set: {set_here}" if set_here else where
 
 
 current = Runtime()
+
+
+def before_hydra() -> None:
+    """Set what Hydra reads before there is a config."""
+    for name, value in HYDRA.items():
+        os.environ.setdefault(name, value)
 
 
 def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
@@ -88,23 +110,45 @@ def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
     variables = {name: value for name, value in CACHES.items() if name not in given}
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in given):
         host.map_blocks_above(MMAP_BYTES)
-    cores, sharing = host.cores(), workers or _whole(given.get(WORKERS)) or 1
+    cores, sharing = host.cores(), workers or _whole(given.get(WORKERS)) or _whole(given.get(RANKS)) or 1
     threads, notes = None, ()
-    if config.run.device == "cpu" or not host.has_gpu():
+    gpu = config.run.device != "cpu" and host.has_gpu()
+    chosen = NO_TELEMETRY
+    if isinstance(config.rollout, VllmRolloutConfig) or isinstance(config.scoring, VllmScoringConfig):
+        chosen = chosen | VLLM
+    if gpu and config.run.deterministic:
+        chosen = chosen | DETERMINISTIC
+    variables |= {name: value for name, value in chosen.items() if name not in given}
+    if not gpu:
         threads, notes = _threads(config, verb, _whole(given.get("OMP_NUM_THREADS")), max(1, cores // sharing), sharing)
         if given.get("OMP_NUM_THREADS") != str(threads):
             variables["OMP_NUM_THREADS"] = str(threads)
         if not given.keys() & {*WAIT, *OTHER_WAITS}:
             variables |= WAIT
-    for name, value in NO_TELEMETRY.items():
-        os.environ.setdefault(name, value)
     os.environ.update(variables)
     os.environ[CHOSEN] = ",".join(variables)
     torch: Any = sys.modules.get("torch")  # not imported here: all this must come before
     if torch is not None and threads is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    current = Runtime(threads, cores, sharing, variables, notes)
+    current = Runtime(threads, cores, sharing, variables, gpu and config.run.deterministic, notes)
     return current
+
+
+def apply() -> None:
+    """Set what can only be set once torch is loaded; to be called before a model is."""
+    if current.deterministic:
+        torch: Any = sys.modules["torch"]
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def go_offline() -> None:
+    """From here on nothing is asked of the Hugging Face hub, which cannot be reached: its cache serves."""
+    global current
+    os.environ.update(OFFLINE)
+    if (constants := sys.modules.get("huggingface_hub.constants")) is not None:  # which reads the variable on import
+        constants.HF_HUB_OFFLINE = True  # pyright: ignore[reportAttributeAccessIssue]
+    current = replace(current, variables={**current.variables, **OFFLINE})
 
 
 def report() -> None:

@@ -29,7 +29,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def adapter_dropouts(model: nn.Module) -> list[nn.Module]:
+def adapter_dropouts(model: nn.Module) -> list[nn.Dropout]:
     """The dropout of adapters (`student.lora.dropout`), the one kind that training applies."""
     holders = (getattr(module, "lora_dropout", None) for module in model.modules())
     found = [each for holder in holders if isinstance(holder, nn.ModuleDict) for each in holder.values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iwopd.errors import IwopdError, ModelError, first_line, loading_error
@@ -68,7 +68,7 @@ def load_pretrained(
     return model.to(device)
 
 
-def keep_attention_cap(model: Any, attention: str) -> None:
+def keep_attention_cap(model: PreTrainedModel, attention: str) -> None:
     """With `attention` auto, eager attention where the architecture caps attention's logits (Gemma 2): transformers'
     sdpa leaves the cap out, and says nothing."""
     if attention == "auto" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
@@ -115,14 +115,14 @@ class LanguageModel(nn.Module):
         return self.model.device
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> nn.Module:
         """What makes hidden states: the model without its head."""
         model: Any = self.model
         places = (model.base_model, model.get_decoder(), getattr(model, "model", None))  # the last is Llama 4's
         return next((place for place in places if place is not None and place is not model), model)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """Of the text model: one that also sees or hears keeps it in a part of its own."""
         return self.model.config.get_text_config(decoder=True)
 
@@ -132,9 +132,9 @@ class LanguageModel(nn.Module):
         return self.output_embeddings.weight.shape[0]
 
     @property
-    def output_embeddings(self) -> Any:
+    def output_embeddings(self) -> nn.Linear:
         """The head's matrix as a module; the one of the input where the two are tied."""
-        return self.model.get_output_embeddings()
+        return self.model.get_output_embeddings()  # pyright: ignore[reportReturnType]  every causal model has one
 
     @property
     def chunk(self) -> int:

@@ -7,10 +7,10 @@ are tried against the architecture's own forward pass, and the first that gives 
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
@@ -35,7 +35,7 @@ class Logits:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
-def candidates(config: Any) -> list[Logits]:
+def candidates(config: PreTrainedConfig) -> list[Logits]:
     """What a config may mean, likeliest first: everything it names, then less of it; at last nothing.
 
     Values that are no numbers (MPT's `logit_scale` is null, or a word) stand for nothing.
@@ -48,6 +48,6 @@ def candidates(config: Any) -> list[Logits]:
     return [Logits(scale, cap) for scale, cap in itertools.product(scales, caps)]
 
 
-def _number(config: Any, name: str) -> float | None:
+def _number(config: PreTrainedConfig, name: str) -> float | None:
     value = getattr(config, name, None)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iwopd.errors import ModelError
 
 
-def parameters_by_batch(config: Any) -> dict[str | None, dict[str, Any]]:
+def parameters_by_batch(config: PreTrainedConfig) -> dict[str | None, dict[str, Any]]:
     """The rope parameters whose frequencies depend on the batch, by layer type; None for a model that has one kind."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = {name: value for name, value in found.items() if isinstance(value, dict)}
@@ -30,7 +31,7 @@ def _kind(parameters: dict[str, Any]) -> str:
     return "longrope" if kind == "su" else "dynamic" if "dynamic" in kind else kind
 
 
-def threshold(config: Any, parameters: dict[str, Any]) -> int:
+def threshold(config: PreTrainedConfig, parameters: dict[str, Any]) -> int:
     """Tokens up to which the frequencies are those of a short text."""
     if _kind(parameters) == "dynamic":
         return config.max_position_embeddings
@@ -39,7 +40,7 @@ def threshold(config: Any, parameters: dict[str, Any]) -> int:
     )
 
 
-def context_limit(config: Any) -> int | None:
+def context_limit(config: PreTrainedConfig) -> int | None:
     """Tokens a model can attend to; None where its config sets no limit. `dynamic` stretches it by its factor."""
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:  # XLNet says -1
@@ -48,7 +49,7 @@ def context_limit(config: Any) -> int | None:
     return int(limit * min(factors, default=1))
 
 
-def pin(model: Any, context: int, said: str) -> None:
+def pin(model: PreTrainedModel, context: int, said: str) -> None:
     """Have every pass of `model` use the frequencies of a sequence of `context` tokens.
 
     Args:
@@ -85,7 +86,7 @@ def _pinned(forward: Callable[..., Any], context: int) -> Callable[..., Any]:
     accepted = signature(forward)
 
     @wraps(forward)
-    def pinned(*args: Any, **kwargs: Any) -> Any:
+    def pinned(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
         given = accepted.bind(*args, **kwargs)
         positions: Tensor = given.arguments["position_ids"]
         last = positions.new_full((*positions.shape[:-1], 1), context - 1)
@@ -96,7 +97,7 @@ def _pinned(forward: Callable[..., Any], context: int) -> Callable[..., Any]:
     return pinned
 
 
-def vllm_overrides(config: Any, context: int) -> dict[str, Any]:
+def vllm_overrides(config: PreTrainedConfig, context: int) -> dict[str, Any]:
     """vLLM's `hf_overrides` for the frequencies that `pin` gives; empty where they do not depend on the batch.
 
     vLLM's `longrope` chooses by its own longest sequence, and takes no attention factor; its `dynamic` never changes.
@@ -109,7 +110,7 @@ def vllm_overrides(config: Any, context: int) -> dict[str, Any]:
     return {"rope_parameters": whole, "max_position_embeddings": reached}
 
 
-def _overridden(config: Any, context: int) -> Iterator[tuple[str | None, dict[str, Any]]]:
+def _overridden(config: PreTrainedConfig, context: int) -> Iterator[tuple[str | None, dict[str, Any]]]:
     for layer_type, parameters in parameters_by_batch(config).items():
         kind = _kind(parameters)
         kept = {name: value for name, value in parameters.items() if name not in ("type", "factor", "attention_factor")}
@@ -127,7 +128,7 @@ def _overridden(config: Any, context: int) -> Iterator[tuple[str | None, dict[st
         yield layer_type, kept | {"rope_type": "longrope"} | same
 
 
-def server_problem(config: Any, context: int, served: int | None) -> str | None:
+def server_problem(config: PreTrainedConfig, context: int, served: int | None) -> str | None:
     """Why a vLLM server that was started for `served` tokens computes other frequencies; None where it does not."""
     for parameters in parameters_by_batch(config).values():
         kind, limit = _kind(parameters), threshold(config, parameters)

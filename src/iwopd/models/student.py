@@ -1,18 +1,26 @@
 """The model under training: its weights, AdamW, and what a checkpoint holds of them."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
+from iwopd._compat import revert_weight_conversion
 from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.saved import check_adapters, check_model
+from iwopd.models.saved import check_adapters, check_model, load_optimizer, save_optimizer, save_weights
+from iwopd.models.sharding import whole
+from iwopd.parallel import world
+from iwopd.types import Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class Student:
@@ -23,6 +31,7 @@ class Student:
         settings: of the optimiser.
         micro_batch_tokens: tokens per forward and backward; halved when memory runs out, and kept in checkpoints.
         adapters: the peft model around it, where LoRA is used.
+        reshard: free gathered weights of a sharded model between forward and backward.
 
     Attributes:
         updates: optimiser steps taken.
@@ -34,8 +43,10 @@ class Student:
         language_model: LanguageModel,
         settings: OptimConfig,
         micro_batch_tokens: int = 32768,
-        adapters: Any | None = None,
+        adapters: "PeftModel | None" = None,
+        reshard: bool = True,
     ):
+        self.reshard = reshard
         self.lm = language_model
         self.settings = settings
         self.micro_batch_tokens = micro_batch_tokens
@@ -73,9 +84,10 @@ class Student:
         for grad in grads:
             grad.div_(max(denominator, 1.0))
         norm = nn.utils.get_total_norm(grads)
-        if not norm.isfinite():
+        size = whole(norm).item()
+        if not isfinite(size):
             raise NonFiniteError(
-                f"the gradient norm is {norm.item()}; no step was taken: lower optim.lr, or look at train/grad_norm"
+                f"the gradient norm is {size}; no step was taken: lower optim.lr, or look at train/grad_norm"
             )
         if self.settings.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(list(self.parameters()), self.settings.grad_clip, norm)
@@ -83,7 +95,7 @@ class Student:
             group["lr"] = self.current_lr
         self.optimizer.step()
         self.updates += 1
-        return norm.item()
+        return size
 
     def clear_gradients(self) -> None:
         """Free them."""
@@ -95,56 +107,59 @@ class Student:
         return self.schedule(self.updates)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All weights under their names in HF checkpoints, detached; adapters are merged into copies of theirs.
+        """All weights under their names in HF checkpoints, detached and whole, one after the other; adapters are merged
+        into copies of theirs. All processes go through them together: each may be gathered from all.
 
         Tied weights come once; buffers that are saved, such as a router's corrections, come too.
         """
-        if self.adapters is None:
-            weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        else:
-            weights = dict(_merged_weights(self.model))
         saved = self.model.state_dict().keys()
-        weights |= {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
-        yield from revert_weight_conversion(self.model, weights).items()
+        named = self.model.named_parameters() if self.adapters is None else _merged_weights(self.model)
+        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in saved)
+        for name, weight in chain(named, buffers):
+            yield from revert_weight_conversion(self.model, {name: whole(weight.detach())}).items()
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
+    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Model (or adapters) and tokenizer in HF format, and the optimiser's state, into an existing `folder`.
 
         Raises:
             ModelError: what was written does not load.
         """
-        (self.adapters or self.model).save_pretrained(folder / "model")
         if self.adapters is None:
-            check_model(folder / "model", type(self.model))
+            self.export(folder / "model", tokenizer)
         else:
-            check_adapters(folder / "model", self.adapters)
-        tokenizer.save_pretrained(folder / "model")
-        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
+            self._save_adapters(folder / "model", tokenizer)
+        save_optimizer(self.model, self.optimizer, self.updates, folder / "optimizer")
+
+    def _save_adapters(self, folder: Path, tokenizer: Tokenizer) -> None:
+        adapters: Any = self.adapters
+        state = {name: whole(value) for name, value in adapters.state_dict().items() if "lora_" in name}
+
+        def write() -> None:
+            adapters.save_pretrained(folder, state_dict=state)
+            check_adapters(folder, adapters)
+            tokenizer.save_pretrained(folder)
+
+        world().alone(write)
 
     def load_optimizer(self, folder: Path) -> None:
         """Take the optimiser's state from a checkpoint; the weights were loaded when the model was built."""
-        state = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
+        self.updates = load_optimizer(self.model, self.optimizer, folder / "optimizer")
 
-    def export(self, folder: Path, tokenizer: Any) -> None:
-        """A plain HF folder. Adapters are merged for it and taken out again, to rounding: it is the end of a run.
+    def export(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """A plain HF folder, adapters merged, written as the weights come: nobody holds them all.
 
         Raises:
             ModelError: what was written does not load.
         """
-        model: Any = self.model
-        if self.adapters is not None:
-            self.adapters.merge_adapter()
-            model = self.adapters.get_base_model()
-        try:
-            state = _without_adapters(model) if self.adapters is not None else None
-            model.save_pretrained(folder, state_dict=state)
+        model: Any = self.model if self.adapters is None else self.adapters.get_base_model()
+
+        def write_rest() -> None:
+            model.save_pretrained(folder, state_dict={})  # all but the weights
             check_model(folder, type(model))
             tokenizer.save_pretrained(folder)
-        finally:
-            if self.adapters is not None:
-                self.adapters.unmerge_adapter()
+
+        save_weights(self.named_weights(), folder)
+        world().alone(write_rest)
 
 
 @torch.no_grad()
@@ -155,15 +170,11 @@ def _merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if "lora_" in name:
             continue
         holder, _, last = name.rpartition(".")
-        merged = parameter.detach()
+        merged = whole(parameter.detach())
         while holder.endswith(".base_layer"):  # fused experts have two adapted parameters, and so two wrappers
             holder = holder.removesuffix(".base_layer")
             layer: Any = model.get_submodule(holder)
             if last == getattr(layer, "parameter_name", "weight"):
                 for adapter in layer.active_adapters:
-                    merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
+                    merged = merged + whole(layer.get_delta_weight(adapter)).to(merged.dtype)
         yield name.replace(".base_layer", ""), merged
-
-
-def _without_adapters(model: nn.Module) -> dict[str, Any]:
-    return {name.replace(".base_layer", ""): value for name, value in model.state_dict().items() if "lora_" not in name}

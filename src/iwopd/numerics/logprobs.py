@@ -100,20 +100,23 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden, weight, targets, normalizers = ctx.saved_tensors
         states, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # Sums of many chunks: in bfloat16 their rounding would be a hundredth of the gradient.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         buffer = normalizers.new_empty(min(ctx.chunk, len(hidden)), len(weight))
         for part in _parts(len(hidden), ctx.chunk):
             scale = gradient[part, None]
             slope = _logits(states[part], matrix, buffer).sub_(normalizers[part, None]).exp_().mul_(-scale)
             slope = slope.scatter_add_(-1, targets[part, None], scale).to(ctx.dtype)
             hidden_gradient[part] = (slope @ matrix).to(hidden.dtype)
-            if weight_gradient is not None and weight.dtype == ctx.dtype:
+            if weight_gradient is not None and wide == ctx.dtype:
                 weight_gradient.addmm_(slope.T, states[part])
             elif weight_gradient is not None:
                 # Some rows at a time: a CPU adds numbers of another dtype by way of a copy.
                 rows = max(1, COPIED // weight.shape[1])
                 for sums, slopes in zip(weight_gradient.split(rows), slope.T.split(rows), strict=True):
                     sums += slopes @ states[part]
+        weight_gradient = None if weight_gradient is None else weight_gradient.to(weight.dtype)
         return hidden_gradient, weight_gradient, None, None, None
 
 

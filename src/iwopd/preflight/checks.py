@@ -10,6 +10,7 @@ from iwopd.preflight.graders import check_graders, check_reward
 from iwopd.preflight.packages import check_packages
 from iwopd.preflight.paths import check_path, scorer_sections
 from iwopd.preflight.problems import benchmark_rows, training_rows
+from iwopd.preflight.processes import check_processes
 
 
 @dataclass
@@ -55,8 +56,13 @@ def benchmarks(config: Config, found: Checked) -> None:
     found.benchmarks = benchmark_rows(config.eval) if config.eval.benchmarks else {}
 
 
+def processes(config: Config, found: Checked) -> None:
+    """How many train, and who started them."""
+    check_processes(config)
+
+
 # Within a group no check depends on another; what a user waits for, files of any size, comes last.
-CHECKS: tuple[Sequence[Check], ...] = ((packages, student, scorers, graders), (data, benchmarks))
+CHECKS: tuple[Sequence[Check], ...] = ((processes,), (packages, student, scorers, graders), (data, benchmarks))
 
 
 def check_inputs(config: Config) -> Checked:

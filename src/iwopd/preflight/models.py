@@ -7,6 +7,7 @@ from typing import Any
 
 from iwopd.config.names import checkpoint_folders, checkpoint_step
 from iwopd.errors import ModelError
+from iwopd.types import Tokenizer
 
 # What PyTorch's format of before version 1.6 begins with: its magic number, pickled.
 OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -130,7 +131,9 @@ def _weights_problem(file: Path) -> str | None:
     return None if size == wanted else f"is cut short or damaged: {size} of {wanted} bytes"
 
 
-def check_tokenizers(student: Any, teacher: Any, student_path: str, teacher_path: str, key: str = "teacher") -> None:
+def check_tokenizers(
+    student: Tokenizer, teacher: Tokenizer, student_path: str, teacher_path: str, key: str = "teacher"
+) -> None:
     """Student and teacher must give the same tokens the same ids: they score the same ids.
 
     Args:

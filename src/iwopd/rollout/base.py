@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from iwopd.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from iwopd.vllm.transfer import WeightSource
 
 Finished = Callable[[Rollout], None]
 
@@ -83,7 +86,7 @@ class Engine(Protocol):
         """
         ...
 
-    def sync_weights(self, student: Any, version: int) -> None:
+    def sync_weights(self, student: "WeightSource", version: int) -> None:
         """Take over the student's weights after `version` optimisation steps."""
         ...
 

@@ -1,7 +1,6 @@
 """An engine without a model, for tests of the code around engines, ours and users'."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy
 
@@ -57,7 +56,7 @@ class FakeEngine(Engine):
         progress(len(made), len(made), tokens, tokens)
         return made
 
-    def sync_weights(self, student: Any, version: int) -> None:
+    def sync_weights(self, student: object, version: int) -> None:
         """Remember the version."""
         self.version = version
 

@@ -161,7 +161,12 @@ class HfEngine(Engine):
         return self._records(requests, tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
 
     def _records(
-        self, requests: list[tuple[Prompt, int]], tokens: Tensor, logprobs: Tensor, lengths: Any, stopped: Any
+        self,
+        requests: list[tuple[Prompt, int]],
+        tokens: Tensor,
+        logprobs: Tensor,
+        lengths: Sequence[int],
+        stopped: Sequence[bool],
     ) -> list[Rollout]:
         made = [
             Rollout(
@@ -235,7 +240,7 @@ class HfEngine(Engine):
         sampled = torch.from_numpy(numpy.concatenate([rollout.sampler_logprobs for rollout in rollouts]))
         return (sampled - together).abs(), (together - alone).abs()
 
-    def sync_weights(self, student: Any, version: int) -> None:
+    def sync_weights(self, student: object, version: int) -> None:
         """Nothing to copy: the engine samples from the student's own weights."""
         self.version = version
 

@@ -1,7 +1,7 @@
 """Sampling with vLLM in the training process; the student's weights are handed over from memory to memory."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.rollout.records import Answer, make_rollout
@@ -10,6 +10,9 @@ from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.in_process import InProcess
 from iwopd.vllm.transfer import WeightSource
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 # The worker extension that takes weights over, by name: workers may be processes of their own.
 WORKER = "iwopd.vllm.worker.StudentWeights"
@@ -80,7 +83,7 @@ class VllmEngine(Engine):
         )
         return [rollouts[place] for place in range(len(requests))]
 
-    def _params(self, sampling: Sampling, seed: int) -> Any:
+    def _params(self, sampling: Sampling, seed: int) -> "SamplingParams":
         from vllm import SamplingParams
 
         return SamplingParams(

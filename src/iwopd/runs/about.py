@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd.machine import runtime
+from iwopd.parallel import processes
 from iwopd.redact import clean
 
 FILE = "about.json"
@@ -55,6 +56,9 @@ def session() -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "threads": runtime.current.threads,
+        "processes": processes(),
+        "deterministic": runtime.current.deterministic,
+        "environment": dict(runtime.current.variables),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},
     }
 

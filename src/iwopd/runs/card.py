@@ -53,7 +53,7 @@ def write_card(folder: Path, run: Path, config: Config, *, steps: int, tokens: i
 # ---------------------------------------------------------------------------------------------- front matter
 
 
-def _front_matter(config: Config, results: dict[str, list[dict[str, Any]]]) -> Any:
+def _front_matter(config: Config, results: dict[str, list[dict[str, Any]]]) -> ModelCardData:
     evaluated = [
         EvalResult(
             task_type="text-generation",
@@ -78,7 +78,7 @@ def _front_matter(config: Config, results: dict[str, list[dict[str, Any]]]) -> A
     )
 
 
-def _hub_datasets(node: Any) -> Iterator[str]:
+def _hub_datasets(node: object) -> Iterator[str]:
     if isinstance(node, Mapping):
         path = node.get("path")
         if isinstance(path, str) and hub_name(path):
@@ -165,7 +165,7 @@ def _settings(config: Config, steps: int, tokens: int) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
-def _paths(node: Any) -> Iterator[str]:
+def _paths(node: object) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(node.get("path"), str):
             yield node["path"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from iwopd.config.names import checkpoint_folders, checkpoint_name, checkpoint_step
 from iwopd.errors import ModelError, RunFolderError, first_line
+from iwopd.parallel import world
 from iwopd.runs.files import DRAFT, FULL, flush, write_whole
 from iwopd.runs.manifest import ID_FILE, damage, read_manifest, run_id, seal
 
@@ -55,7 +56,7 @@ class Checkpoints:
         target = self.folder / checkpoint_name(step)
         self._publish(target, write, step)
         if keep:
-            self._prune(step, keep)
+            world().alone(lambda: self._prune(step, keep))
 
     def save_final(self, write: Callable[[Path], None], step: int) -> None:
         """Have `write` fill final/ with the model of that step, in place of one that is there.
@@ -63,7 +64,7 @@ class Checkpoints:
         Raises:
             RunFolderError: it could not be written, or final/ is not this run's.
         """
-        self.check_final()
+        world().alone(self.check_final)
         self._publish(self.final, write, step)
 
     def check_final(self) -> None:
@@ -151,20 +152,12 @@ class Checkpoints:
         return True
 
     def _publish(self, target: Path, write: Callable[[Path], None], step: int) -> None:
+        """All processes write their parts of what the leader begins and finishes."""
         draft = target.with_name(f".draft-{self.id}-{target.name}")
-        shutil.rmtree(draft, ignore_errors=True)
         try:
-            draft.mkdir(parents=True)
-            write(draft)
-            seal(draft, self.id, step)
-            if target.exists() and self._marked(target):
-                _remove(target, self.id)
-            elif target.exists():
-                _set_aside(target)
-            draft.rename(target)
-            flush(target.parent)
-            flush(self.run)
-            self._whole.add(target)
+            world().alone(lambda: _begin(draft))
+            world().together(lambda: write(draft))
+            world().alone(lambda: self._finish(draft, target, step))
         except ModelError as error:  # what was written does not load: no matter of the disk
             raise ModelError(f"{target}: {error}; earlier checkpoints are as they were") from error
         except RunFolderError:
@@ -174,7 +167,19 @@ class Checkpoints:
                 raise
             raise RunFolderError(self._not_written(target, error)) from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            if world().leader:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def _finish(self, draft: Path, target: Path, step: int) -> None:
+        seal(draft, self.id, step)
+        if target.exists() and self._marked(target):
+            _remove(target, self.id)
+        elif target.exists():
+            _set_aside(target)
+        draft.rename(target)
+        flush(target.parent)
+        flush(self.run)
+        self._whole.add(target)
 
     def _not_written(self, target: Path, error: Exception) -> str:
         newest = self.newest()
@@ -183,6 +188,11 @@ class Checkpoints:
         known = "make room" if number in FULL else "check the folder and who may write there"
         fix = "make room if the disk is full" if number is None else known
         return f"{target}: cannot be written ({first_line(error)}); {stays}: {fix}, then run.resume=true"
+
+
+def _begin(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
 
 
 def _set_aside(folder: Path) -> None:

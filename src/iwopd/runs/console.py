@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class PlainConsole(Console):
     def __init__(self, **options: Any):
         super().__init__(**{**options, "highlight": False, "markup": False, "emoji": False})
 
-    def print(self, *objects: Any, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """As every console does."""
         super().print(*(clean(each) if isinstance(each, str) else each for each in objects), **options)
 
@@ -45,10 +46,11 @@ class Display:
 
     Args:
         console: where to; standard output by default.
+        shown: false for a process that leaves it to another to say what both do.
     """
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or plain_console()
+    def __init__(self, console: Console | None = None, *, shown: bool = True):
+        self.console = console or (plain_console() if shown else PlainConsole(file=StringIO(), quiet=True))
         self.live = self.console.is_terminal
         self._file: Path | None = None
         self._progress = Progress(

@@ -16,6 +16,7 @@ from typing import Any
 
 from iwopd.config.stored import SCHEMA
 from iwopd.errors import RunFolderError
+from iwopd.parallel import world
 from iwopd.runs import about
 from iwopd.runs.checkpoints import Checkpoints
 from iwopd.runs.files import read_object, write_whole
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.digests`
 # Keys that may differ when a run is resumed: they say where and how often things are written, not what is computed.
 RESUME_MAY_CHANGE = re.compile(
-    r"run\.(dir|name|date|resume|save_every|keep|device|samples)|tracking(\..*)?|eval\.model|(ablate|push|doctor)\..*"
+    r"run\.(dir|name|date|resume|save_every|keep|device|samples|on_collapse)|tracking(\..*)?|eval\.model"
+    r"|(ablate|push|doctor)\..*|parallel(\.(processes|replicate|reshard|teacher|timeout_s|wait_s))?"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
     r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )
@@ -46,7 +48,8 @@ BEGUN = ("metrics.jsonl", "eval", "final", "diagnose.json", "runs")
 
 
 class RunFolder:
-    """One run's folder; hold it open with ``with`` so that nobody else writes into it.
+    """One run's folder; hold it open with ``with`` so that nobody else writes into it. Of several processes the leader
+    reads and writes it, and the others learn what it found.
 
     Args:
         path: the folder; made on entering.
@@ -68,6 +71,7 @@ class RunFolder:
         self.may_differ = may_differ
         self._changed = False
         self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
+        self._entered = False
         self._recorded = False  # this session stands in about.json
         self._moved = False  # inputs are elsewhere now
         self._config_from = self.path / CONFIG
@@ -81,7 +85,7 @@ class RunFolder:
     @property
     def locked(self) -> bool:
         """True while this object keeps others from writing there."""
-        return self.lock.held
+        return self._entered
 
     @property
     def _unused(self) -> bool:
@@ -91,6 +95,9 @@ class RunFolder:
 
     def check(self) -> None:
         """Everything that can be refused without writing; called before anything heavy loads."""
+        world().alone(self._check_all)
+
+    def _check_all(self) -> None:
         try:
             self._check()
         except RunFolderError:
@@ -156,7 +163,7 @@ class RunFolder:
         of_the_run = key == "eval.model" and self.config.get("verb") == "eval"
         return bool(RESUME_MAY_CHANGE.fullmatch(key.removeprefix("environment."))) and not of_the_run
 
-    def _is_place(self, key: str, *paths: Any) -> bool:
+    def _is_place(self, key: str, *paths: object) -> bool:
         """True for a key that says where something is whose contents can be compared; a toy is its name."""
         compared = (
             self.resume and self.saved_inputs() is not None and PLACES.fullmatch(key.removeprefix("environment."))
@@ -176,7 +183,12 @@ class RunFolder:
         return found
 
     def __enter__(self) -> "RunFolder":
-        self.check()
+        world().alone(self._enter)
+        self._entered = True
+        return self
+
+    def _enter(self) -> None:
+        self._check_all()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
@@ -191,7 +203,6 @@ class RunFolder:
         except BaseException:
             self.lock.release()
             raise
-        return self
 
     def _begin(self) -> None:
         """Have there what a run has from its start."""
@@ -225,27 +236,29 @@ class RunFolder:
         write_whole(self.path / name, text)
 
     def __exit__(self, *exception: object) -> None:
-        self.lock.release()
+        self._entered = False
+        if self.lock.held:
+            self.lock.release()
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
         """See `Checkpoints.save`; each has the run's config with it."""
 
         def write_all(folder: Path) -> None:
             write(folder)
-            (folder / CONFIG).write_text(config_text(self.config), encoding="utf-8")
+            world().alone(lambda: (folder / CONFIG).write_text(config_text(self.config), encoding="utf-8"))
 
-        self.lock.check()
+        world().alone(self.lock.check)
         self.checkpoints.save(step, write_all, keep)
 
     def save_final(self, write: Callable[[Path], None], step: int) -> None:
         """See `Checkpoints.save_final`."""
-        self.lock.check()
+        world().alone(self.lock.check)
         self.checkpoints.save_final(write, step)
 
     @property
     def final_step(self) -> int | None:
         """See `Checkpoints`."""
-        return self.checkpoints.final_step
+        return world().alone(lambda: self.checkpoints.final_step)
 
     def saved(self) -> list[Path]:
         """Checkpoints that can be resumed from, oldest first."""
@@ -253,10 +266,10 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """See `Checkpoints.last`."""
-        return self.checkpoints.last()
+        return world().alone(self.checkpoints.last)
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from iwopd.machine import streams
+from iwopd.parallel import world
 
 # Ctrl-C; kill, docker and Kubernetes; a terminal or ssh session that ends; and what Slurm, LSF, PBS and SGE send some
 # time before a job's end, or once its CPU time is spent. All but the first end a process where nobody handles them.
@@ -18,10 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 FOLLOW = "IWOPD_FOLLOW"  # environment: id of the process that this one must not outlive
+LEFT_ALONE = 600.0  # seconds to save and end in, once it has gone
 
 
 def follow_parent() -> None:
-    """If this process is one of a study's, stop as by SIGTERM once the study's process is gone, however it ended."""
+    """If this process is one that another started, as a study's runs are and the ranks of one, stop as by SIGTERM once
+    that one is gone, however it ended; and as by SIGKILL where that takes too long.
+    """
     parent = os.environ.pop(FOLLOW, None)
     if parent is None:
         return
@@ -30,6 +34,8 @@ def follow_parent() -> None:
         while os.getppid() == int(parent):
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEFT_ALONE)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -38,8 +44,18 @@ class Stopped(KeyboardInterrupt):
     """The user, or the cluster, asked to stop; the weights are those of a whole step. `status` is the exit status."""
 
     def __init__(self, number: int):
-        super().__init__()
+        super().__init__(number)
         self.status = 128 + number
+
+
+class Collapsed(Stopped):
+    """Responses stop ending, and `run.on_collapse` says to stop there."""
+
+    STATUS = 3
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.status = self.STATUS
 
 
 class ForcedStop(Stopped):
@@ -50,18 +66,25 @@ class Interrupts:
     """While open, the signals in STOPPING raise `Stopped`: at once, or after a `deferred` block has ended.
 
     So does a reader of standard output that went away, as if by SIGPIPE.
+
+    With several processes, a signal to any of them stops all, at the same place: it is raised by `agree`, or at once
+    within what waits for no other process.
     """
 
     def __init__(self) -> None:
+        self._several = world().size > 1
         self._depth = 0  # of blocks that are carried out whole
         self._pending: int | None = None
-        self._pressed = False  # Ctrl-C, within such a block
+        self._pressed: float | None = None  # when Ctrl-C was, within such a block
         self._reader_gone = False
 
     def __enter__(self) -> "Interrupts":
         handled = [each for each in STOPPING if each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL]
         self._previous = {number: signal.signal(number, self._handle) or signal.SIG_DFL for number in handled}
         streams.when_reader_gone(self._stop_printing)
+        if self._several:
+            self._depth = 1
+            world().stoppable = self._at_once
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -87,10 +110,38 @@ class Interrupts:
             yield
         self._pending = None
 
+    def agree(self) -> None:
+        """A place where all processes stop if one of them was asked to; with one process, nothing.
+
+        Raises:
+            Stopped: with the same status on all.
+        """
+        if not self._several:
+            return
+        asked = [number for number in world().gather(self._pending) if number is not None]
+        if asked:
+            self._pending = None
+            raise Stopped(asked[0])
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Work of this process alone, which a signal ends, unless it is part of what is carried out whole. See
+        `World.stoppable`."""
+        if self._depth > 1:
+            yield
+            return
+        self._depth = 0
+        try:
+            if self._pending is not None:
+                raise Stopped(self._pending)
+            yield
+        finally:
+            self._depth = 1
+
     @contextmanager
     def _whole(self) -> Iterator[None]:
         if not self._depth:
-            self._pressed = False
+            self._pressed = None
         self._depth += 1
         try:
             yield
@@ -101,11 +152,16 @@ class Interrupts:
         if self._reader_gone:
             number, self._reader_gone = signal.SIGPIPE, False
         if not self._depth:
+            self._depth = int(self._several)  # on its way to where all agree, nothing more may end it
             raise Stopped(number)
-        # Schedulers repeat themselves, and tell a study and its runs at the same time; only a person insists.
-        if number == signal.SIGINT and self._pressed:
-            raise ForcedStop(number)
-        self._pressed |= number == signal.SIGINT
+        # Schedulers repeat themselves, and tell a study and its runs at the same time; only a person insists. Each of
+        # several processes may get one Ctrl-C from the terminal and from the launcher.
+        now = time.monotonic()
+        if number == signal.SIGINT and self._pressed is not None:
+            if not self._several or now - self._pressed > 1.0:
+                raise ForcedStop(number)
+        elif number == signal.SIGINT:
+            self._pressed = now
         self._pending = self._pending or number
 
     def _stop_printing(self) -> None:

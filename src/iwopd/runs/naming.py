@@ -4,9 +4,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from iwopd.config import Config
+from iwopd.config import Config, RunConfig
 from iwopd.config.names import name_problem
 from iwopd.errors import ConfigError, RunFolderError
+from iwopd.parallel import world
 from iwopd.runs.saved_config import saved_config
 
 WITH_FOLDER = ("train", "eval", "ablate", "diagnose")  # the verbs that leave something in it
@@ -71,6 +72,11 @@ def _unused(parent: Path, name: str, claim: bool) -> Path:
         except OSError:  # told by the check of the folder, which knows more reasons
             pass
         return folder
+
+
+def agree(run: RunConfig) -> None:
+    """Of several processes, all get the folder, name and date that the leader settled: clocks differ."""
+    run.dir, run.name, run.date = world().alone(lambda: (run.dir, run.name, run.date))
 
 
 def release() -> None:

@@ -53,10 +53,10 @@ def _last_name(found: re.Match[str]) -> str:
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a config's plain values those that PUBLIC names, each as `shown`."""
     found = _public(config, "")
-    return {} if found is HIDDEN else found
+    return found if isinstance(found, dict) else {}
 
 
-def _public(node: Any, key: str) -> Any:
+def _public(node: object, key: str) -> object:
     if isinstance(node, Mapping):
         inner = {name: _public(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
         return {name: value for name, value in inner.items() if value is not HIDDEN} or HIDDEN

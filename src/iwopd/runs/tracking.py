@@ -168,3 +168,16 @@ class Tracker:
         """Close the mirrors."""
         for mirror in self.mirrors:
             mirror.close()
+
+
+class NoTracker:
+    """Of a process whose metrics another one writes: it has the same."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, int] = {}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""

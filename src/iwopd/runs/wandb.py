@@ -8,11 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iwopd.errors import ConfigError
 from iwopd.redact import clean, cleaned, printable
 from iwopd.runs.files import write_whole
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +50,14 @@ class WandbMirror:
             "id": known,
             "resume": "allow" if known else None,
         }
-        self.run: Any = self._start({**given, **settings})
+        self.run = self._start({**given, **settings})
         write_whole(identity, self.run.id)
         # Our own step, not wandb's: a resumed run may write a step again, which wandb's counter would refuse.
         self.run.define_metric("step", hidden=True)
         for group in GROUPS:
             self.run.define_metric(f"{group}/*", step_metric="step")
 
-    def _start(self, given: dict[str, Any]) -> Any:
+    def _start(self, given: dict[str, Any]) -> "Run":
         auto = given["mode"] == "auto"
         if auto:
             given["mode"], why = ("online", "") if self._logged_in() else ("offline", "nobody is logged in")
@@ -67,7 +70,7 @@ class WandbMirror:
                 return self._start_offline(given | {"mode": "offline"}, _reason(error))
             raise _refusal(given, error) from error
 
-    def _start_offline(self, given: dict[str, Any], why: str) -> Any:
+    def _start_offline(self, given: dict[str, Any], why: str) -> "Run":
         try:
             run = self._init(given)
         except Exception as error:
@@ -75,7 +78,7 @@ class WandbMirror:
         log.info("wandb: offline, as %s; upload it later with: wandb sync %s", why, Path(run.dir).parent)
         return run
 
-    def _init(self, given: dict[str, Any]) -> Any:
+    def _init(self, given: dict[str, Any]) -> "Run":
         """wandb keeps the command line; it gets it without secrets."""
         arguments = sys.argv
         sys.argv = [clean(argument) for argument in arguments]

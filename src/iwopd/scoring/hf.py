@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iwopd._compat import onednn_linear
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.readouts import likeliest, logprobs_and_states
+from iwopd.models.sharding import is_sharded
 from iwopd.numerics.logprobs import Head
+from iwopd.parallel import world
+from iwopd.parallel.deal import limit_for
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, as_logprobs
@@ -31,34 +35,53 @@ def in_token_batches(
     device: torch.device,
     function: Callable[[Tokens, Sequence[int]], Sequence[Tensor]],
     progress: Progress = no_progress,
+    *,
+    sharded: bool = False,
 ) -> list[tuple[Tensor, ...]]:
     """Apply `function` (tokens, and which rollouts they are of, to [tokens, ...] tensors) in length-sorted batches; per
     rollout, its share of each.
 
-    Like lengths stand together, so little is computed for padding.
+    Like lengths stand together, so little is computed for padding. Several processes divide the batches, and each gets
+    all results.
+
+    Args:
+        sharded: a pass is one that all processes make together.
+
+    Raises:
+        OutOfMemoryError: what cannot be halved does not fit in the GPU's memory.
     """
     lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
     results: dict[int, tuple[Tensor, ...]] = {}
-    waiting = token_batches(lengths, batch_tokens)[::-1]
-    while waiting:
-        group, columns = waiting.pop(), None
-        tokens = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device)
+
+    def score(group: list[int]) -> None:
+        tokens, columns = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device), None
         try:
             columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens, group)]
         except torch.OutOfMemoryError as error:
-            if len(group) == 1:
+            if len(group) == 1 or sharded:
                 raise OutOfMemoryError(
-                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, does not fit in the GPU's memory; "
-                    "use teacher.dtype=bfloat16, teacher.offload=true or a smaller rollout.max_tokens"
+                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, in a batch of {len(group)} does "
+                    "not fit in the GPU's memory; use teacher.dtype=bfloat16, teacher.offload=true, a smaller "
+                    "scoring.batch_tokens or rollout.max_tokens"
                 ) from error
-        if columns is None:  # the failed pass is gone only now, behind its except block
+        if columns is None:  # the failed pass is gone only now, after its except block
             log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
             torch.cuda.empty_cache()
-            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
-            continue
+            score(group[: len(group) // 2])
+            score(group[len(group) // 2 :])
+            return
         results.update(zip(group, zip(*columns, strict=True), strict=True))
         progress(len(results), len(rollouts), sum(lengths[i] for i in results), sum(lengths))
-    return [results[index] for index in range(len(rollouts))]
+
+    def idle() -> None:
+        if sharded:
+            shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
+            function(collate_tokens([rollouts[shortest]], [windows[shortest]], device=device), [shortest])
+
+    groups = token_batches(lengths, limit_for(batch_tokens, lengths, world().size))
+    world().passes(groups, lengths, score, idle)
+    made = {index: result for part in world().gather(results) for index, result in part.items()}
+    return [made[index] for index in range(len(rollouts))]
 
 
 class HfTeacher(Teacher):
@@ -113,7 +136,9 @@ class HfTeacher(Teacher):
                     case "full":
                         return model(tokens, logprobs_and_states)
 
-            results = in_token_batches(rollouts, windows, self.batch_tokens, self.device, function, progress)
+            results = in_token_batches(
+                rollouts, windows, self.batch_tokens, self.device, function, progress, sharded=is_sharded(model)
+            )
         scored = []
         for rollout, (start, stop), (logprobs, *more) in zip(rollouts, windows, results, strict=True):
             if not logprobs.isfinite().all():
@@ -148,12 +173,16 @@ def record_fields(signal: Signal, more: Sequence[Tensor]) -> dict[str, Any]:
 def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
     oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
-    layers: list[Any] = []
-    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        layers = [each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32]
+    linear = onednn_linear() if device.type == "cpu" else None
+    if linear is None:
+        yield
+        return
+    layers: list[Any] = [
+        each for each in model.modules() if type(each) is nn.Linear and each.weight.dtype == torch.float32
+    ]
 
     def forward(layer: nn.Linear, states: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
+        return linear(states, layer.weight, layer.bias, "none", [], "")
 
     for layer in layers:
         layer.forward = partial(forward, layer)

@@ -1,19 +1,21 @@
 """One micro-batch: the student's forward pass, w_t · ℓ_t, and backward."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iwopd.models.batch import Batch
+from iwopd.errors import IwopdError
+from iwopd.models.batch import Batch, Tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.readouts import measured_against
 from iwopd.numerics import Head, LossInput, loss_scale
 from iwopd.training.objective import Objective, check_finite
 from iwopd.training.sums import Sums
 
+Made = TypeVar("Made")
 # What one forward pass says, [batch, time] each, by name: "logprobs" and "teacher_logprobs" of the sampled tokens,
 # nats; beyond the sampled signal among the tokens that both models have, so that A_t and divergences speak of the same
 # distributions, and with "reverse_kl" and what loss and weighting ask for.
@@ -28,7 +30,7 @@ def train_on(
     weights: Tensor | None,
     progress: float,
     teacher_heads: Mapping[str, Head],
-    dropouts: list[nn.Module],
+    dropouts: Sequence[nn.Module],
 ) -> Sums:
     """Add the gradient of Σ scale · loss, to be divided by the batch's whole denominator afterwards.
 
@@ -41,6 +43,33 @@ def train_on(
         NonFiniteError: a log-prob, an advantage or the loss is NaN or infinite; names the rollouts.
     """
     trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_heads))
+    try:
+        total, sums = _loss(batch, objective, trained, exact, weights, progress)
+    except IwopdError:  # other processes may be waiting for this one's share of the backward pass
+        _without_loss(next(each for each in trained.values() if each.requires_grad))
+        raise
+    total.backward()
+    return sums
+
+
+def take_part(lm: LanguageModel, tokens: Tokens, dropouts: Sequence[nn.Module]) -> None:
+    """The passes of `train_on` without any loss: for a process that has no micro-batch while others have."""
+    trained, _ = _passes(dropouts, lambda: lm.token_logprobs(tokens))
+    _without_loss(trained)
+
+
+def _without_loss(values: Tensor) -> None:
+    torch.where(torch.zeros_like(values, dtype=torch.bool), values, 0.0).sum().backward()  # 0 · inf would be NaN
+
+
+def _loss(
+    batch: Batch, objective: Objective, trained: Forward, exact: Forward, weights: Tensor | None, progress: float
+) -> tuple[Tensor, Sums]:
+    """Σ scale · loss, and the sums for the metrics.
+
+    Raises:
+        NonFiniteError: see `train_on`.
+    """
     check_finite(exact["logprobs"].detach(), "student's log-prob", batch)
     batch = replace(batch, teacher_logprobs=exact["teacher_logprobs"])
     given = _loss_input(batch, objective, trained, exact, weights, progress)
@@ -50,11 +79,9 @@ def train_on(
     scale, denominator = loss_scale(given.weights, mask, batch.tokens.lengths, normalize, kept)
     total = (found.losses * scale).sum()
     check_finite(found.losses.detach(), "loss", batch)
-    total.backward()
-
     reverse_kl = exact["reverse_kl"] if "reverse_kl" in exact else objective.reverse_kl(batch, given.old_logprobs)
     inside = given.weights[mask]
-    return _sums(
+    return total, _sums(
         denominator,
         loss=total.detach(),
         tokens=mask.sum(),
@@ -80,11 +107,12 @@ def _loss_input(
     advantages = objective.advantages(batch, old)
     if weights is None:
         weights = objective.weights(batch, advantages, progress, batch.trainer_measures or exact)
+    fixed = objective.weighting.advantage
     return LossInput(
         logprobs=now + (trained["logprobs"] - trained["logprobs"].detach()),  # dropout's gradient, not its value
         old_logprobs=old,
         sampler_logprobs=batch.sampler_logprobs,
-        advantages=advantages,
+        advantages=advantages if fixed is None else fixed * batch.tokens.mask.to(advantages),
         weights=weights,
         mask=batch.tokens.mask,
         divergence=trained.get("divergence"),
@@ -100,7 +128,7 @@ def _sums(denominator: float, **totals: Tensor) -> Sums:
     return Sums(denominator=denominator, **dict(zip(totals, numbers, strict=True)))
 
 
-def _passes(dropouts: list[nn.Module], forward: Callable[[], Forward]) -> tuple[Forward, Forward]:
+def _passes(dropouts: Sequence[nn.Module], forward: Callable[[], Made]) -> tuple[Made, Made]:
     """The pass that gradients flow through, and the same one without dropout; without any, one pass is both."""
     if not dropouts:
         only = forward()

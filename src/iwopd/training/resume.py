@@ -66,5 +66,5 @@ def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], d
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "null" if value is None else str(value)

@@ -1,5 +1,6 @@
 """A training run around the loop: evaluations and checkpoints between steps, stops, what is logged and said."""
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,17 +11,20 @@ from iwopd.config import Config
 from iwopd.errors import EngineError, NonFiniteError
 from iwopd.evaluation.evaluate import Evaluation, evaluate, evaluation_metrics
 from iwopd.machine.memory_watch import MemoryWatch
+from iwopd.parallel import world
 from iwopd.rollout.horizon import running_mean_length
 from iwopd.runs.card import write_card
 from iwopd.runs.console import Display, evaluation_line, step_line
 from iwopd.runs.folder import RunFolder
-from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
-from iwopd.runs.tracking import Tracker
+from iwopd.runs.interrupts import Collapsed, ForcedStop, Interrupts, Stopped
+from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.training.loop import Loop
 from iwopd.training.samples import sample_rows
 from iwopd.training.schedule import Schedule
 from iwopd.training.stages import Stages
 from iwopd.training.state import Components, State
+
+log = logging.getLogger(__name__)
 
 
 class TrainingRun:
@@ -31,7 +35,7 @@ class TrainingRun:
         config: Config,
         components: Components,
         folder: RunFolder,
-        tracker: Tracker,
+        tracker: Tracker | NoTracker,
         display: Display,
         interrupts: Interrupts,
         state: State,
@@ -47,7 +51,7 @@ class TrainingRun:
         self.saved = state.step if state.log_offsets else -1
         self.logged = state.step
         self.schedule = Schedule.of(config)
-        self.stages = Stages(display, memory)
+        self.stages = Stages(display, memory, interrupts.agree)
         self.loop = Loop(config, components, self.schedule, state, self.stages, interrupts)
 
     def train(self) -> float | None:
@@ -65,8 +69,22 @@ class TrainingRun:
                     break
                 with self._recorded():
                     self.loop.step()
+                self._heed()
             self._export()
         return state.accuracy
+
+    def _heed(self) -> None:
+        """An alarm of the step that was taken.
+
+        Raises:
+            Collapsed: it is to be stopped for.
+        """
+        found, what = self.loop.collapse, self.config.run.on_collapse
+        if found is None or what == "ignore":
+            return
+        log.warning("%s: %s", self.schedule.said(self.state), found)
+        if what == "stop" and not self.schedule.ended(self.state):
+            raise Collapsed
 
     # ------------------------------------------------------------------------------------------ around a step
 
@@ -101,7 +119,7 @@ class TrainingRun:
         """Asked to stop, or left by an engine: the last whole step is saved, and how to resume is said.
 
         Raises:
-            SystemExit: with the status of the signal.
+            SystemExit: with the status of the signal, or of an alarm.
             EngineError: with what was saved.
         """
         try:
@@ -111,8 +129,9 @@ class TrainingRun:
         except Stopped as stop:
             with self.interrupts.finishing():
                 self.save()
+                by = " by run.on_collapse=stop" if isinstance(stop, Collapsed) else ""
                 self.display.line(
-                    f"stopped after {self.schedule.said(self.state)}, saved; resume with: "
+                    f"stopped{by} after {self.schedule.said(self.state)}, saved; resume with: "
                     f"iwopd train … run.dir={self.folder.path} run.resume=true"
                 )
             sys.exit(stop.status)
@@ -164,7 +183,7 @@ class TrainingRun:
         for evaluation in found:
             self.display.line(f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
 
-    def _decode(self, ids: Any) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.components.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _samples(self, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -192,8 +211,11 @@ class TrainingRun:
 
         def write(folder: Path) -> None:
             student.save(folder, self.components.tokenizer)
-            state.log_offsets = self.tracker.state
             state.micro_batch_tokens = student.micro_batch_tokens
+            world().alone(lambda: write_state(folder))
+
+        def write_state(folder: Path) -> None:
+            state.log_offsets = self.tracker.state
             state.save(folder / "trainer.json")
 
         with self.interrupts.deferred():
@@ -215,4 +237,6 @@ class TrainingRun:
         tokenizer, state = self.components.tokenizer, self.state
         self.components.student.export(folder, tokenizer)
         chat = bool(tokenizer.chat_template)
-        write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
+        world().alone(
+            lambda: write_card(folder, self.folder.path, self.config, steps=state.step, tokens=state.tokens, chat=chat)
+        )

@@ -10,7 +10,7 @@ from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.types import SAMPLED
+from iwopd.types import SAMPLED, Tokenizer
 
 DIGITS = 5  # of the floats in samples.jsonl
 
@@ -22,7 +22,7 @@ def sample_rows(
     objective: Objective,
     *,
     progress: float,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     base: Teacher | None = None,
 ) -> list[dict[str, Any]]:
     """One row per response. ``weights`` and ``advantages`` (nats) count from token ``start``, where the scheme's

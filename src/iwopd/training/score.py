@@ -8,6 +8,7 @@ from torch import Tensor
 
 from iwopd.models.batch import Tokens, Window, collate
 from iwopd.models.readouts import measured_against
+from iwopd.models.sharding import is_sharded
 from iwopd.models.student import Student
 from iwopd.numerics import Head
 from iwopd.numerics.divergence import MEASURES
@@ -72,6 +73,7 @@ def trainer_logprobs(
             student.device,
             lambda tokens, _: [student.lm.token_logprobs(tokens)],
             progress,
+            sharded=is_sharded(student.lm),
         )
     return [as_logprobs(logprobs.float().numpy()) for (logprobs,) in own]
 
@@ -94,7 +96,15 @@ def _measured(
     student.model.eval()
     rollouts, windows = [each.rollout for each in scored], [(each.start, each.stop) for each in scored]
     with torch.no_grad():
-        rows = in_token_batches(rollouts, windows, student.micro_batch_tokens, student.device, function, progress)
+        rows = in_token_batches(
+            rollouts,
+            windows,
+            student.micro_batch_tokens,
+            student.device,
+            function,
+            progress,
+            sharded=is_sharded(student.lm),
+        )
     named = [dict(zip(measures, (as_logprobs(row.float().numpy()) for row in each), strict=True)) for each in rows]
     return [
         replace(record, trainer_logprobs=found.pop("logprobs"), trainer_measures=found)

@@ -1,7 +1,7 @@
 """The stages of a step as a person sees them, and what each costs."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,14 @@ class Stages:
 
     Attributes:
         step: said with a stage's name; counted from 1.
+
+    Args:
+        ended: called after each stage; may raise.
     """
 
-    def __init__(self, display: "Display", memory: MemoryWatch):
+    def __init__(self, display: "Display", memory: MemoryWatch, ended: Callable[[], None] = lambda: None):
         self.step = 1
+        self._ended = ended
         self._display = display
         self._memory = memory
         self._measured: dict[str, float] = {}
@@ -43,6 +47,7 @@ class Stages:
         seconds, memory = f"time/{name}_s", f"memory/{name}_mib"
         self._measured[seconds] = self._measured.get(seconds, 0.0) + time.perf_counter() - began
         self._measured[memory] = max(self._measured.get(memory, 0.0), self._memory.lap(name))
+        self._ended()
 
     @property
     def measured(self) -> dict[str, float]:

@@ -9,13 +9,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.errors import NonFiniteError, OutOfMemoryError
-from iwopd.models.batch import collate, token_batches
+from iwopd.models.batch import Batch, collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
+from iwopd.models.seeded_dropout import SeededDropout
+from iwopd.models.sharding import kept_gathered
 from iwopd.models.student import Student
 from iwopd.numerics import Head
+from iwopd.parallel import world
+from iwopd.parallel.deal import limit_for
 from iwopd.rollout.base import Progress, no_progress, part_of
 from iwopd.seeding import derive_seed
-from iwopd.training.micro_batch import train_on
+from iwopd.training.micro_batch import take_part, train_on
 from iwopd.training.objective import Objective
 from iwopd.training.sums import Sums
 from iwopd.types import ScoredRollout
@@ -102,7 +106,8 @@ class _Share:
 
     def backward(self, advance: Progress) -> Sums:
         """Forward and backward over all micro-batches. Out of GPU memory, it starts again with micro-batches half as
-        large: gradients of the failed one may be partly there, so they are all made anew."""
+        large: gradients of the failed one may be partly there, so they are all made anew. (Several processes stop
+        instead: the others are in the midst of a pass that this one cannot take part in any more.)"""
         while True:
             try:
                 return self._accumulate(advance)
@@ -111,45 +116,65 @@ class _Share:
             self._halve()
 
     def _halve(self) -> None:
-        student = self.student
+        student, lengths = self.student, self._lengths()
         student.clear_gradients()
-        lengths = self._lengths()
-        groups = token_batches(lengths, student.micro_batch_tokens)
-        shared = [lengths[group[0]] * len(group) for group in groups if len(group) > 1]
+        shared = [lengths[group[0]] * len(group) for group in self._groups(lengths) if len(group) > 1]
         if not shared:
             raise OutOfMemoryError(
                 f"one sequence of {max(lengths)} tokens does not fit in the GPU's memory; use "
                 "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
             )
-        student.micro_batch_tokens = max(shared) // 2
+        half = max(shared) // 2
+        if world().size > 1:
+            raise OutOfMemoryError(
+                f"optim.micro_batch_tokens={student.micro_batch_tokens}: the GPU's memory is full; resume with "
+                f"optim.micro_batch_tokens={half}"
+            )
+        student.micro_batch_tokens = half
         log.warning("out of GPU memory: continuing with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
         torch.cuda.empty_cache()
 
     def _lengths(self) -> list[int]:
         return [len(record.rollout.prompt_ids) + record.stop for record in self.scored]
 
+    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        return token_batches(lengths, limit_for(self.student.micro_batch_tokens, lengths, world().size))
+
     def _accumulate(self, advance: Progress) -> Sums:
-        student, sums, done, lengths = self.student, Sums(), list[int](), self._lengths()
-        dropouts = adapter_dropouts(student.model)
-        # The adapters' dropout depends on the update alone: a resumed run draws as the first one did.
-        torch.manual_seed(derive_seed("dropout", student.updates, *self.seeds[:1]))
-        with evaluation_mode(student.model):
-            for group in token_batches(lengths, student.micro_batch_tokens):
-                batch = collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
-                weights = None
-                if self.weights is not None:
-                    weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
-                sums.add(
-                    train_on(
-                        student.lm,
-                        batch,
-                        self.objective,
-                        weights=weights,
-                        progress=self.progress,
-                        teacher_heads=self.teacher_heads,
-                        dropouts=dropouts,
-                    )
+        student, own, done, lengths = self.student, Sums(), list[int](), self._lengths()
+        dropout = SeededDropout(adapter_dropouts(student.model))
+
+        def collated(group: list[int]) -> Batch:
+            # The adapters' dropout depends on the update and the rollout alone.
+            dropout.seeds = [derive_seed("dropout", student.updates, self.seeds[i]) for i in group]
+            return collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
+
+        def micro_batch(group: list[int]) -> None:
+            batch = collated(group)
+            weights = None
+            if self.weights is not None:
+                weights = pad_sequence([self.weights[i] for i in group], batch_first=True).to(student.device)
+            own.add(
+                train_on(
+                    student.lm,
+                    batch,
+                    self.objective,
+                    weights=weights,
+                    progress=self.progress,
+                    teacher_heads=self.teacher_heads,
+                    dropouts=dropout.layers,
                 )
-                done += [lengths[i] for i in group]
-                advance(len(done), len(lengths), sum(done), sum(lengths))
-        return sums
+            )
+            done.extend(lengths[i] for i in group)
+            advance(len(done), len(lengths), sum(done), sum(lengths))
+
+        def idle() -> None:
+            shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
+            take_part(student.lm, collated([shortest]).tokens, dropout.layers)
+
+        with evaluation_mode(student.model), dropout, kept_gathered(student.lm, keep=not student.reshard):
+            world().passes(self._groups(lengths), lengths, micro_batch, idle)
+        total = Sums()
+        for part in world().gather(own):  # in the order of ranks, in float64: the same numbers on all
+            total.add(part)
+        return total

@@ -16,15 +16,11 @@ import numpy
 import torch
 from transformers import AutoConfig
 
+from iwopd._compat import leave_transformers_uncompiled
 from iwopd.config import VllmEngineConfig
 from iwopd.errors import EngineError
+from iwopd.parallel.ranks import groups_kept
 
-# Read by vLLM when it is imported or started. What the user has set stays.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: weights are handed over as they are
-    "VLLM_CONFIGURE_LOGGING": "0",  # its log goes to a file, see `_Log`
-    "TOKENIZERS_PARALLELISM": "false",
-}
 TELL_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
 _open: "set[InProcess]" = set()
@@ -62,6 +58,8 @@ class InProcess:
         log_file: where vLLM's log and what its libraries print goes.
         options: further arguments of `vllm.LLM` that the caller needs to be as they are.
 
+    vLLM reads some environment variables as it is imported: `iwopd.machine.runtime` sets them.
+
     Raises:
         EngineError: the engine does not start; says why, and where its log is.
     """
@@ -86,18 +84,11 @@ class InProcess:
 
     def _start(self, options: dict[str, Any]) -> Any:
         given = self.settings
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         if self.on_cpu:
-            import torch._dynamo.config as dynamo
-
-            dynamo.disable = True  # else the first request with log-probs waits for a C++ compiler
+            torch.compiler.set_stance("force_eager")  # else the first request with log-probs waits for a C++ compiler
         from vllm import LLM
-        from vllm.model_executor.models.transformers import TransformersForCausalLM
 
-        # Where vLLM has no code of its own for an architecture it compiles transformers', by changing the very class of
-        # which the trainer's model is one; that stops working then. Uncompiled, both do.
-        TransformersForCausalLM._decorate_for_torch_compile = lambda self: None
+        leave_transformers_uncompiled()
 
         kv_cache = None if given.engine.kv_cache_gib is None else int(given.engine.kv_cache_gib * GIB)
         if kv_cache is None and self.on_cpu:
@@ -231,7 +222,7 @@ class InProcess:
                 _closed.pop()._shut_down()
 
     def _shut_down(self) -> None:
-        with self.log, _standard_error_to(self.log.file), contextlib.suppress(Exception):
+        with self.log, _standard_error_to(self.log.file), groups_kept(), contextlib.suppress(Exception):
             self.engine.engine_core.shutdown()
         del self.engine, self.llm
 

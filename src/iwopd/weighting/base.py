@@ -6,7 +6,7 @@ formula.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from omegaconf import MISSING
 
@@ -30,6 +30,7 @@ class Weighting:
             no number small enough. Else the tokens of weight 0 are those that the scheme leaves out.
         measures: what it needs of student's and teacher's distributions, names of `iwopd.numerics.MEASURES`; the loss
             must then have a signal beyond the sampled one.
+        advantage: of every token in a policy gradient, nats, in place of A_t: a control without a teacher. None: A_t.
     """
 
     scheme: str = setting(MISSING, NAME)
@@ -37,6 +38,7 @@ class Weighting:
     needs_batch = False
     keeps_all = False
     measures = cast(tuple[str, ...], ())
+    advantage: ClassVar[float | None] = None
 
     def weights(self, given: "WeightInput") -> "Tensor":
         """[batch, time] weights, detached; what they are outside the mask does not matter."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from iwopd import numerics
 from iwopd.setting import setting
@@ -37,8 +37,9 @@ class Window(Weighting):
         return (0, length) if self.side == "random" else numerics.window_bounds(length, self.fraction, self._side)
 
     @property
-    def _side(self) -> Any:  # its choices are checked by the schema
-        return self.side
+    def _side(self) -> Literal["first", "last", "middle"]:
+        assert self.side != "random"
+        return self.side  # pyright: ignore[reportReturnType]  its choices are checked by the schema
 
     @property
     def name(self) -> str:
@@ -47,5 +48,5 @@ class Window(Weighting):
 
     @classmethod
     def presets(cls) -> Mapping[str, Weighting]:
-        """One of each side."""
-        return {made.name: made for side in SIDES for made in [cls(side=side)]}
+        """One of each side, and a random tenth."""
+        return {made.name: made for made in (*(cls(side=side) for side in SIDES), cls(side="random", fraction=0.1))}
