@@ -30,6 +30,7 @@ from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.led import LedTeacher
 from iwopd.scoring.router import TeacherRouter
+from iwopd.scoring.vllm_states import LmHead
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
         case HfScoringConfig():
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
-            return vllm_teacher(scoring, served, config.loss.teacher_signal, device)
+            return vllm_teacher(scoring, served, config.loss.teacher_signal, lambda: _head(served, device))
         case VllmServerScoringConfig() as scoring if world().size > 1:
             return LedTeacher(lambda: vllm_server_teacher(scoring, served, config.loss.teacher_signal))
         case VllmServerScoringConfig() as scoring:
@@ -76,6 +77,13 @@ def teachers(
 def base(config: Config, served: Served, device: torch.device) -> Teacher:
     """The model ExOPD starts from, scored in this process whatever the teacher runs in."""
     return _hf_teacher(config, served, device)
+
+
+def _head(served: Served, device: torch.device) -> LmHead:
+    """A teacher's head, from its files; the rest of the model is given up."""
+    section: Any = served.section
+    key, home = f"{served.key}.path", torch.device("cpu")
+    return LmHead(language_model(key, section, served.folder, home, context=served.context), device)
 
 
 def _hf_teacher(config: Config, served: Served, device: torch.device) -> Teacher:

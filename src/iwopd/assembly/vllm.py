@@ -1,6 +1,7 @@
 """Engines and teachers in vLLM, from config to objects."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 
 from iwopd.assembly.model_configs import whole_config
-from iwopd.assembly.models import language_model
 from iwopd.config import (
     Config,
     HttpConfig,
@@ -92,12 +92,12 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal, device: torch.device) -> Teacher:
+def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal, head: Callable[[], LmHead]) -> Teacher:
     """Starts vLLM in this process.
 
     Args:
         signal: what it will be asked for.
-        device: the student's, for the head where hidden states are asked for.
+        head: makes the teacher's, where hidden states are asked for.
 
     Raises:
         EngineError: it does not start.
@@ -109,10 +109,8 @@ def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal, dev
     settings = _settings(scoring.engine, served, section.dtype)
     settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
     if signal.kind == "full":
-        lm = language_model(f"{served.key}.path", section, served.folder, torch.device("cpu"), context=served.context)
-        head = LmHead(lm, device)
         settings = replace(settings, whole_prompts=True, pooling=True)
-        return VllmStatesTeacher(InProcess("scoring=vllm", settings, served.log_file, **options), head)
+        return VllmStatesTeacher(InProcess("scoring=vllm", settings, served.log_file, **options), head())
     vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 
