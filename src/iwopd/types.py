@@ -189,6 +189,7 @@ class ScoredRollout:
         teacher_hidden: the teacher's last hidden states ``[stop - start, hidden]`` in host memory; only for signal
             "full": the [tokens × vocabulary] log-probs are made from them chunk by chunk.
         teacher: which of several teachers scored it; "" where there is one.
+        reward: the task's, as it is added to A_t of every token; None without one.
 
     Raises:
         ValueError: the log-probs are no such arrays, or do not count as many as the window's tokens.
@@ -205,6 +206,7 @@ class ScoredRollout:
     teacher_topk_logprobs: "numpy.typing.NDArray[numpy.float32] | None" = None
     teacher_hidden: Any | None = field(default=None, compare=False)
     teacher: str = ""
+    reward: float | None = None
 
     def __post_init__(self) -> None:
         count = self.stop - self.start

@@ -31,6 +31,7 @@ from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.scoring.vllm import VllmTeacher
+from iwopd.scoring.vllm_states import LmHead, VllmStatesTeacher
 from iwopd.training.parity import check_parity
 from iwopd.types import Prompt, Rollout, Signal
 from iwopd.vllm import in_process, worker
@@ -364,9 +365,12 @@ def test_a_vllm_teacher_gives_the_likeliest_tokens_that_transformers_does(
         assert_likeliest_of(model.model, HfTeacher(model, CPU).score(rollouts, window, signal=asked), asked.k)
 
 
-def test_a_run_on_the_likeliest_tokens_of_a_vllm_teacher_is_that_of_one_in_transformers(tmp_path: Path) -> None:
-    """More of them than vLLM gives unless it is told so."""
-    loss = ("loss=reverse_kl", "loss.signal=top_k", "loss.top_k=40", "eval.every=0", "run.steps=2", "run.save_every=0")
+@pytest.mark.parametrize("signal_kind", ["top_k", "full"])
+def test_a_run_on_distributions_of_a_vllm_teacher_is_that_of_one_in_transformers(
+    signal_kind: str, tmp_path: Path
+) -> None:
+    """Of the likeliest tokens, more than vLLM gives unless it is told so."""
+    loss = ("loss=reverse_kl", f"loss.signal={signal_kind}", "loss.top_k=40", "eval.every=0", "run.steps=2")
     found = []
     for name, scoring in {"hf": (), "vllm": ("scoring=vllm", "scoring.engine.kv_cache_gib=0.25")}.items():
         assert iwopd("train", *SMALL, *loss, *scoring, f"run.dir={tmp_path / name}") == 0
@@ -374,6 +378,35 @@ def test_a_run_on_the_likeliest_tokens_of_a_vllm_teacher_is_that_of_one_in_trans
     for one, other in zip(*found, strict=True):
         for key in ("train/loss", "train/reverse_kl", "train/grad_norm", "train/advantage_mean"):
             assert one[key] == pytest.approx(other[key], rel=1e-3)
+
+
+@pytest.mark.parametrize("window", [WINDOWS["whole"], WINDOWS["last30"]], ids=["whole", "last30"])
+def test_a_pooling_engine_gives_the_hidden_states_that_transformers_does(
+    window: Callable[[int], tuple[int, int]], smoke_models: dict[str, Path], make_rollouts: Any, tmp_path: Path
+) -> None:
+    """And with the head, which is at the student's side, the same distributions to 1e-4 nats."""
+    rollouts, lm = make_rollouts(8, seed=4, longest=40, vocabulary=200), load_student(smoke_models["teacher"]).lm
+    reference = HfTeacher(lm, CPU)
+    engine = VllmEngineConfig(kv_cache_gib=0.25, sequences=8, batch_tokens=16)
+    settings = Settings(str(smoke_models["teacher"]), 257, "float32", engine, whole_prompts=True, pooling=True)
+    pooling = InProcess("scoring=vllm", settings, tmp_path / "vllm.log", enable_prefix_caching=False)
+    with VllmStatesTeacher(pooling, LmHead(lm, CPU)) as teacher:
+        for asked in (Signal(), Signal("top_k", 5), Signal("full")):
+            scored = teacher.score(rollouts, window, signal=asked)
+            expected = reference.score(rollouts, window, signal=asked)
+            for found, wanted in zip(scored, expected, strict=True):
+                assert (found.rollout, found.start, found.stop) == (wanted.rollout, wanted.start, wanted.stop)
+                assert_close(
+                    torch.tensor(found.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4
+                )
+                if asked.kind == "full":
+                    assert_close(found.teacher_hidden, wanted.teacher_hidden, rtol=0, atol=1e-4)
+                    whole = (
+                        each.head()(record.teacher_hidden) for each, record in ((teacher, found), (reference, wanted))
+                    )
+                    assert_close(*(logits.log_softmax(-1) for logits in whole), rtol=0, atol=1e-4)
+            if asked.kind == "top_k":
+                assert_likeliest_of(lm.model, scored, 5)
 
 
 def test_scores_are_the_same_with_overlap(
@@ -618,7 +651,6 @@ def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ("scoring=vllm loss=reverse_kl", "loss.kind=reverse_kl: compares whole distributions"),
         ("rollout=vllm rollout.top_p=0.9 loss.importance_cap=null", "rollout.top_p=0.9: samples another distribution"),
         ("rollout.temperature=0.7 scoring.student_logprobs=sampler", "rollout.temperature=0.7: the sampler's"),
         ("rollout=vllm rollout.batch_size=3", "rollout.batch_size=3: no such key"),

@@ -36,6 +36,7 @@ from iwopd.scoring.led import LedTeacher
 from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.scoring.router import TeacherRouter
 from iwopd.scoring.self_teacher import AverageTeacher, CurrentTeacher
+from iwopd.scoring.vllm_states import LmHead
 from iwopd.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def _teacher(
         case HfScoringConfig():
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
-            return vllm_teacher(scoring, served, config.loss.teacher_signal)
+            return vllm_teacher(scoring, served, config.loss.teacher_signal, lambda: _head(served, device))
         case VllmServerScoringConfig() as scoring if world().size > 1:
             return LedTeacher(lambda: vllm_server_teacher(scoring, served, config.loss.teacher_signal))
         case VllmServerScoringConfig() as scoring:
@@ -108,6 +109,13 @@ def teachers(
 def base(config: Config, served: Served, device: torch.device) -> Teacher:
     """The model ExOPD starts from, scored in this process whatever the teacher runs in."""
     return _hf_teacher(config, served, device)
+
+
+def _head(served: Served, device: torch.device) -> LmHead:
+    """A teacher's head, from its files; the rest of the model is given up."""
+    section: Any = served.section
+    key, home = f"{served.key}.path", torch.device("cpu")
+    return LmHead(language_model(key, section, served.folder, home, context=served.context), device)
 
 
 def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocast: bool = False) -> HfTeacher:

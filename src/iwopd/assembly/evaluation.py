@@ -2,7 +2,7 @@
 
 import logging
 
-from iwopd.config import EvalConfig
+from iwopd.config import BenchmarkConfig, EvalConfig
 from iwopd.config.template import columns
 from iwopd.data import Row, TeacherTemplate, render, text_problem
 from iwopd.evaluation.evaluate import Benchmark
@@ -13,9 +13,8 @@ from iwopd.types import Tokenizer
 log = logging.getLogger(__name__)
 
 
-def grader(config: EvalConfig, name: str) -> Grader:
+def grader(config: EvalConfig, source: BenchmarkConfig) -> Grader:
     """The grader of a benchmark."""
-    source = config.benchmarks[name]
     match source.grader:
         case "math":
             return MathGrader(config.grading_timeout_s)
@@ -35,7 +34,7 @@ def benchmarks(
     """
     made: list[Benchmark] = []
     for name, found in rows.items():
-        source, chosen = config.benchmarks[name], grader(config, name)
+        source, chosen = config.benchmarks[name], grader(config, config.benchmarks[name])
         key = f"eval.benchmarks.{name}"
         prompts = render(found, source, tokenizer, key=key, templates=_templates(key, found, template))
         if isinstance(chosen, MathGrader):

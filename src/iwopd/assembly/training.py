@@ -1,5 +1,6 @@
 """A training run from its config: everything is loaded and checked, cheapest first, and then the loop gets it."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,14 @@ from pathlib import Path
 import torch
 
 from iwopd.assembly.engines import base, engine, teachers
-from iwopd.assembly.evaluation import benchmarks
+from iwopd.assembly.evaluation import benchmarks, grader
 from iwopd.assembly.inputs import check_scorer_tokenizer, longest_taught, prompt_stream, student_tokenizer
 from iwopd.assembly.model_configs import check_context, check_top_k, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
-from iwopd.config import Config, ScorerConfig, StudentConfig
+from iwopd.config import Config, ScorerConfig, StudentConfig, describe_objective, graded_as
 from iwopd.config.checks import warnings
 from iwopd.config.models import SELF
 from iwopd.config.teachers import teacher_sections
@@ -35,6 +36,7 @@ from iwopd.runs.interrupts import Interrupts
 from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.scoring.base import Teacher
 from iwopd.training.objective import Objective, try_weighting
+from iwopd.training.reward import TaskReward
 from iwopd.training.run import TrainingRun
 from iwopd.training.state import Components, State
 from iwopd.types import Tokenizer
@@ -87,10 +89,26 @@ def training_run(
         eval_sampling=eval_sampling(config),
         parity=parity(config.rollout),
         gaps=gap_watch(config.rollout),
+        reward=task_reward(config, inputs.tokenizer, stack) if config.reward.weight else None,
         stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+
+
+def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskReward:
+    """What grades the rollouts of a training.
+
+    Args:
+        stack: ends the grader's processes.
+    """
+    made = grader(config.eval, graded_as(config, config.data))
+    stack.callback(made.close)
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    return TaskReward(config.reward.weight, config.rollout.n, made, decode)
 
 
 def open_log(
@@ -100,6 +118,7 @@ def open_log(
     if not world().leader:
         return NoTracker()
     display.log_to(folder.path / "train.log")
+    display.line(describe_objective(config))
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")

@@ -1,6 +1,7 @@
 """Engines and teachers in vLLM, from config to objects."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from iwopd.models import rope
 from iwopd.parallel import world
 from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.rollout.vllm_server import VllmServerEngine
+from iwopd.scoring.base import Teacher
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.scoring.vllm_states import LmHead, VllmStatesTeacher
 from iwopd.types import Signal
 from iwopd.vllm.in_process import InProcess, Settings
 from iwopd.vllm.servers import Servers
@@ -89,11 +92,12 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal) -> VllmTeacher:
+def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal, head: Callable[[], LmHead]) -> Teacher:
     """Starts vLLM in this process.
 
     Args:
         signal: what it will be asked for.
+        head: makes the teacher's, where hidden states are asked for.
 
     Raises:
         EngineError: it does not start.
@@ -104,6 +108,9 @@ def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal) -> 
     section: Any = served.section
     settings = _settings(scoring.engine, served, section.dtype)
     settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
+    if signal.kind == "full":
+        settings = replace(settings, whole_prompts=True, pooling=True)
+        return VllmStatesTeacher(InProcess("scoring=vllm", settings, served.log_file, **options), head())
     vllm = InProcess("scoring=vllm", settings, served.log_file, **options)
     return VllmTeacher(vllm, scoring.engine.batch_tokens if scoring.overlap else None)
 

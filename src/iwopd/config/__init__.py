@@ -38,8 +38,10 @@ from iwopd.config.models import (
     TeacherConfig,
     TrainingSourceConfig,
 )
+from iwopd.config.objective import describe_objective
 from iwopd.config.parallel import FsdpConfig, ParallelConfig
 from iwopd.config.push import PushConfig
+from iwopd.config.reward import RewardConfig, graded_as
 from iwopd.config.training import OptimConfig
 from iwopd.config.verbs import (
     AblateConfig,
@@ -74,6 +76,7 @@ __all__ = [
     "ParallelConfig",
     "ParityConfig",
     "PushConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "ScorerConfig",
@@ -89,6 +92,8 @@ __all__ = [
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
     "WandbTracking",
+    "describe_objective",
+    "graded_as",
     "register_schemas",
 ]
 
@@ -108,6 +113,7 @@ class Config:
     scoring: ScoringConfig = MISSING
     weighting: Weighting = MISSING
     loss: Loss = field(default_factory=Loss)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -8,7 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from iwopd.config import teachers
+from iwopd.config import reward, teachers
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -124,6 +124,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _model_problems(config)
     yield from teachers.problems(config)
     yield from _loss_problems(config)
+    yield from reward.problems(config)
     yield from _engine_problems(config)
     yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
@@ -187,10 +188,10 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    if signal.kind not in config.scoring.signals:
+    if signal.kind == "full" and not config.scoring.gives_states:
         yield (
-            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and vLLM reports "
-            "log-probs; use loss.signal=top_k, or scoring=hf"
+            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and servers "
+            "report log-probs; use loss.signal=top_k, scoring=hf or scoring=vllm"
         )
     if weighting.measures and signal.kind == "sampled":
         yield (

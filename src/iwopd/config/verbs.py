@@ -6,6 +6,8 @@ from typing import Any
 from iwopd.config.models import SourceConfig
 from iwopd.setting import setting
 
+GRADERS = ("exact", "math", "code")
+
 
 @dataclass(kw_only=True, slots=True)
 class BenchmarkConfig(SourceConfig):
@@ -16,7 +18,7 @@ class BenchmarkConfig(SourceConfig):
     grader: str = setting(
         "exact",
         "how an answer is compared: as text, as mathematics in the last \\boxed{}, or by running it",
-        choices=("exact", "math", "code"),
+        choices=GRADERS,
     )
     answer_pattern: str | None = setting(None, "regular expression whose first group is the answer; null: all the text")
     reference_pattern: str | None = setting(

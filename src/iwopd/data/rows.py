@@ -24,6 +24,7 @@ def load_rows(
     answers: bool,
     required: Mapping[str, str] = MappingProxyType({}),
     wanted: Sequence[str] = (),
+    whole: bool = False,
 ) -> list[Row]:
     """The rows of a source that its filter keeps, its columns checked.
 
@@ -32,6 +33,7 @@ def load_rows(
         answers: every row must have one.
         required: further columns that every row must have, each a text or a number, by what names them, for messages.
         wanted: further columns that some rows may need.
+        whole: keep columns that nothing names, also of training problems.
 
     Raises:
         ConfigError: the path, split or a column does not exist (lists the columns there are), or the filter is no
@@ -45,7 +47,7 @@ def load_rows(
         raise ConfigError(f"{key}.answer_column=null: an evaluation needs answers; name their column")
     keeps = None if source.filter is None else Filter(f"{key}.filter", source.filter)
     columns = {**_named(source, key, keeps), **required}
-    kept = _filtered(_table(source, key, [*columns.values(), *wanted]), source, key, columns, keeps)
+    kept = _filtered(_table(source, key, [*columns.values(), *wanted], whole), source, key, columns, keeps)
     for number, row in kept:
         for column in (getattr(source, name, None) for name in COLUMNS):
             problem = _cell_problem(row, column, source) if column is not None else None
@@ -55,14 +57,14 @@ def load_rows(
     return [row for _, row in kept]
 
 
-def _table(source: SourceConfig, key: str, columns: Sequence[str]) -> Table:
+def _table(source: SourceConfig, key: str, columns: Sequence[str], whole: bool) -> Table:
     """Of training problems the named columns only, where that saves reading: other columns (solutions, say)
     may be gigabytes."""
     assert source.path is not None
     if toy.is_toy(source.path):
         return Table(None, iter(toy.toy_rows(f"{key}.path", source.path, source.split)))
     wanted = [*columns, *(column.split(".")[0] for column in columns)]
-    only = isinstance(source, TrainingSourceConfig)
+    only = isinstance(source, TrainingSourceConfig) and not whole
     if files.is_local(source.path):
         return readers.read(files.find(source.path, key, source.split), wanted, only=only)
     return hub_datasets.read(source, key, wanted, only=only)

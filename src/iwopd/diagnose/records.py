@@ -78,6 +78,7 @@ class Diagnosis:
         counts: tokens in each bin of `absolute`.
         share: each tenth's share of Σ|A| and of Σ KL; None where positive and negative tenths cancel, as Σ−A can.
         full_vocabulary: False where reverse_kl is the sampled tokens' −A, the teacher giving no distributions.
+        kl_over: what reverse_kl is made over, in words.
     """
 
     name: str
@@ -97,3 +98,4 @@ class Diagnosis:
     log_ratio: LogRatio
     weighting: dict[str, Spending]
     continuation: Continuation | None
+    kl_over: str = "the whole vocabulary"

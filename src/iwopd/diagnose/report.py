@@ -44,11 +44,11 @@ def report(
 def _facts(about: Mapping[str, object], found: Sequence[Diagnosis]) -> str:
     first = found[0]
     students = "" if len(found) == 1 else f"{len(found)} students of {about['run']}; the advice is about the last. "
-    kl = "over the whole vocabulary" if first.full_vocabulary else "of the sampled tokens (the teacher gives no more)"
+    kl = f"over {first.kl_over}" if first.full_vocabulary else "of the sampled tokens (the teacher gives no more)"
     return (
         f"{students}{first.rollouts} rollouts of {about['prompts']} prompts, {first.length:.1f} tokens on average, "
         f"{first.truncated:.0%} of them cut by rollout.max_tokens. Nats throughout; reverse KL {kl}; top-k overlap "
-        f"with k = {first.top_k}."
+        f"with k = {first.top_k}. Training would minimise: {about.get('objective', 'not said')}."
     )
 
 

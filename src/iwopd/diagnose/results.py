@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from iwopd.config import Config
+from iwopd.config import Config, describe_objective
 from iwopd.diagnose.advice import advise
 from iwopd.diagnose.figures import draw
 from iwopd.diagnose.records import Diagnosis
@@ -21,6 +21,7 @@ def write(config: Config, folder: RunFolder, found: list[Diagnosis], notes: list
         "student": config.student.path,
         "teacher": config.teacher.path,
         "run": config.diagnose.run,
+        "objective": describe_objective(config),
         "prompts": found[0].rollouts // config.rollout.n,
     }
     about, notes, advice = cleaned(about), cleaned(notes), cleaned(advice)

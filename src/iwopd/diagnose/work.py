@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iwopd import assembly
-from iwopd.config import Config, HfRolloutConfig, HfScoringConfig
+from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, describe_objective
 from iwopd.config.models import SELF
 from iwopd.diagnose.continuation import continuation_curve
 from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
@@ -56,6 +56,7 @@ class Work:
         self.served = assembly.Served(
             self.student_folder, config.student, context, log_file, stops, known, "student", student_config.vocab_size
         )
+        display.line(f"training would minimise: {describe_objective(config)}")
         runtime.report()
         display.line(f"loading teacher {config.teacher.path} on {self.device}")
         scored = assembly.Served(teacher_folder, section, max(longest, taught) + self.sampling.max_tokens, log_file)
@@ -110,7 +111,8 @@ class Work:
             tokens=sum(lengths),
             length=sum(lengths) / len(lengths),
             truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-            full_vocabulary=self.objective.signal.kind == "full",
+            full_vocabulary=self.objective.signal.kind != "sampled",
+            kl_over=self.objective.loss.categories,
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),

@@ -3,14 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-from iwopd.config import Config, HfScoringConfig
+from iwopd.config import Config, HfScoringConfig, describe_objective
 from iwopd.config.checks import warnings
 from iwopd.doctor.costs import Costs
 from iwopd.doctor.findings import Report, Section, Table
 from iwopd.doctor.lengths import mean_response, steps, steps_in_words
 from iwopd.doctor.memory import Place, count, size
 from iwopd.doctor.plan import Plan
-from iwopd.losses import Loss
 from iwopd.preflight.paths import scorer_sections
 
 TIGHT = 0.92  # of a memory: above, what is not counted (fragmentation, kernels' workspace) may be too much
@@ -176,7 +175,9 @@ def summarize(config: Config, section: Section) -> None:
     student = config.student
     trains = f"LoRA of rank {student.lora.rank}" if student.lora.rank else "all weights"
     section.note(f"student {student.path} ({student.dtype}, {trains}), teacher {config.teacher.path}")
-    section.note(f"weighting {config.weighting.scheme}, loss {_loss(config.loss)}, AdamW at {config.optim.lr:g}")
+    section.note(
+        f"{describe_objective(config)}; a mean over {config.loss.normalize} tokens; AdamW at {config.optim.lr:g}"
+    )
     sequences = config.data.batch_size * rollout.n
     most = config.run.tokens or config.run.steps * sequences * rollout.max_tokens
     section.note(
@@ -185,7 +186,3 @@ def summarize(config: Config, section: Section) -> None:
     )
     if not config.eval.benchmarks:
         section.note("no evaluations, for there is no benchmark: the run will not tell how good the student is")
-
-
-def _loss(loss: Loss) -> str:
-    return f"{loss.kind} over {loss.normalize} tokens"

@@ -128,16 +128,18 @@ class Loss:
         """[batch, time], 0 outside the mask; weighted, not yet divided by anything."""
         raise NotImplementedError  # each loss has its own
 
+    @property
+    def categories(self) -> str:
+        """What a divergence is made over, in words."""
+        signal = self.teacher_signal
+        if signal.kind == "top_k":
+            rest = " and a bucket for the rest" if self.tail == "bucket" else ", renormalised to them"
+            return f"the teacher's {signal.k} likeliest tokens{rest}"
+        return "the whole vocabulary" if signal.kind == "full" else "the sampled tokens"
+
     def describe(self) -> str:
         """In words, with the distributions it is made of."""
-        signal = self.teacher_signal
-        if signal.kind == "full":
-            over = "the whole vocabulary"
-        elif self.tail == "bucket":
-            over = f"the teacher's {signal.k} likeliest tokens and a bucket for the rest"
-        else:
-            over = f"the teacher's {signal.k} likeliest tokens, renormalised to them"
-        said = f"{self._skewed}{self.called} over {over}" if self.over_vocabulary else self.called
+        said = f"{self._skewed}{self.called} over {self.categories}" if self.over_vocabulary else self.called
         if self.entropy_gate is not None:
             said += (
                 f", plus forward KL over the teacher's {self.entropy_gate_top_k} likeliest tokens where its entropy is "

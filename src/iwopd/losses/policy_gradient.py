@@ -60,7 +60,7 @@ class PolicyGradient(Loss):
         shaped = {
             "none": "",
             "clip": f", clipped to ±{self.shape_bound:g} nats",
-            "soft_log": ", as sign(A) log(1 + |A|)",
+            "soft_log": ", as sign(A)·log(1 + |A|)",
         }
         beyond = f", {self.exopd_lambda:g} times beyond the base model (ExOPD)" if self.exopd_lambda != 1 else ""
         based = ", with KL(student ‖ teacher) as baseline" if self.baseline != "none" else ""

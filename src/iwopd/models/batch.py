@@ -61,6 +61,7 @@ class Batch:
         teacher_topk_ids, teacher_topk_logprobs: [tokens, k].
         teacher_hidden: by teacher, [its tokens, hidden].
         teachers: of each row.
+        reward: [batch, 1].
     """
 
     tokens: Tokens
@@ -73,6 +74,7 @@ class Batch:
     teacher_topk_logprobs: Tensor | None
     teacher_hidden: dict[str, Tensor] | None
     teachers: list[str]
+    reward: Tensor | None
     seeds: list[int]
     names: list[str]
 
@@ -145,6 +147,7 @@ def collate(
         flat = together(name)
         return None if flat is None else tokens.to_padded(flat)
 
+    rewards = [record.reward for record in scored if record.reward is not None]
     measures = [record.trainer_measures for record in scored if record.trainer_measures is not None]
     hidden = {
         name: torch.cat(states).to(device)
@@ -168,6 +171,7 @@ def collate(
         teacher_topk_logprobs=together("teacher_topk_logprobs"),
         teacher_hidden=hidden or None,
         teachers=[record.teacher for record in scored],
+        reward=torch.tensor(rewards, device=device)[:, None] if rewards else None,
         seeds=list(seeds),
         names=[record.rollout.name for record in scored],
     )

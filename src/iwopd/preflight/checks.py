@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from iwopd.config import Config
 from iwopd.data import Row
 from iwopd.errors import ConfigError, IwopdError
-from iwopd.preflight.graders import check_graders
+from iwopd.preflight.graders import check_graders, check_reward
 from iwopd.preflight.packages import check_packages
 from iwopd.preflight.paths import check_path, scorer_sections
 from iwopd.preflight.problems import benchmark_rows, training_rows
@@ -41,8 +41,9 @@ def packages(config: Config, found: Checked) -> None:
 
 
 def graders(config: Config, found: Checked) -> None:
-    """What benchmarks are graded by."""
+    """What benchmarks are graded by, and rollouts where there is a reward."""
     check_graders(config.eval)
+    check_reward(config)
 
 
 def data(config: Config, found: Checked) -> None:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import regex
 
-from iwopd.config import EvalConfig
+from iwopd.config import BenchmarkConfig, Config, EvalConfig, graded_as
 from iwopd.errors import ConfigError
 from iwopd.evaluation.grading.sandbox import refusal
 
@@ -18,14 +18,28 @@ def check_graders(config: EvalConfig) -> None:
     Raises:
         ConfigError: the first that cannot; says why.
     """
-    for name in config.benchmarks:
-        _check_grader(config, name)
+    for name, source in config.benchmarks.items():
+        _check_grader(config, source, f"eval.benchmarks.{name}")
     if any(source.grader == "code" for source in config.benchmarks.values()):
         _check_sandbox(config)
 
 
-def _check_grader(config: EvalConfig, name: str) -> None:
-    source, key = config.benchmarks[name], f"eval.benchmarks.{name}"
+def check_reward(config: Config) -> None:
+    """Likewise for the grader of a training's reward, where there is one."""
+    if not config.reward.weight:
+        return
+    source = graded_as(config, config.data)
+    _check_grader(config.eval, source, "reward")
+    if source.grader == "code":
+        _check_sandbox(config.eval)
+
+
+def _check_grader(config: EvalConfig, source: BenchmarkConfig, key: str) -> None:
+    """Refuse a grader that cannot be used.
+
+    Raises:
+        ConfigError: says why.
+    """
     for field in ("answer_pattern", "reference_pattern"):
         pattern = getattr(source, field)
         try:

@@ -4,7 +4,7 @@ import logging
 import re
 from dataclasses import replace
 
-from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig
+from iwopd.config import BenchmarkConfig, Config, DataConfig, EvalConfig, TrainingSourceConfig, graded_as
 from iwopd.config.teachers import teacher_name, teacher_sections
 from iwopd.config.template import columns
 from iwopd.data import Row, TeacherTemplate, get_column, load_rows, text_of
@@ -59,7 +59,7 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
     for key, source in sources.items():
         one = not source.teacher_column  # else rows tell it, each its own
         required = required_columns(templates.get(getattr(source, "teacher", None))) if one else {}
-        rows[key] = load_rows(source, key, answers=False, required=required, wanted=wanted)
+        rows[key] = _training_rows(config, source, key, required, wanted)
     known = [config.teacher.name, *config.teachers]
     for key, source in sources.items():
         for number, row in enumerate(rows[key] if source.teacher_column else [], start=1):
@@ -72,6 +72,18 @@ def training_rows(config: Config) -> dict[str, list[Row]]:
             template = templates.get(None if is_missing(named) else text_of(named))
             check_texts(row, number, source, required_columns(template))
     return rows
+
+
+def _training_rows(
+    config: Config, source: TrainingSourceConfig, key: str, required: dict[str, str], wanted: list[str]
+) -> list[Row]:
+    """With answers where they are graded for a reward."""
+    if not config.reward.weight:
+        return load_rows(source, key, answers=False, required=required, wanted=wanted)
+    graded = graded_as(config, source)
+    tested = graded.grader == "code"
+    rows = load_rows(source, key, answers=not tested, required=required, wanted=wanted, whole=tested)
+    return _graded(rows, graded, key)
 
 
 def benchmark_rows(
@@ -97,9 +109,16 @@ def benchmark_rows(
 
 def _rows(source: BenchmarkConfig, key: str, answers: bool, required: dict[str, str]) -> list[Row]:
     if source.grader == "code":
-        return code_rows(load_rows(source, key, answers=False, required=required), source)
+        return _graded(load_rows(source, key, answers=False, required=required), source, key)
     rows = load_rows(source, key, answers=answers, required=required)
-    if not answers or source.answer_column is None:
+    return _graded(rows, source, key) if answers else rows
+
+
+def _graded(rows: list[Row], source: BenchmarkConfig, key: str) -> list[Row]:
+    """Rows with what their grader needs, checked."""
+    if source.grader == "code":
+        return code_rows(rows, source)
+    if source.answer_column is None:
         return rows
     rows = _with_references(rows, source)
     _tell_floats(rows, source, key)

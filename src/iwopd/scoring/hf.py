@@ -147,7 +147,7 @@ class HfTeacher(Teacher):
                     "or overflow: try teacher.dtype=float32"
                 )
             own = as_logprobs(logprobs.float().numpy())
-            scored.append(ScoredRollout(rollout, start, stop, own, **_fields(signal, more)))
+            scored.append(ScoredRollout(rollout, start, stop, own, **record_fields(signal, more)))
         return scored
 
     def head(self) -> Head:
@@ -157,7 +157,7 @@ class HfTeacher(Teacher):
         return self.model.head
 
 
-def _fields(signal: Signal, more: Sequence[Tensor]) -> dict[str, Any]:
+def record_fields(signal: Signal, more: Sequence[Tensor]) -> dict[str, Any]:
     """Fields of a record, beside the log-probs."""
     match signal.kind:
         case "sampled":

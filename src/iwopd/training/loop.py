@@ -51,6 +51,7 @@ class Loop:
         prompts = self.components.stream.batch(self.state.step)  # x ~ D
         rollouts = self.generate(prompts)  # y ~ π_θ(·|x), with the engine's log-probs
         scored = self.score(rollouts)  # log π_T(y_t | x, y_<t), on the window that can have weight
+        scored = self.reward(prompts, scored)  # r(x, y), where a task gives one beside the teacher
         self.update(scored)  # w = w(A_1 … A_T);  θ ← θ − η ∇ Σ w_t ℓ_t / D
         self.sync(prompts)  # the engine gets θ; parity is checked
 
@@ -87,6 +88,15 @@ class Loop:
                 objective=objective,
                 progress=advance,
             )
+
+    def reward(self, prompts: Sequence[Prompt], scored: list[ScoredRollout]) -> list[ScoredRollout]:
+        """The records with the task's reward, where there is one."""
+        if self.components.reward is None:
+            return scored
+        with self.stage("grade"):
+            rewarded, metrics = self.components.reward(prompts, scored)
+        self.metrics |= metrics
+        return rewarded
 
     @property
     def _student_that_scores(self) -> Student | None:

@@ -118,6 +118,7 @@ def _loss_input(
         divergence=trained.get("divergence"),
         gated=trained.get("gated"),
         baseline=exact.get("baseline"),
+        reward=batch.reward,
     )
 
 

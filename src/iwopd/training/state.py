@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iwopd.scoring.base import Teacher
     from iwopd.training.objective import Objective
     from iwopd.training.parity import GapWatch
+    from iwopd.training.reward import TaskReward
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Components:
         dropped: training prompts left out as too long.
         sampling: the distribution that rollouts are sampled from, and evaluations by `eval_sampling`.
         parity: how engine and trainer are compared after each sync; None where they are not.
+        reward: grades rollouts beside the teacher; None without a task's reward.
         gaps: watches the gap between sampler and trainer over the run.
         stop_ids: end-of-sequence ids of the student and of each teacher, by their sections.
     """
@@ -97,3 +99,4 @@ class Components:
     parity: "ParityConfig | None"
     gaps: "GapWatch"
     stop_ids: dict[str, tuple[int, ...]]
+    reward: "TaskReward | None" = None

@@ -35,6 +35,7 @@ class Settings:
         folder: the model, as transformers would load it.
         context: longest prompt and response together, tokens.
         whole_prompts: never compute a prompt in two parts.
+        pooling: give hidden states instead of answers and log-probs.
     """
 
     folder: str
@@ -45,6 +46,7 @@ class Settings:
     trust_remote_code: bool = False
     sleep: bool = False
     whole_prompts: bool = False
+    pooling: bool = False
     more: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -114,6 +116,17 @@ class InProcess:
         if given.whole_prompts:
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], given.context)
+        if given.pooling:
+            from vllm.config import PoolerConfig
+
+            # The states after the model's final norm, as they are; a pooling engine wants its tokenizer.
+            pooler = PoolerConfig(task="token_embed", use_activation=False)
+            arguments |= {
+                "runner": "pooling",
+                "convert": "embed",
+                "pooler_config": pooler,
+                "skip_tokenizer_init": False,
+            }
         return LLM(**(arguments | options | given.more))
 
     def run(
@@ -145,6 +158,21 @@ class InProcess:
                         under_way(self._tokens())
             finally:  # interrupted: nothing of it may run on with the next requests
                 self.engine.abort_request([names[place] for place in places.values()], internal=True)
+
+    def hidden_states(self, prompts: Sequence[list[int]]) -> list[torch.Tensor]:
+        """The last hidden states [tokens, hidden] of each prompt, of an engine that was started for pooling."""
+        from vllm import PoolingParams
+
+        self.wake()
+        with self.log, _random_state():
+            found = self.llm.encode(
+                [{"prompt_token_ids": ids} for ids in prompts],
+                pooling_params=PoolingParams(use_activation=False),
+                pooling_task="token_embed",
+                use_tqdm=False,
+            )
+        self.sleep()
+        return [each.outputs.data.clone() for each in found]  # made in inference mode, which autograd does not take
 
     def _tokens(self) -> int:
         """Written for requests that are not finished; vLLM itself tells no more of them than that."""

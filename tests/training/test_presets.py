@@ -1,0 +1,65 @@
+"""Every weighting and every loss trains the smallest pair, each with a signal it can have, and says so in words."""
+
+import math
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+from support.running import iwopd, rows
+
+from iwopd.launch import config_folder
+
+pytestmark = pytest.mark.cli
+
+# One step, and nothing but the step.
+STEP = (
+    *("+experiment=smoke", "run.steps=1", "run.save_every=0", "run.samples=0", "benchmark=[]", "eval.every=0"),
+    *("data.batch_size=4", "data.limit=8", "rollout.max_tokens=16"),
+)
+NEEDS = {
+    "custom": ["weighting.path=iwopd.numerics:iw_surrogate_weights"],
+    "first30_horizon": ["rollout.horizon=8"],
+    "growing_horizon": ["rollout.horizon=8", "rollout.horizon_end=16"],
+}
+TOP_K = "the teacher's 8 likeliest tokens and a bucket for the rest"
+LOSSES = {
+    ("loss=reverse_kl", "loss.signal=top_k", "loss.top_k=8"): f"reverse KL over {TOP_K}",
+    ("loss=forward_kl", "loss.skew=0.1"): "skewed (α = 0.1) forward KL over the whole vocabulary",
+    ("loss=jsd", "loss.signal=top_k", "loss.top_k=8", "loss.tail=renormalize"): (
+        "Jensen-Shannon divergence (β = 0.5) over the teacher's 8 likeliest tokens, renormalised to them"
+    ),
+    ("loss.signal=top_k", "loss.top_k=8", "loss.baseline=kl", "loss.shape=soft_log"): (
+        "policy gradient on the sampled tokens' log-ratio (reverse KL, estimated from one token), as "
+        "sign(A)·log(1 + |A|), with KL(student ‖ teacher) as baseline"
+    ),
+    ("loss=reverse_kl", "loss.entropy_gate=0.1"): (
+        "reverse KL over the whole vocabulary, plus forward KL over the teacher's 16 likeliest tokens where its "
+        "entropy is above 0.1 nats"
+    ),
+}
+WEIGHTINGS = sorted(file.stem for file in (config_folder() / "weighting").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("weighting", "loss"), [*zip(WEIGHTINGS, cycle(LOSSES))], ids=WEIGHTINGS)
+def test_every_weighting_trains_with_one_loss_or_another(
+    weighting: str, loss: tuple[str, ...], tmp_path: Path, smoke_models: object
+) -> None:
+    run = tmp_path / "run"
+    settings = (*STEP, f"weighting={weighting}", *NEEDS.get(weighting, []), *loss, f"run.dir={run}")
+    assert iwopd("train", *settings) == 0
+    [metrics] = [row for row in rows(run / "metrics.jsonl") if "train/loss" in row]
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["train/grad_norm"] > 0
+    first = (run / "train.log").read_text().splitlines()[0]
+    assert f"{LOSSES[loss]}, weighted by " in first
+
+
+@pytest.mark.parametrize("more", [("optim.updates_per_batch=2",), ("student.lora.rank=2", "student.lora.dropout=0.1")])
+@pytest.mark.parametrize("loss", [*LOSSES][:2] + [*LOSSES][3:], ids=lambda loss: " ".join(loss))
+def test_losses_train_with_several_updates_and_with_adapters(
+    loss: tuple[str, ...], more: tuple[str, ...], tmp_path: Path, smoke_models: object
+) -> None:
+    run = tmp_path / "run"
+    assert iwopd("train", *STEP, "weighting=select_verify", *loss, *more, f"run.dir={run}") == 0
+    [metrics] = [row for row in rows(run / "metrics.jsonl") if "train/loss" in row]
+    assert all(math.isfinite(value) for value in metrics.values())
