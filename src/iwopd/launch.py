@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd import _compat
+from iwopd.ablate.arms import CommandLine
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
@@ -24,9 +25,6 @@ from iwopd.machine import host, runtime
 from iwopd.overrides import grammar_advice, home_quoted, wrong
 from iwopd.redact import clean, install
 from iwopd.runs import naming
-
-if TYPE_CHECKING:
-    from iwopd.ablate.arms import CommandLine
 
 
 def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
@@ -41,7 +39,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
     OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
 
-    def task(composed: DictConfig) -> Any:
+    def task(composed: DictConfig) -> object:
         try:
             config = check(composed, verb, arguments, claim=True)
             runtime.prepare(config, verb, sweep_processes())
@@ -108,10 +106,8 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def command_line(arguments: Sequence[str]) -> "CommandLine":
+def command_line(arguments: Sequence[str]) -> CommandLine:
     """For a verb that starts training runs: the command line, and how it composes the config of each."""
-    from iwopd.ablate.arms import CommandLine
-
     hydra_config = HydraConfig.get()
     if str(hydra_config.mode).endswith("MULTIRUN"):
         raise ConfigError("--multirun: a study is a sweep already; list weightings with ablate.arms, without -m")
@@ -256,7 +252,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
 
 
-def _known_keys(key: str, owner: Any) -> str:
+def _known_keys(key: str, owner: object) -> str:
     known = [entry.name for entry in fields(owner)] if is_dataclass(owner) else []
     parent, _, name = key.rpartition(".")
     if not parent:

@@ -7,9 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from iwopd.ablate.arms import Arm, Run
 from iwopd.ablate.plots import draw
-from iwopd.ablate.results import COMPARED
+from iwopd.ablate.results import COMPARED, study_results
 from iwopd.ablate.summary import figure_names, signed, verdicts
+from iwopd.config import Config
 from iwopd.errors import RunFolderError
 from iwopd.redact import cleaned
 from iwopd.report.page import figure, folded, listing, page, table
@@ -18,6 +20,13 @@ from iwopd.report.plots import Figure
 from iwopd.runs.files import write_whole
 
 Table = tuple[str, list[str], list[list[str]]]  # caption, heads, rows
+
+
+def report_study(
+    config: Config, arms: Sequence[Arm], runs: Sequence[Run], failed: Mapping[str, str], folder: Path
+) -> list[str]:
+    """`write_report` of a study whose runs have ended."""
+    return write_report(study_results(config, arms, runs, failed), folder)
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> list[str]:

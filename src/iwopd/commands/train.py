@@ -25,7 +25,7 @@ def run(config: Config) -> float | None:
     folder.check()
     checked = check_inputs(config)
 
-    from iwopd.assembly.training import training_run  # torch takes seconds; errors so far came at once
+    from iwopd.assembly.training import training_run  # torch takes 5 s; errors so far came at once
 
     with Interrupts() as interrupts, Display() as display, ExitStack() as stack:
         try:

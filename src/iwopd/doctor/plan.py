@@ -5,14 +5,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from iwopd import assembly
-from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
+from iwopd.config import (
+    Config,
+    HfRolloutConfig,
+    HfScoringConfig,
+    VllmEngineConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+)
 from iwopd.doctor import memory
-from iwopd.doctor.fake_model import Pass, Work
+from iwopd.doctor.fake_model import Work
 from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
+from iwopd.doctor.terms import activations, weights_of, working
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.vllm.in_process import cache_room
 
@@ -120,8 +128,8 @@ class Plan:
         terms = self._student_weights()
         terms.append(memory.adam(student.shape.trained, student.trained_each))
         beside = [scorer for scorer in self.in_transformers if self.device_of(scorer) is None]
-        turns = [_weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
-        terms += [_weights_of(scorer) for scorer in beside if not (scorer.section.offload and cuda)]
+        turns = [weights_of(scorer) for scorer in beside if scorer.section.offload and cuda]
+        terms += [weights_of(scorer) for scorer in beside if not (scorer.section.offload and cuda)]
         if turns and stage == "score":
             terms.append(max(turns, key=lambda term: term.bytes))  # one after the other
         for scorer in self.in_vllm:
@@ -143,7 +151,7 @@ class Plan:
     def _overlaps(self) -> bool:
         return isinstance(self.config.scoring, VllmScoringConfig) and self.config.scoring.overlap
 
-    def _engine(self, engine: Any, model: Model, what: str) -> list[Term]:
+    def _engine(self, engine: VllmEngineConfig, model: Model, what: str) -> list[Term]:
         """What vLLM takes of the first GPU, or of the host."""
         shape, share = model.shape, engine.tensor_parallel
         each = memory.BYTES[self._engine_dtype(model)]
@@ -211,14 +219,14 @@ class Plan:
             passes += self._prompt_logprobs()
         if self.scores_itself:
             work = self.micro_batch(self.config.optim.micro_batch_tokens)
-            passes.append(_working(self.student.fake.score(work), work, "student's pass"))
+            passes.append(working(self.student.fake.score(work), work, "student's pass"))
         return [max(passes, key=lambda term: term.bytes)] if passes else []
 
     def _pass(self, scorer: Scorer) -> Term:
         scoring = self.config.scoring
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
         work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind])
-        return _working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
+        return working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
@@ -243,9 +251,9 @@ class Plan:
         divergence = loss.divergence() if loss.signal == "full" else None
         found = self.student.fake.update(work, first=first, divergence=divergence, teacher_width=width)
         if not found.gradients:
-            return _activations(found, work, self.student)
+            return activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")
-        return [grown, *_activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
+        return [grown, *activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
 
     def _elsewhere(self) -> list[Place]:
         """Host memory beside GPUs, and further GPUs of engines that are split over several."""
@@ -257,7 +265,7 @@ class Plan:
         )
         for scorer in (*self.in_transformers, *self.in_vllm):
             if scorer.section.offload or scorer.section.device == "cpu":
-                host.terms.append(_weights_of(scorer))
+                host.terms.append(weights_of(scorer))
         if isinstance(config.rollout, VllmRolloutConfig) and config.rollout.sleep:
             each = memory.BYTES[self._engine_dtype(self.student)]
             host.terms.append(memory.weights(self.student.shape.parameters, each, "student's engine, asleep"))
@@ -266,7 +274,7 @@ class Plan:
             device = self.device_of(scorer)
             if device is not None and device != "cpu":
                 context = Term("CUDA context and libraries", CUDA_CONTEXT, "assumed")
-                terms = [context, _weights_of(scorer), self._pass(scorer)]
+                terms = [context, weights_of(scorer), self._pass(scorer)]
                 places.append(Place("score", f"GPU {device.removeprefix('cuda:')}", machine.memory, terms))
         groups: list[tuple[str, Any, Model]] = [("rollout", config.rollout, self.student)]
         groups += [("score", config.scoring, scorer.model) for scorer in self.in_vllm]
@@ -277,27 +285,3 @@ class Plan:
                 terms = [context, *self._engine(group.engine, model, "vLLM engine")]
                 places.append(Place(stage, where, machine.memory, terms))
         return places
-
-
-def _weights_of(scorer: Scorer) -> Term:
-    return memory.weights(scorer.model.shape.parameters, scorer.model.each, f"{scorer.key}'s weights")
-
-
-def _working(found: Pass, work: Work, what: str) -> Term:
-    how = f"{work.rows} × {work.prompt + work.stop - 1:,} tokens, {memory.size(found.peak / work.read)} per token"
-    return Term(what, found.peak, how)
-
-
-def _activations(found: Pass, work: Work, student: Model) -> list[Term]:
-    layers, length = student.shape.layers, work.prompt + work.stop - 1
-    per_token = found.kept / work.read / layers
-    how = f"{work.rows} × {length:,} tokens × {layers} layers × {memory.size(per_token)}"
-    kept = Term("activations", found.kept, how + (", checkpointed" if student.fake.checkpointing else ""))
-    rest = found.peak - found.kept
-    if rest < 0:  # the peak comes late in backward, when most of them are freed
-        return [Term("activations still held", found.peak, how)]
-    chunk = max(student.fake.lm.chunk, student.shape.width)
-    what = (
-        f"head in chunks of {min(chunk, work.scored):,} × {student.shape.vocabulary:,} logits, its gradient, backward"
-    )
-    return [kept, Term("log-probs and backward", rest, what)]

@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
-    def forward(self, tokens: Tokens, readout: "Readout") -> Any:
+    def forward(self, tokens: Tokens, readout: "Readout") -> Any:  # noqa: ANN401  the readout's; nn.Module's call has no type of its own
         """What `readout` makes of the last hidden states that predict the windows' tokens.
 
         Args:

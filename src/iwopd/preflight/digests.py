@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from iwopd.preflight.models import WEIGHTS
 from iwopd.types import Prompt
@@ -117,8 +118,6 @@ def dataset_commits(sources: Mapping[str, Any]) -> dict[str, str]:
     Args:
         sources: sections with a path and a revision, by their keys.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     found = dict[str, str]()
     for key, source in sources.items():
         revision = source.revision or "main"

@@ -23,14 +23,14 @@ class PlainConsole(Console):
     """A console where a text is shown as it is, and clean: a path or a model's answer may well hold ``[red]``,
     ``[/x]``, ``:100:`` or commands for the terminal."""
 
-    def __init__(self, **options: Any):
+    def __init__(self, **options: Any):  # noqa: ANN401  rich's
         super().__init__(**{**options, "highlight": False, "markup": False, "emoji": False})
 
-    def print(self, *objects: object, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:  # noqa: ANN401  rich's
         """As every console does."""
         super().print(*(clean(each) if isinstance(each, str) else each for each in objects), **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  rich's
         """Texts within tables."""
         return super().render_str(clean(text), **options)
 

@@ -55,13 +55,11 @@ class VllmTeacher(Teacher):
         return scored
 
     def _run(self, items: Sequence[tuple[Rollout, Window]], progress: Progress = no_progress, total: int = 0) -> None:
-        from vllm import SamplingParams
-
         windows = [window(len(rollout.response_ids)) for rollout, window in items]
         before, tokens = len(self._done), 0
         most = sum(len(rollout.prompt_ids) + stop for (rollout, _), (_, stop) in zip(items, windows, strict=True))
 
-        def take(place: int, output: Any) -> None:
+        def take(place: int, output: Any) -> None:  # noqa: ANN401  vLLM's RequestOutput, whose parts may all be None
             nonlocal tokens
             rollout = items[place][0]
             self._done[id(rollout)] = scored_rollout(rollout, windows[place], list(output.prompt_logprobs.logprobs))
@@ -70,7 +68,9 @@ class VllmTeacher(Teacher):
 
         self.vllm.wake()
         # One token is sampled because vLLM always samples; nobody looks at it.
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        params = self.vllm.params(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
         prompts = [rollout.ids(stop).tolist() for (rollout, _), (_, stop) in zip(items, windows, strict=True)]
         self.vllm.run(prompts, [params.clone() for _ in prompts], take)
         self.vllm.sleep()

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -19,6 +19,9 @@ from transformers import AutoConfig
 from iwopd._compat import leave_transformers_uncompiled
 from iwopd.config import VllmEngineConfig
 from iwopd.errors import EngineError
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 TELL_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
@@ -61,7 +64,7 @@ class InProcess:
         EngineError: the engine does not start; says why, and where its log is.
     """
 
-    def __init__(self, name: str, settings: Settings, log_file: Path, **options: Any):
+    def __init__(self, name: str, settings: Settings, log_file: Path, **options: Any):  # noqa: ANN401  vllm.LLM's
         self.name = name
         self.asleep = False
         self.settings = settings
@@ -79,11 +82,13 @@ class InProcess:
         self.engine: Any = self.llm.llm_engine
         _open.add(self)
 
-    def _start(self, options: dict[str, Any]) -> Any:
+    def _start(self, options: dict[str, Any]) -> "LLM":
         given = self.settings
         if self.on_cpu:
             torch.compiler.set_stance("force_eager")  # else the first request with log-probs waits for a C++ compiler
-        from vllm import LLM
+        from vllm import LLM, SamplingParams  # seconds, and only with engines is vLLM needed at all
+
+        self.params = SamplingParams
 
         leave_transformers_uncompiled()
 
@@ -150,7 +155,7 @@ class InProcess:
         states = getattr(self.engine.output_processor, "request_states", {})
         return sum(state.detokenizer.num_output_tokens() for state in states.values() if state.detokenizer is not None)
 
-    def call(self, method: str, *arguments: Any) -> None:
+    def call(self, method: str, *arguments: object) -> None:
         """Call a method of the worker extension on every worker."""
         with self.log:
             self.llm.collective_rpc(method, args=arguments)
