@@ -206,7 +206,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
 
     Args:
-        prefix: where the node stands that the error's keys count from.
+        prefix: of the node that the error's keys are relative to.
     """
     missing = str(error.missing_cfg_file or "") if isinstance(error, MissingConfigException) else ""
     if missing:

@@ -1,6 +1,6 @@
 """What may leave the program: text without secrets, and without what a terminal or a page would take for commands.
 
-`clean` stands before every outlet: console and train.log, error messages and tracebacks, the log records of all
+`clean` is applied before every outlet: console and train.log, error messages and tracebacks, the log records of all
 libraries (vllm.log among them), about.json, trackers, model cards and reports.
 """
 

@@ -23,7 +23,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     fix: str | None = None,
     path: bool = False,
-) -> Any:  # noqa: ANN401  stands where the field's default does
+) -> Any:  # noqa: ANN401  takes the place of the field's default
     """A config field: its default, what it is (with its unit), and the values it may have.
 
     Args:

@@ -16,7 +16,7 @@ from iwopd.runs.folder import RunFolder
 
 
 def prepare(runs: Sequence[Run]) -> None:
-    """Have the toy models made, once and in sight, before the runs ask for them."""
+    """Have the toy models made, once and with a progress bar, before the runs need them."""
     wanted = {}
     for one in runs:
         for key, path in (("student.path", one.config.student.path), ("teacher.path", one.config.teacher.path)):

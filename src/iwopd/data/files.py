@@ -1,4 +1,4 @@
-"""Local files of problems: what a path names, of which format it is, and text as it stands in compressed files."""
+"""Local files of problems: what a path names, of which format it is, and the text of compressed files."""
 
 import io
 import lzma
@@ -107,7 +107,7 @@ def _data_files(files: Iterable[Path]) -> list[Path]:
 
 
 def _split_of(place: Path) -> str | None:
-    """The split that a name tells of; the file's own counts before its folders'."""
+    """The split that a name implies; the file's own counts before its folders'."""
     for part in reversed(place.parts):
         found = SPLIT.search(part.lower())
         if found:

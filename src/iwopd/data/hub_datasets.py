@@ -46,7 +46,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _unwritable() -> str | None:
-    """A folder where downloads are kept that cannot be written, and why: that hides behind errors of many kinds."""
+    """A folder where downloads are kept that cannot be written, and why: it causes errors of many kinds."""
     tables = os.environ.get("HF_DATASETS_CACHE", os.path.join(constants.HF_HOME, "datasets"))
     for folder in (Path(constants.HF_HUB_CACHE), Path(tables)):
         try:

@@ -1,4 +1,4 @@
-"""What stands in a prompt column, as chat messages: a text, or messages in the forms that datasets use."""
+"""The content of a prompt column, as chat messages: a text, or messages in the forms that datasets use."""
 
 from typing import Any
 

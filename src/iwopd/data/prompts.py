@@ -12,7 +12,7 @@ from iwopd.types import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
 
-PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
+PROBLEM = "{prompt}"  # where the problem goes in a template; replaced as it is, for LaTeX is full of braces
 
 
 def render(
@@ -21,7 +21,7 @@ def render(
     """Token ids of every problem, as a chat where the tokenizer has a template and as bare text where it has none.
 
     Args:
-        group: of the problems, where there are several sources; stands before their ids, which it keeps unique.
+        group: of the problems, where there are several sources; a prefix of their ids, which it keeps unique.
         key: the section of the config that `source` is, for messages.
 
     Raises:

@@ -62,7 +62,7 @@ def number_in(text: str) -> float | None:
 
 
 def truth_of(value: object) -> bool:
-    """Whether a cell that stands alone as a condition holds; texts true and false, and numbers, are what they say."""
+    """Whether a cell that is a condition by itself holds; texts true and false, and numbers, are what they say."""
     if isinstance(value, str):
         if value.strip().lower() in TRUTH:
             return TRUTH[value.strip().lower()]

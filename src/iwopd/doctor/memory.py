@@ -13,7 +13,7 @@ CUDA_CONTEXT = 1.0 * GIB
 
 @dataclass(frozen=True)
 class Term:
-    """One line of an estimate: what it is, how many bytes, and the arithmetic behind them."""
+    """One line of an estimate: what it is, how many bytes, and how they were computed."""
 
     what: str
     bytes: float

@@ -24,7 +24,7 @@ PART = 2**20  # bytes read at one time
 BLOCK, STRIDE = 4096, 2**24  # bytes; of a larger one, a block of each tensor, and of each stride of a large tensor
 # What transformers reads of a model's folder besides its weights: configs, tokenizers, chat templates, its own code.
 READ = re.compile(r".*\.(json|jinja|model|tiktoken|py)|(merges|vocab)\.txt")
-# What only tells of a model, or of how it came about.
+# What only describes a model, or how it was made.
 NOT_READ = re.compile(r"manifest\.json|trainer(_state)?\.json|(all|train|eval|test|predict)_results\.json")
 SHOWN = 4  # names in a message
 
@@ -107,8 +107,8 @@ def problem_digests(prompts: Sequence[Prompt], *, graded: bool = False, tested: 
 
 def _problem_digest(prompt: Prompt, graded: bool, tested: bool) -> str:
     digest = hashlib.blake2b(array("q", prompt.ids).tobytes(), digest_size=8)
-    told = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    counted = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
+    digest.update(json.dumps(counted, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

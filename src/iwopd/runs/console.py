@@ -133,7 +133,7 @@ class Display:
 
 
 def step_line(position: str, metrics: Mapping[str, float]) -> str:
-    """A training step in one line, which begins with where the run stands after it."""
+    """A training step in one line, which begins with how far the run is after it."""
     seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
     return (
         f"{position}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "

@@ -51,7 +51,7 @@ def in_token_batches(
                     f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, does not fit in the GPU's memory; "
                     "use teacher.dtype=bfloat16, teacher.offload=true or a smaller rollout.max_tokens"
                 ) from error
-        if columns is None:  # the failed pass is gone only now, behind its except block
+        if columns is None:  # the failed pass is freed only now, after its except block
             log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
             torch.cuda.empty_cache()
             waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

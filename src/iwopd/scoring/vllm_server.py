@@ -108,7 +108,7 @@ class VllmServerTeacher(Teacher):
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Drop what is under way; the servers go on."""
+        """Drop what is under way; the servers keep running."""
         self.servers.close()
 
 

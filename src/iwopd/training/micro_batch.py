@@ -21,7 +21,7 @@ class Forward:
 
     Attributes:
         logprobs, teacher_logprobs: of the sampled tokens; for a loss over the vocabulary, among the tokens that both
-            models have, so that A_t and the divergence speak of the same distributions.
+            models have, so that A_t and the divergence compare the same distributions.
         divergence, reverse_kl: of a loss over the vocabulary.
     """
 

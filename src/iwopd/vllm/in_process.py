@@ -23,7 +23,7 @@ from iwopd.errors import EngineError
 if TYPE_CHECKING:
     from vllm import LLM
 
-TELL_EVERY = 0.5  # seconds
+REPORT_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
 _open: "set[InProcess]" = set()
 _closed: "list[InProcess]" = []
@@ -127,31 +127,31 @@ class InProcess:
         finished: Callable[[int, Any], None],
         under_way: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """Compute all requests; `finished` is told each one's place and output as soon as it is there.
+        """Compute all requests; `finished` is called with each one's place and output as soon as it is there.
 
         Args:
             prompts: token ids.
             params: a `vllm.SamplingParams` for each.
-            under_way: told now and then how many tokens the unfinished ones have so far.
+            under_way: called now and then with the number of tokens of the unfinished ones so far.
         """
         with self.log, _random_state():
             names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
             # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
             places = {name.partition("-")[0]: place for place, name in enumerate(names)}
-            told = time.monotonic()
+            reported = time.monotonic()
             try:
                 while places:
                     for output in self.engine.step():
                         if output.finished:
                             finished(places.pop(output.request_id), output)
-                    if time.monotonic() - told > TELL_EVERY:
-                        told = time.monotonic()
+                    if time.monotonic() - reported > REPORT_EVERY:
+                        reported = time.monotonic()
                         under_way(self._tokens())
             finally:  # interrupted: nothing of it may run on with the next requests
                 self.engine.abort_request([names[place] for place in places.values()], internal=True)
 
     def _tokens(self) -> int:
-        """Written for requests that are not finished; vLLM itself tells no more of them than that."""
+        """Written for requests that are not finished; vLLM itself reports no more of them."""
         states = getattr(self.engine.output_processor, "request_states", {})
         return sum(state.detokenizer.num_output_tokens() for state in states.values() if state.detokenizer is not None)
 

@@ -152,7 +152,7 @@ class Servers:
             raise EngineError(f"{self.key}: no server is left of {len(self.servers)}; start them again")
 
     async def _repeat(self, server: Server, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The result of `ask`, tried again while the server is there and errs.
+        """The result of `ask`, tried again while the server is there and fails.
 
         Raises:
             httpx.HTTPError, ValueError, …: of the last try.

@@ -120,7 +120,7 @@ def _umask() -> int:
 
 
 class _InProcessClient:
-    """vLLM's trainer side speaks to an `LLM` of this process through these four calls."""
+    """vLLM's trainer side controls an `LLM` of this process through these four calls."""
 
     def __init__(self, llm: "LLM"):
         self.llm = llm

@@ -1,5 +1,5 @@
 """Are two sympy numbers equal? Exactly where both are rational; else to so many of their own digits, however large or
-small they are. math-verify's own answer counts decimals behind the point, to which 1/2^99 and 1/2^98 are the same."""
+small they are. math-verify's own answer counts decimals after the point, to which 1/2^99 and 1/2^98 are the same."""
 
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ def numbers_equal(a: Value, b: Value) -> bool | None:
 
 
 def _parts(value: Expr, digits: int) -> tuple[Expr, Expr] | None:
-    """Real and imaginary part, to so many digits; what only approaches nought is nought."""
+    """Real and imaginary part, to so many digits; what only approaches zero is zero."""
     found = value.evalf(digits)
     real, imaginary = found.as_real_imag()
     if not all(isinstance(part, Expr) and part.is_Number and part.is_finite for part in (real, imaginary)):

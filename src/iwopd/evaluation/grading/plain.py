@@ -3,7 +3,7 @@
     (1, {2.5}, 10**40)  ⇄  ["tuple", 1, ["set", 2.5], ["int", "0x1d63…"]]
 
 A value of another type comes back as an `Opaque`, equal to nothing but itself. Subclasses come back as what they derive
-from, so whatever they have redefined, such as ``__eq__``, stays behind.
+from, so whatever they have redefined, such as ``__eq__``, is lost.
 """
 
 from collections import Counter, OrderedDict, deque

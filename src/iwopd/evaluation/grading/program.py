@@ -23,7 +23,7 @@ LONG = 400  # lines; evalplus' extraction tries every pair of them
 
 
 def run(connection: int, memory: int) -> None:
-    """Answer until the process that judges has heard enough.
+    """Answer until the process that judges closes the connection.
 
     Args:
         memory: bytes of address space.

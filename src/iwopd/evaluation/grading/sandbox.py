@@ -137,7 +137,7 @@ def _enter(parent: socket.socket) -> bool:
     _call("unshare", NAMESPACES, said="namespaces")
     parent.send(b"u")
     if not parent.recv(1):
-        os._exit(1)  # the parent has told why
+        os._exit(1)  # the parent has reported why
     try:
         Path("/proc/sys/user/max_user_namespaces").write_text("0")  # within these: none in which it were root again
     except OSError as error:
