@@ -98,9 +98,7 @@ def as_rank(folder: Path, steps: int, quick: bool) -> None:
             else:
                 started = time.process_time()
         held = {"weights": sum(map(local_bytes, lm.parameters()))}
-        held["adam"] = sum(
-            local_bytes(value) for state in student.optimizer.state.values() for value in state.values()
-        )
+        held["adam"] = sum(local_bytes(value) for state in student.optimizer.state.values() for value in state.values())
         result = {
             "parameters": sum(parameter.numel() for parameter in lm.parameters()),
             "seconds": sorted(seconds)[len(seconds) // 2],

@@ -538,7 +538,7 @@ def test_a_run_of_another_pair_or_verb_is_refused(trained, made, tmp_path, capsy
 
 
 @pytest.mark.cli
-def test_a_missing_matplotlib_is_told_first(tmp_path, capsys, monkeypatch):
+def test_a_missing_matplotlib_is_reported_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("iwopd.preflight.packages.find_spec", lambda name: None)
     line = refused(capsys, "diagnose", *QUICK, f"run.dir={tmp_path / 'run'}", "student.path=/none")
     assert "matplotlib is not installed; pip install 'iwopd[report]'" in line

@@ -211,7 +211,7 @@ def test_eval_of_the_model_that_a_plain_server_serves(
     assert "VLLM_SERVER_DEV_MODE=1" in line
 
 
-def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsewhere(
+def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_resumes_elsewhere(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
     gate = Gate(servers[0].port)
@@ -230,7 +230,7 @@ def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsew
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
 
 
-def test_a_server_killed_in_the_middle_is_left_out_and_the_run_goes_on(
+def test_a_server_killed_in_the_middle_is_left_out_and_the_run_continues(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
     """Last, because it ends a server. What was computed is as if there had been one all along."""

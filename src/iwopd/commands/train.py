@@ -39,7 +39,7 @@ def _train(config: Config) -> float | None:
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
     checked = world().together(lambda: folder.check() or check_inputs(config))
 
-    from iwopd.assembly.training import training_run  # torch takes seconds; errors so far came at once
+    from iwopd.assembly.training import training_run  # torch takes 5 s; errors so far came at once
 
     with Interrupts() as interrupts, Display(shown=world().leader) as display, ExitStack() as stack:
         try:

@@ -2,27 +2,26 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from iwopd.config import SourceConfig
 from iwopd.data.messages import Message, as_messages
 from iwopd.data.rows import Row, get_column
 from iwopd.data.values import is_missing, text_of
 from iwopd.errors import DataError
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
 
-PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
+PROBLEM = "{prompt}"  # where the problem goes in a template; replaced as it is, for LaTeX is full of braces
 
 
 def render(
-    rows: Sequence[Row], source: SourceConfig, tokenizer: Any, group: str | None = None, key: str = "data"
+    rows: Sequence[Row], source: SourceConfig, tokenizer: Tokenizer, group: str | None = None, key: str = "data"
 ) -> list[Prompt]:
     """Token ids of every problem, as a chat where the tokenizer has a template and as bare text where it has none.
 
     Args:
-        group: of the problems, where there are several sources; stands before their ids, which it keeps unique.
+        group: of the problems, where there are several sources; a prefix of their ids, which it keeps unique.
         key: the section of the config that `source` is, for messages.
 
     Raises:
@@ -68,7 +67,7 @@ def _teacher(row: Row, source: SourceConfig) -> str | None:
     return getattr(source, "teacher", None) if is_missing(named) else text_of(named)
 
 
-def _render_text(problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str) -> str:
+def _render_text(problem: object, source: SourceConfig, tokenizer: Tokenizer, said: str, key: str) -> str:
     messages = as_messages(problem)
     if source.template or source.suffix:
         asked = messages[-1]
@@ -94,7 +93,7 @@ def _render_text(problem: Any, source: SourceConfig, tokenizer: Any, said: str, 
     return text
 
 
-def _apply(messages: list[Message], source: SourceConfig, tokenizer: Any) -> str:
+def _apply(messages: list[Message], source: SourceConfig, tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         return "\n".join(message["content"] for message in messages)
     return tokenizer.apply_chat_template(
@@ -103,7 +102,13 @@ def _apply(messages: list[Message], source: SourceConfig, tokenizer: Any) -> str
 
 
 def _refusal(
-    error: Exception, messages: list[Message], problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str
+    error: Exception,
+    messages: list[Message],
+    problem: object,
+    source: SourceConfig,
+    tokenizer: Tokenizer,
+    said: str,
+    key: str,
 ) -> str:
     """Why a chat template refuses messages, as far as can be found out by trying others."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -133,7 +138,7 @@ def _refusal(
     )
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
+def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids. Of a text without chat template, with what the tokenizer puts before it (BOS), but not with what it
     puts after it: after an EOS the prompt would be over, and a response would begin another text."""
     bare = tokenizer.encode(text, add_special_tokens=False)

@@ -1,5 +1,6 @@
 """The data and the benchmarks: rows, columns, rendered prompts, lengths."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from iwopd.doctor.sources import Source
 from iwopd.models.rope import context_limit
 from iwopd.preflight.graders import check_graders
 from iwopd.preflight.problems import benchmark_rows, data_sources, training_rows
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Tokenizer
 
 SHOWN = 600  # characters of a rendered prompt
 
@@ -68,7 +69,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
     return found
 
 
-def _columns(rows: Any) -> str:
+def _columns(rows: Sequence[Row]) -> str:
     return ", ".join(rows[0]).encode(errors="backslashreplace").decode()
 
 
@@ -78,7 +79,7 @@ def _warn_of_answers(rows: list[Row], source: SourceConfig, section: Section) ->
         section.warn(remark)
 
 
-def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown: int) -> None:
+def _describe(prompts: list[Prompt], tokenizer: Tokenizer, section: Section, *, shown: int) -> None:
     counts = [len(prompt.ids) for prompt in prompts]
     section.note(f"prompts of {min(counts):,} to {max(counts):,} tokens, {sum(counts) / len(counts):,.0f} on average")
     for prompt in prompts[:shown]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO
 
 from iwopd.parallel.environment import OUTPUT_KEPT
 
@@ -132,7 +132,7 @@ class Job:
             yield
             return
 
-        def note(number: int, _: Any) -> None:
+        def note(number: int, _: object) -> None:
             self._events.put(("signal", number, 0))
 
         previous = {number: signal.signal(number, note) for number in self._signals}
