@@ -342,7 +342,7 @@ def test_a_vllm_teacher_gives_the_likeliest_tokens_that_transformers_does(
 
 
 def test_a_run_on_the_likeliest_tokens_of_a_vllm_teacher_is_that_of_one_in_transformers(tmp_path: Path) -> None:
-    """More of them than vLLM gives unless it is told so."""
+    """More of them than vLLM gives by default."""
     loss = ("loss=reverse_kl", "loss.signal=top_k", "loss.top_k=40", "eval.every=0", "run.steps=2", "run.save_every=0")
     found = []
     for name, scoring in {"hf": (), "vllm": ("scoring=vllm", "scoring.engine.kv_cache_gib=0.25")}.items():

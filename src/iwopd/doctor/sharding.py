@@ -52,7 +52,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the processes of a run share its models; as it stands, one process that has them whole.
+    """How the processes of a run share its models; by default, one process that has them whole.
 
     Attributes:
         local: processes of each machine.
