@@ -311,7 +311,7 @@ def test_with_nothing_to_be_found_advice_finds_something_in_few_draws():
 
 def test_how_long_the_head_start_lasts_may_be_beyond_what_the_prompts_can_tell():
     teacher, student = answered([0.7, *[0.42] * 10], 30), answered([0.3] * 11, 30)
-    assert "cannot be told with 30 prompts" in advise(diagnosis(teacher, student, prompts=30))[2]
+    assert "cannot be said with 30 prompts" in advise(diagnosis(teacher, student, prompts=30))[2]
 
 
 def test_advice_without_continuations_says_what_is_not_known():

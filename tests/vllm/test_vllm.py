@@ -595,7 +595,7 @@ def test_a_missing_vllm_is_reported_before_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ("scoring=vllm loss=reverse_kl", "loss.kind=reverse_kl: compares whole distributions"),
+        ("scoring=vllm loss=reverse_kl", "loss.kind=reverse_kl, loss.signal=auto: needs the teacher's hidden states"),
         ("rollout=vllm rollout.top_p=0.9 loss.importance_cap=null", "rollout.top_p=0.9: samples another distribution"),
         ("rollout.temperature=0.7 scoring.student_logprobs=sampler", "rollout.temperature=0.7: the sampler's"),
         ("rollout=vllm rollout.batch_size=3", "rollout.batch_size=3: no such key"),

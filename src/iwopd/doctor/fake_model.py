@@ -9,7 +9,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,12 +237,10 @@ class _FakeLanguageModel(LanguageModel):
         """There are no numbers to compare."""
 
 
-@contextmanager
-def _unpacked() -> Iterator[None]:
+def _unpacked() -> AbstractContextManager[None]:
     """transformers looks into the positions for sequences packed into one row, and without data takes them for packed,
     which would cost a mask of [tokens × tokens]. Rows are never packed here."""
-    with _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None):
-        yield
+    return _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 @contextmanager
