@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd import _compat
+from iwopd.ablate.arms import CommandLine
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.config.stored import interpolations
@@ -27,10 +28,6 @@ from iwopd.parallel import environment
 from iwopd.preflight.processes import starts_processes
 from iwopd.redact import clean, install
 from iwopd.runs import naming
-
-if TYPE_CHECKING:
-    from iwopd.ablate.arms import CommandLine
-
 
 RANKS = "iwopd.commands.ranks"  # what runs for a training of several processes, which it starts
 # Seconds that a rank with the leader's mistake waits: torchrun ends all as soon as one has failed, said or not.
@@ -49,7 +46,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
     OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
 
-    def task(composed: DictConfig) -> Any:
+    def task(composed: DictConfig) -> object:
         try:
             place = environment.adopt()
             config = check(composed, verb, arguments, claim=environment.leads())
@@ -118,10 +115,8 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def command_line(arguments: Sequence[str], verb: str) -> "CommandLine":
+def command_line(arguments: Sequence[str], verb: str) -> CommandLine:
     """For what starts training runs: the command line, and how it composes the config of each."""
-    from iwopd.ablate.arms import CommandLine
-
     hydra_config = HydraConfig.get()
     if verb == "ablate" and str(hydra_config.mode).endswith("MULTIRUN"):
         raise ConfigError("--multirun: a study is a sweep already; list weightings with ablate.arms, without -m")
@@ -215,7 +210,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
 
     Args:
-        prefix: where the node stands that the error's keys count from.
+        prefix: of the node that the error's keys are relative to.
     """
     missing = str(error.missing_cfg_file or "") if isinstance(error, MissingConfigException) else ""
     if missing:
@@ -261,7 +256,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
     return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
 
 
-def _known_keys(key: str, owner: Any) -> str:
+def _known_keys(key: str, owner: object) -> str:
     known = [entry.name for entry in fields(owner)] if is_dataclass(owner) else []
     parent, _, name = key.rpartition(".")
     if not parent:

@@ -1,6 +1,6 @@
 """What may leave the program: text without secrets, and without what a terminal or a page would take for commands.
 
-`clean` stands before every outlet: console and train.log, error messages and tracebacks, the log records of all
+`clean` is applied before every outlet: console and train.log, error messages and tracebacks, the log records of all
 libraries (vllm.log among them), about.json, trackers, model cards and reports.
 """
 
@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TypeVar, cast
 
+Node = TypeVar("Node")
 HIDDEN = "…"
 SHORTEST = 6  # characters of an environment variable's value that is taken for a secret
 
@@ -71,13 +72,14 @@ def clean(text: str) -> str:
     return printable(redact(text))
 
 
-def cleaned(node: Any) -> Any:
+def cleaned(node: Node) -> Node:
     """Plain values with every text in them `clean`, and none below a name that says it is a secret."""
     if isinstance(node, Mapping):
-        return {key: HIDDEN if is_secret(key, value) else cleaned(value) for key, value in node.items()}
+        kept = {key: HIDDEN if is_secret(key, value) else cleaned(value) for key, value in node.items()}
+        return cast(Node, kept)
     if isinstance(node, (list, tuple)):
-        return [cleaned(item) for item in node]
-    return clean(node) if isinstance(node, str) else node
+        return cast(Node, [cleaned(item) for item in node])
+    return cast(Node, clean(node)) if isinstance(node, str) else node
 
 
 def install() -> None:
@@ -85,7 +87,7 @@ def install() -> None:
     make = logging.getLogRecordFactory()
     if not getattr(make, "cleans", False):
 
-        def made(*arguments: Any, **named: Any) -> logging.LogRecord:
+        def made(*arguments: object, **named: object) -> logging.LogRecord:
             record = make(*arguments, **named)
             try:
                 record.msg, record.args = clean(record.getMessage()), None

@@ -1,8 +1,8 @@
 """How a config field says what it is (default, meaning, unit, allowed values), and how sections are found by name."""
 
 from collections.abc import Mapping
-from dataclasses import field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from omegaconf import MISSING
 
@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def setting(
-    default: Any = MISSING,
+    default: Any = MISSING,  # noqa: ANN401  of the field's type
     text: str = "",
     *,
     low: float | None = None,
@@ -23,7 +23,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     fix: str | None = None,
     path: bool = False,
-) -> Any:
+) -> Any:  # noqa: ANN401  takes the place of the field's default
     """A config field: its default, what it is (with its unit), and the values it may have.
 
     Args:
@@ -40,12 +40,17 @@ def setting(
     return field(default=default, metadata=about)
 
 
+def is_section(value: object) -> "TypeGuard[DataclassInstance]":
+    """True for an object of one of the config's classes."""
+    return is_dataclass(value) and not isinstance(value, type)
+
+
 def by_name(*kinds: type[Kind]) -> dict[str, type[Kind]]:
     """A registry of sections' classes, by the name that the first field of each has as its default."""
     return {str(fields(kind)[0].default): kind for kind in kinds}
 
 
-def of_its_name(section: Any, kinds: Mapping[str, type[Any]]) -> Any | None:
+def of_its_name(section: "DataclassInstance", kinds: Mapping[str, type[Kind]]) -> Kind | None:
     """The section as the class that its first field names, for names set by key (``loss.kind=NAME``), not by group.
 
     None where `kinds` has no class of that name, or only one with other settings.

@@ -55,6 +55,7 @@ def _described(found: "numpy.typing.NDArray[Any]") -> str:
 class Tokenizer(Protocol):
     """As much of transformers' tokenizers as is used."""
 
+    eos_token: str
     eos_token_id: int
     sep_token_id: int | None
     chat_template: str | dict[str, str] | None

@@ -113,7 +113,7 @@ def test_runs_still_to_come_must_read_what_finished_ones_have_read(
     assert not (folder / "runs" / "iw_1.0" / "seed-2").exists()
 
 
-def test_stopped_it_leaves_no_process_and_goes_on_exactly(study: Path, tmp_path: Path) -> None:
+def test_stopped_it_leaves_no_process_and_resumes_exactly(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     settings = (*STUDY, "ablate.seeds=[1]", ARMS, f"run.dir={folder}", "ablate.workers=2")
     running = start("ablate", *settings)
@@ -164,7 +164,7 @@ def test_runs_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
     assert not alive(child)
 
 
-def test_a_failed_arm_is_told_and_does_not_stop_the_others(
+def test_a_failed_arm_is_reported_and_does_not_stop_the_others(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "failing"

@@ -121,7 +121,7 @@ def test_a_model_with_fewer_rows_than_tokens(model: Path, run_folder: Path, caps
     assert "258 rows for a tokenizer of 260 tokens" in line
 
 
-def test_a_generation_config_that_could_not_be_saved_is_mended(model: Path, run_folder: Path) -> None:
+def test_a_generation_config_that_could_not_be_saved_is_fixed(model: Path, run_folder: Path) -> None:
     from support.running import iwopd
 
     edit_json("generation_config.json", lambda config: config.update(do_sample=False, temperature=0.5))(model)

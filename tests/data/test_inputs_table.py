@@ -214,7 +214,9 @@ def test_what_cannot_be_read_as_meant_is_refused(name: str, write: Write, says: 
         ("a.jsonl", '{"prompt": "q", "answer": 1, "n": 1.0}\n{"prompt": "r", "answer": 1, "n": 1}\n', ["1.0", "1"]),
     ],
 )
-def test_ids_are_told_apart_as_they_are_written(name: str, content: str, expected: list[str], tmp_path: Path) -> None:
+def test_ids_are_distinguished_as_they_are_written(
+    name: str, content: str, expected: list[str], tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(content)
     source = BenchmarkConfig(path=str(tmp_path / name), id_column="n")
     prompts = render(load_rows(source, "data", answers=True), source, make_tokenizer())

@@ -62,7 +62,7 @@ def refusal(problems: list[Any], tokenizer: Any = None, **settings: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("text", ["1+1", "a<|eos|>"])
-def test_nothing_is_put_behind_a_prompt(around: str, before: list[int], text: str) -> None:
+def test_nothing_is_put_after_a_prompt(around: str, before: list[int], text: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     specials = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|eos|>", "<|user|>", "<|pad|>")]

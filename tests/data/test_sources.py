@@ -119,7 +119,7 @@ def test_a_template_keeps_latex_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "<no>"), (False, "<no>"), (True, "<yes>")])
-def test_the_chat_template_is_told_whether_to_think(given: bool | None, expected: str) -> None:
+def test_the_chat_template_is_reported_whether_to_think(given: bool | None, expected: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ '<yes>' if enable_thinking else '<no>' }}{{ messages[0].content }}"
     (made,) = render([{"prompt": "1+1"}], DataConfig(path="x", enable_thinking=given), tokenizer)

@@ -311,7 +311,7 @@ def test_with_nothing_to_be_found_advice_finds_something_in_few_draws():
 
 def test_how_long_the_head_start_lasts_may_be_beyond_what_the_prompts_can_tell():
     teacher, student = answered([0.7, *[0.42] * 10], 30), answered([0.3] * 11, 30)
-    assert "cannot be told with 30 prompts" in advise(diagnosis(teacher, student, prompts=30))[2]
+    assert "cannot be said with 30 prompts" in advise(diagnosis(teacher, student, prompts=30))[2]
 
 
 def test_advice_without_continuations_says_what_is_not_known():
@@ -538,7 +538,7 @@ def test_a_run_of_another_pair_or_verb_is_refused(trained, made, tmp_path, capsy
 
 
 @pytest.mark.cli
-def test_a_missing_matplotlib_is_told_first(tmp_path, capsys, monkeypatch):
+def test_a_missing_matplotlib_is_reported_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("iwopd.preflight.packages.find_spec", lambda name: None)
     line = refused(capsys, "diagnose", *QUICK, f"run.dir={tmp_path / 'run'}", "student.path=/none")
     assert "matplotlib is not installed; pip install 'iwopd[report]'" in line

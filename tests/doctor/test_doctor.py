@@ -226,7 +226,7 @@ def test_another_chat_template_is_a_warning(doctor: Examined, smoke_models: dict
     assert any("Q: What is 6 times 7? A:" in text for text in texts(report, "warning", "Tokenizers"))
 
 
-def test_every_other_check_goes_on(doctor: Examined, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_other_check_continues(doctor: Examined, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     wrong = ("teacher=hf", "teacher.path=Qwen/Qwen3-4B", "data=file", f"data.path={tmp_path / 'none.jsonl'}")

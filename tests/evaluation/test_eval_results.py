@@ -70,7 +70,7 @@ def test_how_many_are_sampled_at_one_time_does_not_matter(whole: Path, tmp_path:
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_cut_off_it_goes_on_to_the_same_figures(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_cut_off_it_continues_to_the_same_figures(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "cut"
     running = start("eval", *EVAL, f"run.dir={folder}")
     samples = folder / "eval" / "smoke.jsonl.zst"
@@ -125,7 +125,7 @@ def test_a_flipped_bit_costs_its_own_frame(whole: Path, tmp_path: Path, place: s
     assert results(tmp_path / "run") == results(whole)
 
 
-def test_a_finished_evaluation_that_goes_on_draws_nothing(
+def test_a_finished_evaluation_that_is_resumed_draws_nothing(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
@@ -361,7 +361,7 @@ def test_a_grader_that_is_not_installed(
 
 
 @pytest.mark.process
-def test_references_that_cannot_be_compared_are_told(
+def test_references_that_cannot_be_compared_are_reported(
     parrot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "problems.jsonl"

@@ -127,7 +127,7 @@ def test_micro_batches_change_nothing(loss: Loss, rollouts: list[Rollout], tiny_
 
 
 @on_losses
-def test_rows_cut_behind_their_window_give_the_gradient_of_whole_ones(
+def test_rows_cut_after_their_window_give_the_gradient_of_whole_ones(
     loss: Loss, rollouts: list[Rollout], tiny_model: Any, tiny_student: Any
 ) -> None:
     """The window's weights are 0 elsewhere, so what lies outside of it may as well be there."""

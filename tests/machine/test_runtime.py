@@ -175,7 +175,8 @@ def test_the_environment_is_written_in_one_module() -> None:
     }
     own = {f"evaluation/grading/{name}.py" for name in ("sandbox", "run_code")}
     puts_back = {"vllm/in_process.py", "runs/interrupts.py"}  # what vLLM changed; a message from the parent
-    assert found == {"machine/runtime.py", *own, *puts_back}
+    ranks = {"parallel/environment.py", "parallel/ranks.py"}  # what torchrun would set, from Slurm's; the GPU of a rank
+    assert found == {"machine/runtime.py", *own, *puts_back, *ranks}
 
 
 def test_malloc_is_left_alone_where_the_user_tuned_it(machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_sampler_and_trainer_have_the_models_own_logprobs(name: str) -> None:
 @pytest.mark.unit
 @on_architectures
 def test_gradients_of_a_window_are_those_of_the_uncut_forward(name: str) -> None:
-    """What lies behind the window is never read; the gradient is that of the model's own forward over all tokens."""
+    """What comes after the window is never read; the gradient is that of the model's own forward over all tokens."""
     model = make(name).eval()
     lm = LanguageModel(model)
     rollouts = sampled(lm)
@@ -232,7 +232,7 @@ def test_adapters_train_resume_and_merge(name: str, folder: Path, tmp_path: Path
     assert (half / "final" / "model.safetensors").read_bytes() == (whole / "final" / "model.safetensors").read_bytes()
 
 
-def test_a_cache_that_is_not_used_is_told(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_cache_that_is_not_used_is_reported(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     """As with an architecture that keeps its past elsewhere: its samples would not be its own."""
     forward = transformers.LlamaModel.forward
 

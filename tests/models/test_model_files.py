@@ -174,7 +174,7 @@ def test_a_run_whose_files_do_not_load_does_not_end_well(lora: int, tmp_path: Pa
 @pytest.mark.parametrize(
     ("dtype", "rank", "warned"), [("bfloat16", 0, True), ("bfloat16", 4, False), ("float32", 0, False)]
 )
-def test_weights_in_bfloat16_without_adapters_are_told(dtype, rank, warned, tmp_path) -> None:
+def test_weights_in_bfloat16_without_adapters_are_reported(dtype, rank, warned, tmp_path) -> None:
     settings = (*SMOKE, f"student.dtype={dtype}", f"student.lora.rank={rank}", "doctor.live=false")
     assert iwopd("doctor", *settings, f"doctor.json={tmp_path / 'found.json'}") == 0
     assert ("student.dtype=bfloat16, optim.lr=" in (tmp_path / "found.json").read_text()) == warned

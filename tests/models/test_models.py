@@ -175,7 +175,7 @@ def test_the_running_gap_warns_once_and_again_when_it_has_doubled(caplog: pytest
 
 
 @pytest.mark.cli
-def test_a_gap_while_training_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_gap_while_training_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     drawn = HfEngine.generate
 
     def shifted(self, *given, **options):

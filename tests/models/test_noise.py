@@ -257,7 +257,7 @@ def test_an_update_leaves_nothing_in_training_mode(fails: bool) -> None:
     assert all(part is student.model.get_input_embeddings() for part in hooked)  # transformers' own
 
 
-def test_an_architecture_without_gradients_in_evaluation_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_without_gradients_in_evaluation_mode_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """As xLSTM computes long sequences, and some code that models bring along computes experts."""
     forward = transformers.LlamaModel.forward
     monkeypatch.setattr(transformers.LlamaModel, "forward", torch.no_grad()(forward))

@@ -127,7 +127,7 @@ def test_vllm_is_given_the_same_frequencies() -> None:
         (LONGROPE, ORIGINAL + 1, ORIGINAL, "--max-model-len 33"),
     ],
 )
-def test_servers_that_compute_otherwise_are_told(parameters, context, served, problem) -> None:
+def test_servers_that_compute_otherwise_are_reported(parameters, context, served, problem) -> None:
     config = LlamaConfig(max_position_embeddings=ORIGINAL, rope_parameters=dict(parameters))
     found = rope.server_problem(config, context, served)
     assert found is None if problem is None else problem in (found or "")

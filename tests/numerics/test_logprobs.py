@@ -101,7 +101,7 @@ def test_bfloat16_heads_give_float32_logprobs(way, chunk, case):
         assert_close(ours, theirs, rtol=0.1, atol=0.1)
 
 
-def test_nothing_is_lost_to_bfloat16_behind_the_logits(case):
+def test_nothing_is_lost_to_bfloat16_after_the_logits(case):
     logits = (rand(TOKENS, VOCABULARY, seed=5) * 8).bfloat16()
     found = chunked_token_logprobs(logits, case.targets, lambda states: states, 4)
     assert_close(found, log_softmax(logits.float(), dim=-1)[torch.arange(TOKENS), case.targets], rtol=1e-6, atol=1e-6)

@@ -137,7 +137,7 @@ def test_a_rank_without_a_handler_ends_by_the_signal_and_so_does_the_job(
 
 
 def test_a_signal_to_one_rank_alone_is_its_own_end(tmp_path: Path) -> None:
-    """As `kill` of one of them; whom it tells is its own matter, and those that it did not tell are stopped."""
+    """As `kill` of one of them; which ranks it signals is its own matter, and those that it did not are stopped."""
     running = job(WAITS, tmp_path, 1)
     wait_for(up(tmp_path))
     ranks = [each for each in psutil.Process(running.pid).children() if "up-" in " ".join(each.cmdline())]

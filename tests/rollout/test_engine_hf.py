@@ -113,7 +113,7 @@ def test_a_rollout_tells_what_it_answers(lm):
         assert all((rollout.prompt_id, rollout.prompt_ids.tolist()) == (prompt.id, prompt.ids) for rollout in group)
 
 
-def test_progress_is_told_at_every_token_and_ends_with_all(lm):
+def test_progress_is_reported_at_every_token_and_ends_with_all(lm):
     told = []
     rollouts = generate(lm, batch_size=4, progress=lambda *counts: told.append(counts))
     assert told == sorted(told), "neither responses nor tokens become fewer"

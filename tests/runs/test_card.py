@@ -67,7 +67,7 @@ def test_the_settings_are_said(run: Path) -> None:
     assert "transformers 5" in text
 
 
-def test_neither_local_paths_nor_the_machine_are_told(run: Path, smoke_models: dict[str, Path]) -> None:
+def test_neither_local_paths_nor_the_machine_are_reported(run: Path, smoke_models: dict[str, Path]) -> None:
     text = (run / "final" / "README.md").read_text()
     assert f"student.path={smoke_models['student'].name}" in text
     for private in ("secret-place", str(smoke_models["student"].parent), str(Path.home()), "run.dir", "tracking"):
@@ -140,7 +140,7 @@ def test_hub_names_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_secrets_of_a_config_are_not_told(tmp_path: Path) -> None:
+def test_secrets_of_a_config_are_not_shown(tmp_path: Path) -> None:
     servers = ("rollout=vllm_server", "rollout.urls=[http://10.1.2.3:8000]")
     wandb = ("tracking=wandb", "tracking.entity=my-team")
     text = written(tmp_path, *HUB, *servers, *wandb).text

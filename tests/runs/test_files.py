@@ -20,7 +20,7 @@ def test_a_torn_tail_is_left_out(tail: bytes, tmp_path: Path, caplog: pytest.Log
     assert (curve.accuracies, curve.steps) == ([0.25], 1)
 
 
-def test_damage_before_the_tail_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_before_the_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"step": 0}\n\xff\xfe\n\n{"step": 2}\n')
     with caplog.at_level(logging.WARNING):
         assert [row["step"] for row in read_rows(tmp_path / "a.jsonl")] == [0, 2]

@@ -33,7 +33,7 @@ def meter(time: Time) -> Meter:
     return Meter(time)
 
 
-def test_before_anything_is_told_it_says_how_long(meter: Meter, time: Time) -> None:
+def test_before_anything_is_reported_it_says_how_long(meter: Meter, time: Time) -> None:
     time.now += 12
     assert str(meter) == "under way for 12 s"
 
@@ -103,7 +103,7 @@ def test_calls_and_passes_add_up() -> None:
     assert told == [(3, 6, 30, 60), (6, 6, 60, 60)]
 
 
-def test_plain_lines_come_without_anything_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_come_without_anything_being_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "PLAIN_FIRST", 0.01)
     monkeypatch.setattr(display, "PLAIN_LAST", 0.01)
     out, seen = io.StringIO(), threading.Event()

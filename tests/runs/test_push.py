@@ -169,7 +169,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(
     assert hub.requests == []
 
 
-def test_who_is_not_logged_in_is_told_how_to(
+def test_who_is_not_logged_in_is_reported_how_to(
     run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")

@@ -122,7 +122,7 @@ def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half
 
 @pytest.mark.process
 @pytest.mark.parametrize("moment", ["step 1", "step 3", "checkpoint"])
-def test_killed_at_any_moment_a_run_goes_on_exactly(finished: Path, tmp_path: Path, moment: str) -> None:
+def test_killed_at_any_moment_a_run_resumes_exactly(finished: Path, tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "killed"
     running = start("train", *SMALL, f"run.dir={folder}")
     if moment == "checkpoint":
@@ -142,7 +142,7 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(finished: Path, tmp_path: Pa
 
 @pytest.mark.process
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on_exactly(
+def test_a_signal_saves_and_the_run_resumes_exactly(
     finished: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "stopped"
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert weights(folder / "final") == weights(finished / "final")
 
 
-def test_after_a_crash_with_a_users_own_things_in_it_a_run_goes_on_exactly(
+def test_after_a_crash_with_a_users_own_things_in_it_a_run_resumes_exactly(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "crashed"

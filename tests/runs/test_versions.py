@@ -56,7 +56,9 @@ def reseal(checkpoint: Path) -> None:
     change(checkpoint / "manifest.json", edit)
 
 
-def test_every_session_is_recorded_and_other_versions_are_told(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_session_is_recorded_and_other_versions_are_reported(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def older(held: dict) -> None:
         [began] = held["sessions"]
         assert began["command"] == held["command"]

@@ -128,7 +128,7 @@ def test_the_page_shades_every_token_that_has_a_weight(finished: Path) -> None:
     assert page.count("<hr>") == len(samples) - 1
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_in_the_same_wandb_run(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resumed"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "final")

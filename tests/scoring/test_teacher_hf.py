@@ -77,7 +77,7 @@ def test_no_forward_holds_more_tokens_than_were_allowed(lm, rollouts, monkeypatc
     assert 1 < len(sizes) < len(rollouts)
 
 
-def test_a_cut_window_costs_no_tokens_behind_it(lm, make_rollouts, monkeypatch):
+def test_a_cut_window_costs_no_tokens_after_it(lm, make_rollouts, monkeypatch):
     columns, forward = [], LanguageModel.forward
 
     def watched(self, tokens, readout):

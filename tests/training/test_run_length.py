@@ -76,7 +76,7 @@ def test_a_budget_of_tokens_is_what_rate_and_horizon_go_by(budget: Path) -> None
 
 
 @pytest.mark.process
-def test_with_a_budget_a_resumed_run_goes_on_exactly(budget: Path, tmp_path: Path) -> None:
+def test_with_a_budget_a_resumed_run_resumes_exactly(budget: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(budget, half)
     shutil.rmtree(half / "final")

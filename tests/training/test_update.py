@@ -285,7 +285,7 @@ def test_loss_and_gradient_do_not_depend_on_the_side_of_the_padding(weighting, k
 @on_normalize
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weighting", [FIRST, LAST, MIDDLE, FIRST_K], ids=["first30", "last30", "middle30", "first_k"])
-def test_rows_cut_behind_their_window_give_the_gradient_of_whole_ones(
+def test_rows_cut_after_their_window_give_the_gradient_of_whole_ones(
     weighting, kind, normalize, trial, records, make_scored, rollouts, teacher
 ):
     cut = make_scored(rollouts, teacher, weighting.window(0.0), signal=Signal("full"))

@@ -211,7 +211,7 @@ def test_eval_of_the_model_that_a_plain_server_serves(
     assert "VLLM_SERVER_DEV_MODE=1" in line
 
 
-def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsewhere(
+def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_resumes_elsewhere(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
     gate = Gate(servers[0].port)
@@ -251,7 +251,7 @@ def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
     assert int(saved.name[5:]) == found[-1]["step"]
 
 
-def test_a_server_killed_in_the_middle_is_left_out_and_the_run_goes_on(
+def test_a_server_killed_in_the_middle_is_left_out_and_the_run_continues(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
     """Last, because it ends a server. What was computed is as if there had been one all along."""

@@ -148,7 +148,7 @@ def test_ids_the_teacher_does_not_know_are_never_sampled(engine: VllmEngine) -> 
     assert max(token for item in rollouts for token in item.response_ids) < 60
 
 
-def test_each_rollout_is_told_as_soon_as_it_is_whole(engine: VllmEngine) -> None:
+def test_each_rollout_is_reported_as_soon_as_it_is_whole(engine: VllmEngine) -> None:
     heard: list[Rollout] = []
     seen: list[tuple[int, int]] = []
     rollouts = engine.generate(
@@ -168,7 +168,7 @@ def test_each_rollout_is_told_as_soon_as_it_is_whole(engine: VllmEngine) -> None
 
 
 def test_progress_counts_the_tokens_of_responses_that_are_still_written(engine: VllmEngine, monkeypatch) -> None:
-    monkeypatch.setattr(in_process, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(in_process, "REPORT_EVERY", 0.0)
     seen = []
     rollouts = engine.generate(
         PROMPTS, Sampling(max_tokens=16), seed=1, stream=0, progress=lambda *counts: seen.append(counts)
@@ -369,7 +369,7 @@ def test_a_vllm_teacher_gives_the_likeliest_tokens_that_transformers_does(
 def test_a_run_on_distributions_of_a_vllm_teacher_is_that_of_one_in_transformers(
     signal_kind: str, tmp_path: Path
 ) -> None:
-    """Of the likeliest tokens, more than vLLM gives unless it is told so."""
+    """Of the likeliest tokens, more than vLLM gives by default."""
     loss = ("loss=reverse_kl", f"loss.signal={signal_kind}", "loss.top_k=40", "eval.every=0", "run.steps=2")
     found = []
     for name, scoring in {"hf": (), "vllm": ("scoring=vllm", "scoring.engine.kv_cache_gib=0.25")}.items():
@@ -515,7 +515,7 @@ def test_an_error_leaves_no_process(tmp_path: Path) -> None:
     assert children(running.pid) == []
 
 
-def test_ctrl_c_saves_leaves_no_process_and_the_run_goes_on(tmp_path: Path, finished: Path) -> None:
+def test_ctrl_c_saves_leaves_no_process_and_the_run_continues(tmp_path: Path, finished: Path) -> None:
     folder = tmp_path / "stopped"
     running = start("train", *VLLM_SMALL, f"run.dir={folder}", start_new_session=True)
     wait_for_line(running, "step 1")
@@ -601,7 +601,7 @@ def test_eval_with_vllm_measures_about_what_hf_measures(
     assert vllm["eval/accuracy"] == pytest.approx(hf["eval/accuracy"], abs=spread)
 
 
-def test_an_evaluation_with_vllm_goes_on_to_the_same_samples(
+def test_an_evaluation_with_vllm_continues_to_the_same_samples(
     evaluated: tuple[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
     settings, whole = evaluated
@@ -634,7 +634,7 @@ def test_a_vllm_that_is_too_old_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.process
-def test_a_missing_vllm_is_told_before_torch(tmp_path: Path) -> None:
+def test_a_missing_vllm_is_reported_before_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as util\n"

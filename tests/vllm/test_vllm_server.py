@@ -81,7 +81,7 @@ def test_a_slow_server_times_out_and_the_request_goes_elsewhere() -> None:
         assert quick.completions == 4
 
 
-def test_a_refused_request_is_told_at_once_with_the_servers_words() -> None:
+def test_a_refused_request_is_reported_at_once_with_the_servers_words() -> None:
     refusal = (400, {"error": {"message": "max_tokens is too large"}})
     with (
         FakeServer(lambda count: refusal) as fake,

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from iwopd.config import Config
 from iwopd.config.names import name_problem
@@ -101,7 +100,7 @@ def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:
     return arms
 
 
-def _arm(entry: Any, index: int) -> Arm:
+def _arm(entry: object, index: int) -> Arm:
     said = f"ablate.arms[{index}]={shown(entry)}"
     if isinstance(entry, dict):
         settings = {str(key): value for key, value in entry.items()}
@@ -185,12 +184,12 @@ def with_budget(run: Run, tokens: int) -> Run:
     return replace(run, overrides=(*run.overrides, f"run.tokens={tokens}"), config=config)
 
 
-def override(key: str, value: Any) -> str:
+def override(key: str, value: object) -> str:
     """`key=value` in Hydra's grammar, for any plain value."""
     return f"{key}={_literal(value)}"
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     match value:
         case None:
             return "null"
@@ -208,7 +207,7 @@ def _literal(value: Any) -> str:
             return str(value)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a person would write it on the command line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"

@@ -1,19 +1,17 @@
 """The figures of a study: accuracy over the training, and the differences to the baseline with their intervals."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from matplotlib import pyplot
+from matplotlib import figure, pyplot
 
-from iwopd.ablate.results import COMPARED
+from iwopd.ablate.records import COMPARED, StudyResults
 from iwopd.ablate.summary import figure_names, signed
 from iwopd.report.plots import COLOURS, Figure, save, style
 
 MARKERS = "osD^vPX*"
 
 
-def draw(results: Mapping[str, Any], folder: Path) -> list[Figure]:
+def draw(results: StudyResults, folder: Path) -> list[Figure]:
     """Every figure there are numbers for, also written as `folder`/NAME.png and .svg."""
     folder.mkdir(exist_ok=True)
     figures = []
@@ -25,10 +23,10 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Figure]:
     return figures
 
 
-Drawn = tuple[Any, Path, str, str, str]  # what `save` takes
+Drawn = tuple[figure.Figure, Path, str, str, str]  # what `save` takes
 
 
-def accuracy(results: Mapping[str, Any], folder: Path) -> Drawn:
+def accuracy(results: StudyResults, folder: Path) -> Drawn:
     """Fig. 1a of the paper and its training comparison: mean over seeds, with a band of one standard deviation."""
     drawn, axes = pyplot.subplots(figsize=(7, 3.8))
     said = []
@@ -38,8 +36,9 @@ def accuracy(results: Mapping[str, Any], folder: Path) -> Drawn:
             continue
         marker = MARKERS[index % len(MARKERS)] if results["match"] == "steps" else None
         axes.plot(curve["x"], curve["mean"], label=arm["name"], color=colour, marker=marker, markersize=4, linewidth=2)
-        if None not in curve["sd"]:
-            low, high = ([m + sign * s for m, s in zip(curve["mean"], curve["sd"], strict=True)] for sign in (-1, 1))
+        sds = [sd for sd in curve["sd"] if sd is not None]
+        if len(sds) == len(curve["mean"]):
+            low, high = ([m + sign * s for m, s in zip(curve["mean"], sds, strict=True)] for sign in (-1, 1))
             axes.fill_between(curve["x"], low, high, color=colour, alpha=0.2, linewidth=0)
         said.append(f"{arm['name']} from {curve['mean'][0]:.2f} to {curve['mean'][-1]:.2f}")
     unit = "step" if results["match"] == "steps" else "response tokens generated"
@@ -55,7 +54,7 @@ def accuracy(results: Mapping[str, Any], folder: Path) -> Drawn:
     return drawn, folder, "accuracy", f"Accuracy over {unit}s, mean of {seeds} seeds: {'; '.join(said)}.", caption
 
 
-def differences(results: Mapping[str, Any], folder: Path) -> Drawn:
+def differences(results: StudyResults, folder: Path) -> Drawn:
     """Each arm minus the baseline at each figure, with its 95 % interval and the single seeds."""
     compared = [item for item in results["comparisons"] if item["seeds"]]
     names = figure_names(results)
@@ -63,15 +62,15 @@ def differences(results: Mapping[str, Any], folder: Path) -> Drawn:
         1, len(COMPARED), figsize=(7, 1.1 + 0.42 * len(compared)), sharey=True, squeeze=False
     )
     order = [arm["name"] for arm in results["arms"]]
-    for axes, figure in zip(panels[0], COMPARED, strict=True):
+    for axes, name in zip(panels[0], COMPARED, strict=True):
         axes.axvline(0, color="#8f8f8f", linewidth=1)
         for row, item in enumerate(compared):
-            found, colour = item[figure], COLOURS[order.index(item["name"]) % len(COLOURS)]
+            found, colour = item[name], COLOURS[order.index(item["name"]) % len(COLOURS)]
             axes.plot(found["values"], [row] * len(found["values"]), "|", color=colour, markersize=6, alpha=0.6)
             if found["low"] is not None:
                 axes.plot([found["low"], found["high"]], [row, row], color=colour, linewidth=2)
             axes.plot(found["difference"], row, "o", color=colour, markersize=5)
-        axes.set_title(names[figure])
+        axes.set_title(names[name])
         axes.set_yticks(range(len(compared)), [item["name"] for item in compared])
         axes.set_ylim(len(compared) - 0.5, -0.5)
         axes.margins(x=0.1)

@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from iwopd.ablate.arms import Arm, Run
 from iwopd.ablate.plots import draw
-from iwopd.ablate.results import COMPARED
+from iwopd.ablate.records import ACCURACIES, COMPARED, StudyResults, Summary
+from iwopd.ablate.results import study_results
 from iwopd.ablate.summary import figure_names, signed, verdicts
+from iwopd.config import Config
 from iwopd.errors import RunFolderError
 from iwopd.redact import cleaned
 from iwopd.report.page import figure, folded, listing, page, table
@@ -20,7 +22,14 @@ from iwopd.runs.files import write_whole
 Table = tuple[str, list[str], list[list[str]]]  # caption, heads, rows
 
 
-def write_report(results: Mapping[str, Any], folder: Path) -> list[str]:
+def report_study(
+    config: Config, arms: Sequence[Arm], runs: Sequence[Run], failed: Mapping[str, str], folder: Path
+) -> list[str]:
+    """`write_report` of a study whose runs have ended."""
+    return write_report(study_results(config, arms, runs, failed), folder)
+
+
+def write_report(results: StudyResults, folder: Path) -> list[str]:
     """Write study.json, study.md, report.html and figures/; lines that tell the outcome.
 
     Raises:
@@ -39,26 +48,25 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[str]:
     return [*verdicts(results), f"the study is in {folder}: open report.html"]
 
 
-def tables(results: Mapping[str, Any]) -> list[Table]:
+def tables(results: StudyResults) -> list[Table]:
     """Figures, differences and costs, as text."""
     return [accuracy_table(results), difference_table(results), cost_table(results)]
 
 
-def accuracy_table(results: Mapping[str, Any]) -> Table:
+def accuracy_table(results: StudyResults) -> Table:
     """Arms by figures, mean ± sd."""
     names = figure_names(results)
     rows = [
-        [arm["name"], str(len(arm["seeds"])), *(spread(arm[name]) for name in ("before", *COMPARED))]
-        for arm in results["arms"]
+        [arm["name"], str(len(arm["seeds"])), *(spread(arm[name]) for name in ACCURACIES)] for arm in results["arms"]
     ]
     caption = (
         f"Accuracy (mean@{results['samples']} on {', '.join(results['benchmarks'])}), mean ± standard deviation over "
         "seeds; area: the mean accuracy over the whole training"
     )
-    return caption, ["arm", "seeds", *(names[name] for name in ("before", *COMPARED))], rows
+    return caption, ["arm", "seeds", *(names[name] for name in ACCURACIES)], rows
 
 
-def difference_table(results: Mapping[str, Any]) -> Table:
+def difference_table(results: StudyResults) -> Table:
     """Arm minus baseline: a row for each figure, with interval, p, p corrected, in how many seeds it was
     ahead, and the verdict."""
     names = figure_names(results)
@@ -84,12 +92,12 @@ def difference_table(results: Mapping[str, Any]) -> Table:
     return caption, heads, rows
 
 
-def cost_table(results: Mapping[str, Any]) -> Table:
+def cost_table(results: StudyResults) -> Table:
     """Tokens, seconds and memory per run."""
     rows = [
         [
             arm["name"],
-            *(spread(arm[f"tokens_{name}"], 0) for name in ("generated", "scored", "trained")),
+            *(spread(arm[name], 0) for name in ("tokens_generated", "tokens_scored", "tokens_trained")),
             spread(arm["seconds"], 1),
             spread(arm["evaluation_seconds"], 1),
             spread(arm["peak_mib"], 0),
@@ -104,7 +112,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
     return caption, heads, rows
 
 
-def spread(found: Mapping[str, Any], digits: int = 3) -> str:
+def spread(found: Summary, digits: int = 3) -> str:
     """Mean ± standard deviation."""
     if found["mean"] is None:
         return "–"
@@ -112,7 +120,7 @@ def spread(found: Mapping[str, Any], digits: int = 3) -> str:
     return mean if found["sd"] is None else f"{mean} ± {found['sd']:,.{digits}f}"
 
 
-def facts(results: Mapping[str, Any]) -> str:
+def facts(results: StudyResults) -> str:
     """What was compared with what, in a sentence or two."""
     length = f"{results['steps']} steps" if results["match"] == "steps" else f"the tokens of {results['baseline']}"
     return (
@@ -123,7 +131,7 @@ def facts(results: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(results: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+def markdown(results: StudyResults, figures: Sequence[Figure]) -> str:
     """study.md."""
     lines = [f"# {text(results['name'])}: weightings compared", "", text(facts(results)), ""]
     lines += [*(f"- {text(sentence)}" for sentence in verdicts(results)), ""]
@@ -138,7 +146,7 @@ def markdown(results: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def html(results: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+def html(results: StudyResults, figures: Sequence[Figure]) -> str:
     """report.html."""
     title = f"{results['name']}: weightings compared"
     body = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(facts(results))}</p>']

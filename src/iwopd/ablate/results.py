@@ -4,14 +4,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import cast
 
 from iwopd.ablate.arms import Arm, Run
 from iwopd.ablate.curves import Axis, Curve, read_curve, study_figures, value_at
+from iwopd.ablate.records import COMPARED, ArmResults, Comparison, Difference, MeanCurve, StudyResults, Summary
 from iwopd.config import Config
 from iwopd.report.paired import LEVEL, adjusted_pvalues, bootstrap_interval, sign_flip_pvalue, units_needed
 
-COMPARED = ("early", "best", "final", "auc")
 COSTS = ("tokens_generated", "tokens_scored", "tokens_trained", "seconds", "evaluation_seconds", "peak_mib")
 GRID = 41  # places on the token axis at which curves of different lengths are averaged
 
@@ -24,14 +24,10 @@ class Finished:
     figures: Mapping[str, float]
 
 
-def study_results(
-    config: Config, arms: Sequence[Arm], runs: Sequence[Run], failed: Mapping[str, str]
-) -> dict[str, Any]:
+def study_results(config: Config, arms: Sequence[Arm], runs: Sequence[Run], failed: Mapping[str, str]) -> StudyResults:
     """What study.json holds, as plain values.
 
-    Each figure of an arm is ``{mean, sd, values}`` over its `seeds` (sd: of the sample, null for one seed); each of a
-    comparison is ``{difference, low, high, p, p_adjusted, ahead, values, verdict}``, arm minus baseline over the seeds
-    that both have; p_adjusted is corrected for all differences of the study.
+    Each figure of an arm is over its `seeds`, sd of the sample.
     """
     section = config.ablate
     axis: Axis = section.match  # pyright: ignore[reportAssignmentType]  its choices are checked by the schema
@@ -39,7 +35,7 @@ def study_results(
     steps = [place.step for item in finished.values() for place in item.curve.points if place.step <= section.early]
     compared = [arm.name for arm in arms if arm.name != section.baseline]
     return {
-        "name": config.run.name,
+        "name": str(config.run.name),
         "command": [*sys.argv[0].split(), *sys.argv[1:]],
         "match": axis,
         "early_step": max(steps, default=0),
@@ -64,12 +60,12 @@ def finished_runs(runs: Sequence[Run], baseline: str, early: int, axis: Axis) ->
     return {key: Finished(curve, found[key]) for key, curve in curves.items()}
 
 
-def arm_results(arm: Arm, finished: Mapping[tuple[str, int], Finished], axis: Axis) -> dict[str, Any]:
+def arm_results(arm: Arm, finished: Mapping[tuple[str, int], Finished], axis: Axis) -> ArmResults:
     """An arm's figures, costs and mean curve."""
     own = {seed: item for (name, seed), item in sorted(finished.items()) if name == arm.name}
     measured = [item.figures for item in own.values()]
     costs = [item.curve.cost for item in own.values()]
-    return {
+    found = {
         "name": arm.name,
         "overrides": list(arm.overrides),
         "seeds": list(own),
@@ -77,9 +73,10 @@ def arm_results(arm: Arm, finished: Mapping[tuple[str, int], Finished], axis: Ax
         **{name: summary([cost[name] for cost in costs if name in cost]) for name in COSTS},
         "curve": mean_curve([item.curve for item in own.values()], axis),
     }
+    return cast(ArmResults, found)
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
+def summary(values: Sequence[float]) -> Summary:
     """Mean and sample standard deviation, null where there are too few values for them."""
     return {
         "mean": fmean(values) if values else None,
@@ -88,7 +85,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def mean_curve(curves: Sequence[Curve], axis: Axis) -> dict[str, list[Any]]:
+def mean_curve(curves: Sequence[Curve], axis: Axis) -> MeanCurve:
     """Accuracy over the axis: mean, sd and each seed's values, at the places of `x`."""
     if not curves:
         return {"x": [], "mean": [], "sd": [], "values": []}
@@ -100,15 +97,13 @@ def mean_curve(curves: Sequence[Curve], axis: Axis) -> dict[str, list[Any]]:
     summaries = [summary([row[index] for row in values]) for index in range(len(places))]
     return {
         "x": places,
-        "mean": [item["mean"] for item in summaries],
+        "mean": [fmean(item["values"]) for item in summaries],
         "sd": [item["sd"] for item in summaries],
         "values": values,
     }
 
 
-def comparisons(
-    arms: Sequence[str], baseline: str, finished: Mapping[tuple[str, int], Finished]
-) -> list[dict[str, Any]]:
+def comparisons(arms: Sequence[str], baseline: str, finished: Mapping[tuple[str, int], Finished]) -> list[Comparison]:
     """Each arm minus baseline, paired by seed, and judged as one family of differences."""
     seeds = sorted({seed for _, seed in finished})
     looks = {
@@ -127,7 +122,7 @@ def comparisons(
             )
             for figure in COMPARED
         }
-        found.append({"name": arm, "baseline": baseline, "seeds": shared, **judged})
+        found.append(cast(Comparison, {"name": arm, "baseline": baseline, "seeds": shared, **judged}))
     return found
 
 
@@ -135,7 +130,7 @@ def _minus(ours: Finished | None, theirs: Finished | None, figure: str) -> float
     return None if ours is None or theirs is None else ours.figures[figure] - theirs.figures[figure]
 
 
-def difference(values: Sequence[float], p_adjusted: float | None = None) -> dict[str, Any]:
+def difference(values: Sequence[float], p_adjusted: float | None = None) -> Difference:
     """The mean of paired differences, its 95 % bootstrap interval, the sign-flip p-value, and a verdict.
 
     The verdict is ``larger than the noise`` if the p-value, corrected for every difference that the study looks at

@@ -16,7 +16,7 @@ from iwopd.runs.folder import RunFolder
 
 
 def prepare(runs: Sequence[Run]) -> None:
-    """Have the toy models made, once and in sight, before the runs ask for them."""
+    """Have the toy models made, once and with a progress bar, before the runs need them."""
     wanted = {}
     for one in runs:
         for key, path in (("student.path", one.config.student.path), ("teacher.path", one.config.teacher.path)):
@@ -31,7 +31,7 @@ def check_begun(runs: Sequence[Run]) -> None:
     Raises:
         RunFolderError: a run read something else; says what.
     """
-    from iwopd.assembly.run_inputs import keep_inputs, read_inputs  # torch, which a study that begins does without
+    from iwopd.assembly.run_inputs import keep_inputs, read_inputs  # torch takes 5 s, and new studies do without
 
     known = dict[str, dict[str, Any]]()
     with Display() as display:
@@ -93,18 +93,12 @@ def carry_out_batch(config: Config, runs: Sequence[Run], board: StudyTable, flag
 
 
 def _on_cpu(device: str) -> bool:
-    if device != "auto":
-        return device == "cpu"
-    import torch  # a study that names its device does without
-
-    return not torch.cuda.is_available()
+    return device == "cpu" or (device == "auto" and not host.has_gpu())
 
 
 def write(config: Config, arms: Sequence[Arm], runs: Sequence[Run], board: StudyTable, folder: RunFolder) -> None:
     """study.json, study.md, report.html and figures/, from what the runs left."""
-    from iwopd.ablate.report import write_report  # torch and matplotlib, which nothing before needs
-    from iwopd.ablate.results import study_results
+    from iwopd.ablate.report import report_study  # torch and matplotlib take 6 s, and nothing before needs them
 
-    results = study_results(config, arms, runs, board.failed)
-    for text in write_report(results, folder.path):
+    for text in report_study(config, arms, runs, board.failed, folder.path):
         board.line(text)

@@ -63,7 +63,7 @@ class StudyTable:
         self.console.print(Text(clean(text).replace("\n", r"\n")), soft_wrap=True)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
-        """A run's process has ended; tells its failure at once."""
+        """A run's process has ended; reports its failure at once."""
         if outcome.status and run.name not in self.failed:
             self.failed[run.name] = outcome.reason or f"exit status {outcome.status}"
             self.line(f"{run.name}: failed: {self.failed[run.name]}")

@@ -1,13 +1,12 @@
 """A study in words: which differences are larger than the noise, which are not, and what that can be worth."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from iwopd.ablate.results import COMPARED
+from iwopd.ablate.records import COMPARED, Comparison, StudyResults
 from iwopd.report.paired import EXACT_LIMIT, LEVEL, smallest_pvalue, units_needed
 
 
-def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
+def figure_names(results: StudyResults) -> dict[str, str]:
     """What the figures are called in tables."""
     early = f"step {results['early_step']}"
     return {
@@ -19,7 +18,7 @@ def figure_names(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def verdicts(results: Mapping[str, Any]) -> list[str]:
+def verdicts(results: StudyResults) -> list[str]:
     """One sentence for each arm, one about the criterion, and one for what is missing."""
     sentences = [_verdict(item, figure_names(results)) for item in results["comparisons"]]
     tested = sum(len(COMPARED) for item in results["comparisons"] if item["seeds"])
@@ -30,7 +29,7 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _verdict(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _verdict(item: Comparison, names: Mapping[str, str]) -> str:
     pair = f"{item['name']} against {item['baseline']}"
     if not item["seeds"]:
         return f"{pair}: no seed has both, so there is nothing to compare."

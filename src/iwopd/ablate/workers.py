@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iwopd.errors import RunFolderError
 from iwopd.machine.runtime import WORKERS
@@ -35,7 +34,7 @@ class Outcome:
 def train(
     arguments: Sequence[str],
     folder: Path,
-    started: Callable[[Any], None] = lambda process: None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
     *,
     workers: int | None = None,
 ) -> Outcome:
@@ -80,7 +79,7 @@ def train(
     return Outcome(process.returncode, said.removeprefix("iwopd: ") if process.returncode else "")
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> float:
+def _wait(process: subprocess.Popen[bytes]) -> float:
     """Wait for a process; the peak of its resident memory, MiB."""
     if process.returncode is not None:
         return 0.0
@@ -113,7 +112,7 @@ class Workers:
     def __init__(self, count: int):
         self.count = count
         self._lock = threading.Lock()
-        self._running: set[Any] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._stopping = False
 
     def run(self, jobs: Sequence[tuple[Sequence[str], Path]], ended: Callable[[int, Outcome], None]) -> None:
@@ -139,9 +138,9 @@ class Workers:
             pool.shutdown(wait=True)
 
     def _one(self, arguments: Sequence[str], folder: Path, ended: Callable[[int, Outcome], None], index: int) -> None:
-        process: Any = None
+        process: subprocess.Popen[bytes] | None = None
 
-        def started(made: Any) -> None:
+        def started(made: subprocess.Popen[bytes]) -> None:
             nonlocal process
             process = made
             with self._lock:

@@ -24,7 +24,7 @@ def stop_ids(key: str, section: StudentConfig | ScorerConfig, folder: str, token
     try:
         generation = GenerationConfig.from_pretrained(folder, revision=section.revision or "main")
         more: Any = generation.eos_token_id
-    except OSError:  # a model need not have one; then its own config speaks
+    except OSError:  # a model need not have one; then its own config decides
         more = getattr(model_config(key, section, folder), "eos_token_id", None)
     listed = [token for token in (more if isinstance(more, list) else [more]) if token is not None]
     rows = getattr(model_config(key, section, folder), "vocab_size", None) or len(tokenizer)

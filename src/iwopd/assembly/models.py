@@ -108,7 +108,9 @@ def student_model(
     autocast = config.optim.autocast
     lm = language_model("student.path", config.student, weights, device, autocast=autocast, context=context)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*_pattern keys did not match")  # says peft of fused experts, and errs
+        warnings.filterwarnings(
+            "ignore", ".*_pattern keys did not match"
+        )  # peft's warning about fused experts, which is wrong
         return lm, adapters(config, lm.model, checkpoint) if lora else None
 
 

@@ -189,7 +189,7 @@ def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Tokenizer) -> 
 def load_student(
     config: Config, inputs: Inputs, device: torch.device, checkpoint: Path | None
 ) -> tuple[Student, State]:
-    """The student, and where the run stands: at the checkpoint, if there is one."""
+    """The student, and how far the run is: as at the checkpoint, if there is one."""
     state = State.load(checkpoint / "trainer.json") if checkpoint else State()  # refused before weights load
     learner = student(config, inputs.folders["student.path"], device, checkpoint, context=inputs.context)
     check_vocabulary("student", learner.lm.vocabulary, config.student.path, inputs.tokenizer)

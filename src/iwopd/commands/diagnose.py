@@ -37,19 +37,15 @@ def run(config: Config) -> None:
     check_graders(chosen)
     template = teacher_templates(config).get(None)
     rows = benchmark_rows(chosen, answers=config.diagnose.continuations > 0, template=template)
-    from iwopd.assembly import uses_vllm  # torch takes seconds; errors so far came at once
-    from iwopd.diagnose.results import write
-    from iwopd.diagnose.work import Work
+    from iwopd.diagnose.work import Work  # torch and matplotlib take 6 s; errors so far came at once
 
     with Interrupts(), Display() as display, ExitStack() as stack:
         if note:
             display.line(note)
-        if uses_vllm(config):
-            stack.enter_context(folder)  # vLLM's log goes there
         stack.enter_context(MemoryWatch())
-        work = Work(config, folder.path / "vllm.log", display, stack, {name: rows[name][: config.diagnose.prompts]})
+        work = Work(config, folder, display, stack, {name: rows[name][: config.diagnose.prompts]})
         found = [work.diagnose(subject) for subject in students]
-        write(config, folder, found, [note] if note else [], display)
+        work.write(found, [note] if note else [])
 
 
 def _benchmark_name(config: Config) -> str:

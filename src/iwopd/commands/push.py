@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -105,7 +104,7 @@ def _upload(push: PushConfig, repo: str, folder: Path, files: list[Path], token:
     return str(url)
 
 
-def _content(file: Path, folder: Path, repo: str) -> Any:
+def _content(file: Path, folder: Path, repo: str) -> str | bytes:
     """The file itself; of the card, a copy whose examples name the repository."""
     if file != folder / CARD:
         return str(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.parallel import processes, world
-from iwopd.preflight.checks import check_inputs
+from iwopd.preflight.checks import Checked, check_inputs
 from iwopd.preflight.processes import check_processes
 from iwopd.runs import naming
 from iwopd.runs.console import Display
@@ -26,20 +26,22 @@ def run(config: Config) -> float | None:
         return _train(config)
 
     check_processes(config)
+    checked = check_inputs(config)
     from iwopd.assembly.parallel import opened_world  # torch is needed for the processes to agree on anything
 
     with opened_world(config):
         naming.agree(config.run)
-        return _train(config)
+        return _train(config, checked)
 
 
-def _train(config: Config) -> float | None:
+def _train(config: Config, checked: Checked | None = None) -> float | None:
     assert config.run.dir is not None, "launch settles it"
     plain, path = stored(config, "train"), Path(config.run.dir)
     folder = RunFolder(path, plain, resume=config.run.resume, may_differ=another_end(config, path))
-    checked = world().together(lambda: folder.check() or check_inputs(config))
+    folder.check()
+    checked = checked or check_inputs(config)
 
-    from iwopd.assembly.training import training_run  # torch takes seconds; errors so far came at once
+    from iwopd.assembly.training import training_run  # torch takes 5 s; errors so far came at once
 
     with Interrupts() as interrupts, Display(shown=world().leader) as display, ExitStack() as stack:
         try:

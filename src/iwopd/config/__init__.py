@@ -6,7 +6,6 @@ reports all mistakes at once, each as one line with the key, the value, the reas
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -36,6 +35,7 @@ from iwopd.config.models import (
     SourceConfig,
     StudentConfig,
     TeacherConfig,
+    Teachers,
     TrainingSourceConfig,
 )
 from iwopd.config.objective import describe_objective
@@ -106,7 +106,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    teachers: dict[str, Any] = setting({}, "further teachers by name, each a TeacherConfig")
+    teachers: Teachers = setting({}, "further teachers by name, each a TeacherConfig")
     base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = MISSING

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,11 @@ from iwopd.config.names import name_problem
 from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
 from iwopd.config.verbs import WandbTracking
+from iwopd.setting import is_section
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from iwopd.config import Config
 
 
@@ -65,14 +68,14 @@ def _cut_off(rollout: RolloutConfig) -> list[str]:
     return top_p + ([f"rollout.top_k={rollout.top_k}"] if rollout.top_k else [])
 
 
-def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
+def _field_problems(section: "DataclassInstance", prefix: str = "") -> Iterator[str]:
     for entry in dataclasses.fields(section):
         value, key = getattr(section, entry.name), prefix + entry.name
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from _field_problems(value, key + ".")
         elif isinstance(value, dict):
             for name, item in value.items():  # pyright: ignore[reportUnknownVariableType]
-                if dataclasses.is_dataclass(item):  # pyright: ignore[reportUnknownArgumentType]
+                if is_section(item):  # pyright: ignore[reportUnknownArgumentType]
                     yield from _field_problems(item, f"{key}.{name}.")
         elif value is not None and entry.metadata:
             problem = _value_problem(value, entry.metadata)
@@ -80,7 +83,7 @@ def _field_problems(section: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{key}={value}: {problem}"
 
 
-def _value_problem(value: Any, about: Any) -> str | None:
+def _value_problem(value: object, about: Mapping[str, Any]) -> str | None:
     if about["choices"] and value not in about["choices"]:
         listed: tuple[str, ...] = about["choices"]
         near = get_close_matches(str(value), listed, n=1, cutoff=0.5)

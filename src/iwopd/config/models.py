@@ -1,7 +1,7 @@
 """A run, its student and teacher, and its problems."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -151,6 +151,13 @@ class MixedSourceConfig(TrainingSourceConfig):
     teacher: str | None = setting(None, "name of the teacher that scores the answers, where no column says so")
 
 
+if TYPE_CHECKING:
+    Teachers = dict[str, TeacherConfig]
+    Sources = dict[str, MixedSourceConfig]
+else:  # OmegaConf adds no part of an entry (+teachers.NAME.path=…) to a typed dictionary; `iwopd.launch` types them
+    Teachers = Sources = dict[str, Any]
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig(TrainingSourceConfig):
     """The prompts the student answers while it is trained."""
@@ -158,4 +165,4 @@ class DataConfig(TrainingSourceConfig):
     batch_size: int = setting(1024, "prompts in a step's batch", low=1)
     max_prompt_tokens: int = setting(2048, "longest prompt allowed, tokens", low=1)
     overlong: str = setting("error", "a longer prompt is an error, or dropped and counted", choices=("error", "drop"))
-    sources: dict[str, Any] = setting({}, "several sources by name instead of one, each a MixedSourceConfig")
+    sources: Sources = setting({}, "several sources by name instead of one, each a MixedSourceConfig")

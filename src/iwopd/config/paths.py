@@ -3,17 +3,22 @@
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from iwopd.setting import is_section
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def expand(section: Any, prefix: str = "") -> Iterator[str]:
+def expand(section: "DataclassInstance", prefix: str = "") -> Iterator[str]:
     """Put home folders in place of ~ throughout a config; a line for each that is not known.
 
     Relative paths stay relative to the folder the program was started in.
     """
     for entry in dataclasses.fields(section):
         value, key = getattr(section, entry.name), prefix + entry.name
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from expand(value, key + ".")
         elif isinstance(value, dict):
             yield from _expand_items(value, key, entry.metadata.get("path", False))  # pyright: ignore
@@ -23,7 +28,7 @@ def expand(section: Any, prefix: str = "") -> Iterator[str]:
 
 def _expand_items(items: dict[str, Any], key: str, paths: bool) -> Iterator[str]:
     for name, item in items.items():
-        if dataclasses.is_dataclass(item):
+        if is_section(item):
             yield from expand(item, f"{key}.{name}.")
         elif paths and isinstance(item, str):
             items[name] = yield from _expanded(item, f"{key}.{name}")

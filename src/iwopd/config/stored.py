@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +13,7 @@ from iwopd.redact import HIDDEN, environment_secrets, is_secret
 if TYPE_CHECKING:
     from iwopd.config import Config
 
+Node = TypeVar("Node")
 SCHEMA = 3  # of config.yaml and of checkpoints; counted up when a run of before can no longer be resumed
 
 ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
@@ -34,28 +35,31 @@ def stored(config: "Config", verb: str) -> dict[str, Any]:
         for owner in owners:
             node = node[int(owner) if isinstance(node, list) else owner]
         place: Any = int(name) if isinstance(node, list) else name
-        digests[key] = _digest(key, node[place])
+        digests[key] = _digest(key, node[place])  # pyright: ignore[reportUnknownArgumentType]
         node[place] = text
     found = {"schema": SCHEMA, "verb": verb, **_without_secrets(plain, environment_secrets())}
     return found | ({"environment": digests} if digests else {})
 
 
-def _digest(key: str, value: Any) -> str:
+def _digest(key: str, value: object) -> str:
     """Slow to compute, so that what it was made of cannot be guessed in a reasonable time."""
     return hashlib.scrypt(repr(value).encode(), salt=f"iwopd {key}".encode(), n=2**14, r=8, p=1, dklen=12).hex()
 
 
-def _without_secrets(node: Any, secrets: Mapping[str, str]) -> Any:
+def _without_secrets(node: Node, secrets: Mapping[str, str]) -> Node:
     if isinstance(node, dict):
-        return {
+        kept: dict[Any, Any] = {
             key: HIDDEN if is_secret(key, value) else _without_secrets(value, secrets)  # pyright: ignore
             for key, value in node.items()  # pyright: ignore
         }
+        return cast(Node, kept)
     if isinstance(node, list):
-        return [_without_secrets(value, secrets) for value in node]  # pyright: ignore
+        return cast(Node, [_without_secrets(value, secrets) for value in node])  # pyright: ignore
     if isinstance(node, str) and not ENVIRONMENT.search(node):
+        text: str = node
         for name, value in secrets.items():
-            node = node.replace(value, f"${{oc.env:{name}}}")
+            text = text.replace(value, f"${{oc.env:{name}}}")
+        return cast(Node, text)
     return node
 
 
@@ -73,12 +77,12 @@ def interpolations(composed: DictConfig) -> dict[str, str]:
     return found
 
 
-def _value(composed: DictConfig, key: str) -> Any:
+def _value(composed: DictConfig, key: str) -> object:
     value = OmegaConf.select(composed, key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and values of nested dictionaries and lists; an empty one is a value."""
     if isinstance(node, Mapping) and node:
         items: Any = node.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]

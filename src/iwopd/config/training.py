@@ -1,4 +1,4 @@
-"""How a batch is trained on (`optim`); what is minimised stands in `iwopd.losses` and `iwopd.weighting`."""
+"""How a batch is trained on (`optim`); what is minimised is in `iwopd.losses` and `iwopd.weighting`."""
 
 from dataclasses import dataclass
 

@@ -54,13 +54,13 @@ def _rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Row]:
             yield from _plain_rows(batch)
 
 
-def _plain_rows(batch: Any) -> list[Row]:
+def _plain_rows(batch: pyarrow.RecordBatch) -> list[Row]:
     """Rows of a batch of pyarrow's as Python objects: bytes that are text as text, short floats by their own digits."""
     columns = [_plain(column) for column in batch.columns]
     return pyarrow.Table.from_arrays(columns, names=batch.schema.names).to_pylist(maps_as_pydicts="lossy")
 
 
-def _plain(column: Any) -> Any:
+def _plain(column: pyarrow.Array) -> pyarrow.Array:
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type

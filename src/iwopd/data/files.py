@@ -1,11 +1,10 @@
-"""Local files of problems: what a path names, of which format it is, and text as it stands in compressed files."""
+"""Local files of problems: what a path names, of which format it is, and the text of compressed files."""
 
 import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from iwopd.errors import ConfigError, DataError
 
@@ -99,7 +98,7 @@ def _shards(folder: Path, said: str, key: str, split: str) -> list[Path]:
     return found
 
 
-def _data_files(files: Any) -> list[Path]:
+def _data_files(files: Iterable[Path]) -> list[Path]:
     return sorted(
         file
         for file in files
@@ -108,7 +107,7 @@ def _data_files(files: Any) -> list[Path]:
 
 
 def _split_of(place: Path) -> str | None:
-    """The split that a name tells of; the file's own counts before its folders'."""
+    """The split that a name implies; the file's own counts before its folders'."""
     for part in reversed(place.parts):
         found = SPLIT.search(part.lower())
         if found:
@@ -144,6 +143,6 @@ def _opened(file: Path) -> io.BufferedIOBase:
         return file.open("rb")
     if packed == "xz":
         return lzma.open(file, "rb")
-    import pyarrow
+    import pyarrow  # 0.1 s, which other files do without
 
     return io.BufferedReader(pyarrow.input_stream(str(file), compression=packed))

@@ -122,7 +122,7 @@ class Filter:
         return ConfigError(f"{self.said}: {reason}; write for example 'difficulty >= 6 and topic != \"Geometry\"'")
 
 
-def _compare(operation: ast.cmpop, first: Any, second: Any) -> bool:
+def _compare(operation: ast.cmpop, first: Any, second: Any) -> bool:  # noqa: ANN401  cells: what does not compare raises
     if is_missing(first) or is_missing(second):
         return False
     if isinstance(operation, (ast.In, ast.NotIn)):
@@ -139,7 +139,7 @@ def _compare(operation: ast.cmpop, first: Any, second: Any) -> bool:
     return first is not None and second is not None and OPERATORS[type(operation)](first, second)
 
 
-def _of_one_type(first: Any, second: Any) -> tuple[Any, Any]:
+def _of_one_type(first: object, second: object) -> tuple[object, object]:
     """Of a text and something else, the text as the other's type; None for a spelling of "no value".
 
     Raises:
@@ -152,7 +152,7 @@ def _of_one_type(first: Any, second: Any) -> tuple[Any, Any]:
     return _plain(first), _plain(second)
 
 
-def _like(text: str, other: Any) -> Any:
+def _like(text: str, other: object) -> object:
     if isinstance(other, bool) and text.strip().lower() in ("true", "false"):
         return text.strip().lower() == "true"
     if isinstance(other, (int, float, Decimal)):
@@ -162,7 +162,7 @@ def _like(text: str, other: Any) -> Any:
     raise ValueError(text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A decimal as a float, for 0.1 in a filter is one; whole ones exactly."""
     if not isinstance(value, Decimal):
         return value

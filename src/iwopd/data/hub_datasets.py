@@ -1,5 +1,6 @@
 """Datasets of the hub: may they be read, and what went wrong if not."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,7 +27,7 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
     assert source.path is not None
     try:
         check_on_hub(f"{key}.path", source.path, "datasets", source.revision)
-        from iwopd.data.hub_tables import load  # `datasets` takes seconds, and fails where nothing can be kept
+        from iwopd.data.hub_tables import load  # `datasets` takes 0.7 s, and fails where nothing can be kept
 
         return load(source, wanted, only)
     except DataError:
@@ -45,10 +46,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _unwritable() -> str | None:
-    """A folder where downloads are kept that cannot be written, and why: that hides behind errors of many kinds."""
-    from datasets import config
-
-    for folder in (Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)):
+    """A folder where downloads are kept that cannot be written, and why: it causes errors of many kinds."""
+    tables = os.environ.get("HF_DATASETS_CACHE", os.path.join(constants.HF_HOME, "datasets"))
+    for folder in (Path(constants.HF_HUB_CACHE), Path(tables)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder) as probe:

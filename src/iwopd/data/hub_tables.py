@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from datasets import ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
+from datasets import DatasetBuilder, ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
@@ -27,8 +27,8 @@ def load(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # errors are reported in one line
     builder = _builder(source)
-    if builder is not None and builder.config.data_files and _is_text(builder):
-        return _of_files(builder.config.data_files, source, wanted)
+    if builder is not None and (data_files := builder.config.data_files) and _is_text(builder):
+        return _of_files(data_files, source, wanted)
     table: Any = load_dataset(str(source.path), source.subset, split=source.split, revision=source.revision)
     names = list(table.column_names)
     if only:
@@ -36,7 +36,7 @@ def load(source: SourceConfig, wanted: Sequence[str], only: bool) -> Table:
     return Table(names, iter(table))
 
 
-def _builder(source: SourceConfig) -> Any:
+def _builder(source: SourceConfig) -> DatasetBuilder | None:
     """What knows the dataset's files; without a network, those that were downloaded before. None where none were."""
     if not constants.HF_HUB_OFFLINE:
         return load_dataset_builder(str(source.path), source.subset, revision=source.revision)
@@ -52,9 +52,9 @@ def _builder(source: SourceConfig) -> Any:
         return None
 
 
-def _is_text(builder: Any) -> bool:
+def _is_text(builder: DatasetBuilder) -> bool:
     """True for csv and json files, unless they need settings that only the library follows."""
-    given, usual = builder.config, CsvConfig()
+    given, usual = cast(Any, builder.config), CsvConfig()
     if not all(format_of(Path(file)) in TEXTS for files in given.data_files.values() for file in files):  # a zip, say
         return False
     if isinstance(builder, Json):

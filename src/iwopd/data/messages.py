@@ -1,4 +1,4 @@
-"""What stands in a prompt column, as chat messages: a text, or messages in the forms that datasets use."""
+"""The content of a prompt column, as chat messages: a text, or messages in the forms that datasets use."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "as
 CHAT_KEYS = ({"role", "content"}, {"from", "value"})  # the second as ShareGPT has it
 
 
-def as_messages(problem: Any) -> list[Message]:
+def as_messages(problem: object) -> list[Message]:
     """Chat messages, each with a role and its content as text.
 
     Read are a text, which is a user's turn; messages with role and content; ShareGPT's, with from and value; and
@@ -26,7 +26,7 @@ def as_messages(problem: Any) -> list[Message]:
     return [_message(message) for message in messages]
 
 
-def _listed(problem: Any) -> Any:
+def _listed(problem: object) -> object:
     """Of one message, or of a record of lists such as {role: […], content: […]}, the list of messages."""
     if not isinstance(problem, dict) or not any(keys <= problem.keys() for keys in CHAT_KEYS):
         return problem
@@ -35,7 +35,7 @@ def _listed(problem: Any) -> Any:
     return [dict(zip(problem, values, strict=False)) for values in zip(*problem.values(), strict=False)]
 
 
-def _message(given: Any) -> Message:
+def _message(given: object) -> Message:
     message = _without_nulls(given)
     if isinstance(message, dict) and message.keys() >= {"from", "value"}:
         role, content = message.pop("from"), message.pop("value")
@@ -52,7 +52,7 @@ def _message(given: Any) -> Message:
     return message
 
 
-def _joined(parts: Any) -> str:
+def _joined(parts: object) -> str:
     texts: list[str] = []
     for part in parts if isinstance(parts, list) else [parts]:
         text = part.get("text") if isinstance(part, dict) else part
@@ -64,7 +64,7 @@ def _joined(parts: Any) -> str:
     return "\n".join(texts)
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from iwopd.config import SourceConfig
 from iwopd.config.template import PROMPT, fill
@@ -12,11 +11,11 @@ from iwopd.data.messages import Message, as_messages
 from iwopd.data.rows import Row, get_column
 from iwopd.data.values import is_missing, text_of
 from iwopd.errors import DataError
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
 
-PROBLEM = "{prompt}"  # where the problem stands in a template; replaced as it is, for LaTeX is full of braces
+PROBLEM = "{prompt}"  # where the problem goes in a template; replaced as it is, for LaTeX is full of braces
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class TeacherTemplate:
 def render(
     rows: Sequence[Row],
     source: SourceConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     group: str | None = None,
     key: str = "data",
     templates: Mapping[str | None, TeacherTemplate] = MappingProxyType({}),
@@ -38,7 +37,7 @@ def render(
     """Token ids of every problem, as a chat where the tokenizer has a template and as bare text where it has none.
 
     Args:
-        group: of the problems, where there are several sources; stands before their ids, which it keeps unique.
+        group: of the problems, where there are several sources; a prefix of their ids, which it keeps unique.
         key: the section of the config that `source` is, for messages.
         templates: of the teachers that read prompts of their own, by name; None for problems that name no teacher.
             Rows have what they need, see `check_texts`.
@@ -109,7 +108,7 @@ def _for_teacher(
     return [*before, {**asked, "content": fill(template.text, value)}]
 
 
-def _messages(problem: Any, source: SourceConfig, said: str, key: str) -> list[Message]:
+def _messages(problem: object, source: SourceConfig, said: str, key: str) -> list[Message]:
     """What the student is asked."""
     messages = as_messages(problem)
     if source.template or source.suffix:
@@ -128,7 +127,7 @@ def _messages(problem: Any, source: SourceConfig, said: str, key: str) -> list[M
 
 
 def _render_text(
-    messages: list[Message], problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str
+    messages: list[Message], problem: object, source: SourceConfig, tokenizer: Tokenizer, said: str, key: str
 ) -> str:
     try:
         text = _apply(messages, source, tokenizer)
@@ -142,7 +141,7 @@ def _render_text(
     return text
 
 
-def _apply(messages: list[Message], source: SourceConfig, tokenizer: Any) -> str:
+def _apply(messages: list[Message], source: SourceConfig, tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         return "\n".join(message["content"] for message in messages)
     return tokenizer.apply_chat_template(
@@ -151,7 +150,13 @@ def _apply(messages: list[Message], source: SourceConfig, tokenizer: Any) -> str
 
 
 def _refusal(
-    error: Exception, messages: list[Message], problem: Any, source: SourceConfig, tokenizer: Any, said: str, key: str
+    error: Exception,
+    messages: list[Message],
+    problem: object,
+    source: SourceConfig,
+    tokenizer: Tokenizer,
+    said: str,
+    key: str,
 ) -> str:
     """Why a chat template refuses messages, as far as can be found out by trying others."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -181,7 +186,7 @@ def _refusal(
     )
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
+def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids. Of a text without chat template, with what the tokenizer puts before it (BOS), but not with what it
     puts after it: after an EOS the prompt would be over, and a response would begin another text."""
     bare = tokenizer.encode(text, add_special_tokens=False)

@@ -43,7 +43,7 @@ def _read(file: Path, name: Path, wanted: Sequence[str], only: bool) -> Table:
         return Table(None, iter(()))
     found = format_of(name)
     if found in ("parquet", "arrow") or head.startswith(b"PAR1"):
-        from iwopd.data import arrow  # pyarrow, which text does without
+        from iwopd.data import arrow  # pyarrow takes 0.1 s, which text does without
 
         return arrow.stream(file) if found == "arrow" else arrow.parquet(file, wanted, only)
     if found == "csv":
@@ -91,7 +91,7 @@ def _document(text: str, file: Path, wanted: Sequence[str]) -> Iterator[Row]:
         yield _object(value, file, f"entry {number}")
 
 
-def _decoded(line: str, file: Path, number: int) -> Any:
+def _decoded(line: str, file: Path, number: int) -> object:
     try:
         return DECODER.decode(line.rstrip())
     except json.JSONDecodeError as error:
@@ -109,7 +109,7 @@ def _are_rows(values: list[Any]) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _object(value: Any, file: Path, where: str) -> Row:
+def _object(value: object, file: Path, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{file}: {where}: a {type(value).__name__}, not an object; write {{…}} on every line")
     return value

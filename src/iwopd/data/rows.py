@@ -70,7 +70,7 @@ def _table(source: SourceConfig, key: str, columns: Sequence[str], whole: bool) 
     return hub_datasets.read(source, key, wanted, only=only)
 
 
-def get_column(row: Mapping[str, Any], column: str) -> Any:
+def get_column(row: Mapping[str, Any], column: str) -> object:
     """A row's value in a column, or None; ``reward_model.ground_truth`` reaches into a column of records."""
     if column in row or "." not in column:
         return row.get(column)

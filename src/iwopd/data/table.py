@@ -16,7 +16,7 @@ class Table:
     """Rows, read as they are asked for.
 
     Attributes:
-        columns: their names, where the format tells them beforehand; else the first row does.
+        columns: their names, where the format declares them beforehand; else the first row does.
     """
 
     columns: list[str] | None

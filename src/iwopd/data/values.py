@@ -3,7 +3,6 @@ number."""
 
 import re
 from decimal import Decimal
-from typing import Any
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
 WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -35,7 +34,7 @@ def written_integer(text: str) -> int | Written:
     return Written(text) if text == "-0" else int(text)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A cell as text: as it is written in a file of text, and for typed columns the shortest text that says the same
     (true and false as in JSON, decimals with all their places, dates in ISO form)."""
     if isinstance(value, bool):
@@ -43,7 +42,7 @@ def text_of(value: Any) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """True for null, and for the NaN that data frames put in its place."""
     return value is None or (isinstance(value, float) and value != value)
 
@@ -62,8 +61,8 @@ def number_in(text: str) -> float | None:
     return int(bare) if WHOLE.fullmatch(bare) else float(bare)
 
 
-def truth_of(value: Any) -> bool:
-    """Whether a cell that stands alone as a condition holds; texts true and false, and numbers, are what they say."""
+def truth_of(value: object) -> bool:
+    """Whether a cell that is a condition by itself holds; texts true and false, and numbers, are what they say."""
     if isinstance(value, str):
         if value.strip().lower() in TRUTH:
             return TRUTH[value.strip().lower()]

@@ -48,7 +48,7 @@ def position_bias(found: Diagnosis) -> str:
     """Is there position bias? By the teacher's continuation accuracy, where it was measured.
 
     The fall from the prompt to 30 % is judged alone; where it is clear, those to 20 and 10 % in turn, as long as they
-    are; where it is not, those to 40 … 90 % as one family. A fall where there is none is so told in at most 5 % of
+    are; where it is not, those to 40 … 90 % as one family. A fall where there is none is reported in at most 5 % of
     cases: either question may err at p ≤ 0.05 to both sides, and only one side is a fall.
     """
     fall = found.log_ratio.mean[-1]
@@ -145,7 +145,7 @@ def horizon(found: Diagnosis) -> str:
             "tokens (uniform or iw)."
         )
     return (
-        f"How long {said}, lasts cannot be told with {_prompts(found)}: at 80 % of a response it is "
+        f"How long {said}, lasts cannot be said with {_prompts(found)}: at 80 % of a response it is "
         f"{fmean(ahead[8]):.2f}, neither clearly above nor clearly below a quarter of that; take more "
         "(diagnose.continuations), or generate whole rollouts."
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import pyplot
+from matplotlib import figure, pyplot
 
 from iwopd.diagnose.records import BINS, POINTS, Curve, Diagnosis, Values
 from iwopd.report.plots import COLOURS, Figure, save, style
@@ -103,7 +103,7 @@ def absolute(found: Sequence[Diagnosis]) -> Drawn:
 
 def _panels(
     found: Sequence[Diagnosis], lines: Callable[[Diagnosis], tuple[Sequence[float], dict[str, Values]]], label: str
-) -> Any:
+) -> figure.Figure:
     names = [name for name in QUANTITIES if name in found[0].relative]
     drawn, grid = pyplot.subplots(-(-len(names) // 2), 2, figsize=(7, 2.2 * -(-len(names) // 2)), squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):

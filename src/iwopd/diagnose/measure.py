@@ -29,7 +29,7 @@ from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
-from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, as_logprobs
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, Tokenizer, as_logprobs
 from iwopd.weighting import SCHEMES, Weighting
 
 POSITIONS = 100  # bins of absolute position, at most
@@ -95,19 +95,20 @@ def measure(
         "sampler_gap": (padded["logprobs"] - sampler).abs(),
         **{name: padded[name] for name in ("entropy", "teacher_entropy", "overlap") if name in padded},
     }
-    records = [
-        replace(
-            record,
-            teacher_logprobs=as_logprobs(row["teacher_logprobs"].numpy()),
-            trainer_logprobs=as_logprobs(row["logprobs"].numpy()),
-            trainer_measures={name: as_logprobs(row[name].numpy()) for name in MEASURES if name in row},
-            teacher_topk_ids=None,
-            teacher_topk_logprobs=None,
-            teacher_hidden=None,
-        )
-        for record, row in zip(scored, ordered, strict=True)
-    ]
-    return Measured(records, mask, advantages, quantities)
+    return Measured(list(map(_with_logprobs, scored, ordered)), mask, advantages, quantities)
+
+
+def _with_logprobs(record: ScoredRollout, row: Mapping[str, Tensor]) -> ScoredRollout:
+    """With both models' log-probs, and without what they were computed from."""
+    return replace(
+        record,
+        teacher_logprobs=as_logprobs(row["teacher_logprobs"].numpy()),
+        trainer_logprobs=as_logprobs(row["logprobs"].numpy()),
+        trainer_measures={name: as_logprobs(row[name].numpy()) for name in MEASURES if name in row},
+        teacher_topk_ids=None,
+        teacher_topk_logprobs=None,
+        teacher_hidden=None,
+    )
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def by_position(measured: Measured) -> dict[str, Any]:
     }
 
 
-def log_ratio(measured: Measured, tokenizer: Any, examples: int) -> LogRatio:
+def log_ratio(measured: Measured, tokenizer: Tokenizer, examples: int) -> LogRatio:
     """The prefix log-ratio along the rollouts."""
     ratios = prefix_log_ratios(measured.advantages, measured.mask, POINTS)
     at = ratios.quantile(torch.tensor(QUANTILES, dtype=ratios.dtype), dim=0)

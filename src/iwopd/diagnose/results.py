@@ -17,7 +17,7 @@ from iwopd.runs.folder import RunFolder
 def write(config: Config, folder: RunFolder, found: list[Diagnosis], notes: list[str], display: Display) -> None:
     """Write them, and say what they say."""
     advice = advise(found[-1] if config.diagnose.run else found[0])
-    about = {
+    about: dict[str, object] = {
         "student": config.student.path,
         "teacher": config.teacher.path,
         "run": config.diagnose.run,

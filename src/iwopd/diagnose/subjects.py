@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iwopd.config import Config, HfRolloutConfig
 from iwopd.config.names import checkpoint_step
@@ -70,7 +69,7 @@ def _check_run(config: Config, path: Path) -> None:
         raise ConfigError(f"diagnose.run={path}: was trained with other settings; add {' '.join(differing)}")
 
 
-def _lookup(tree: Any, key: str) -> Any:
+def _lookup(tree: object, key: str) -> object:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree

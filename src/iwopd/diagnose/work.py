@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from iwopd import assembly
@@ -11,6 +10,7 @@ from iwopd.config.models import SELF
 from iwopd.diagnose.continuation import continuation_curve
 from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis
+from iwopd.diagnose.results import write
 from iwopd.diagnose.subjects import Subject
 from iwopd.machine import runtime
 from iwopd.models.rope import context_limit
@@ -18,6 +18,7 @@ from iwopd.preflight.paths import model_folders, scorer_sections
 from iwopd.preflight.problems import teacher_templates
 from iwopd.rollout.base import Engine
 from iwopd.runs.console import Display
+from iwopd.runs.folder import RunFolder
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.prompted import PromptedTeacher
@@ -28,9 +29,13 @@ from iwopd.types import Rollout
 class Work:
     """Everything that stays the same from student to student: tokenizer, teacher, prompts."""
 
-    def __init__(self, config: Config, log_file: Path, display: Display, stack: ExitStack, rows: dict[str, Any]):
+    def __init__(self, config: Config, folder: RunFolder, display: Display, stack: ExitStack, rows: dict[str, Any]):
         runtime.apply()
+        if assembly.uses_vllm(config):
+            stack.enter_context(folder)  # vLLM's log goes there
+        log_file = folder.path / "vllm.log"
         self.config = config
+        self.folder = folder
         self.display = display
         section: Any = scorer_sections(config)["teacher"]
         paths = {"student.path": config.student.path, "teacher.path": section.path}
@@ -73,6 +78,10 @@ class Work:
         self.teacher = teacher
         inner = teacher.teacher if isinstance(teacher, PromptedTeacher) else teacher
         self.local = inner if isinstance(inner, HfTeacher) else None
+
+    def write(self, found: list[Diagnosis], notes: list[str]) -> None:
+        """See `iwopd.diagnose.results.write`."""
+        write(self.config, self.folder, found, notes, self.display)
 
     def diagnose(self, subject: Subject) -> Diagnosis:
         """All numbers of one student."""

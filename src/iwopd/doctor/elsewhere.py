@@ -7,7 +7,8 @@ from iwopd.config import VllmRolloutConfig, VllmScoringConfig
 from iwopd.doctor import memory
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model
-from iwopd.doctor.plan import Plan, weights_of
+from iwopd.doctor.plan import Plan
+from iwopd.doctor.terms import weights_of
 
 
 def elsewhere(plan: Plan) -> Iterator[Place]:

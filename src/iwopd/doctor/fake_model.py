@@ -9,13 +9,13 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel, masking_utils
 
 from iwopd._compat import FAKE_TENSOR_LOG, DataDependentOutputException, FakeTensorMode
 from iwopd.doctor.findings import NotEstimatedError
@@ -82,7 +82,7 @@ class FakeModel:
 
     def __init__(
         self,
-        config: Any,
+        config: PreTrainedConfig,
         *,
         dtype: str,
         attention: str = "auto",
@@ -121,7 +121,7 @@ class FakeModel:
         self.checkpointing = checkpointing
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """transformers' model, its parameters fake."""
         return self.lm.model
 
@@ -184,7 +184,7 @@ class FakeModel:
                 self._read(cache, rows, 1, prompt + response)
             return Pass(live.peak, kept)
 
-    def _read(self, cache: Any, rows: int, new: int, seen: int) -> Tensor:
+    def _read(self, cache: DynamicCache, rows: int, new: int, seen: int) -> Tensor:
         output = self.lm.decoder(
             input_ids=torch.empty(rows, new, dtype=torch.long),
             attention_mask=torch.empty(rows, seen, dtype=torch.long),
@@ -225,7 +225,7 @@ class FakeModel:
 class _FakeLanguageModel(LanguageModel):
     """Chunks as on the device the estimate is for."""
 
-    def __init__(self, model: Any, kind: str, autocast: bool):
+    def __init__(self, model: PreTrainedModel, kind: str, autocast: bool):
         self.kind = kind
         super().__init__(model, autocast=autocast)
 
@@ -237,16 +237,14 @@ class _FakeLanguageModel(LanguageModel):
         """There are no numbers to compare."""
 
 
-@contextmanager
-def _unpacked() -> Iterator[None]:
+def _unpacked() -> AbstractContextManager[None]:
     """transformers looks into the positions for sequences packed into one row, and without data takes them for packed,
     which would cost a mask of [tokens × tokens]. Rows are never packed here."""
-    with _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None):
-        yield
+    return _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
     """`owner.name` is `value` while the block lasts; one that is not there stays away."""
     found = getattr(owner, name, None)
     if found is not None:
@@ -282,7 +280,7 @@ def _tokens(work: Work) -> Tokens:
     )
 
 
-def _lengthen(cache: Any, length: int) -> None:
+def _lengthen(cache: DynamicCache, length: int) -> None:
     """Keys and values of `length` tokens, or of as many as a layer's window keeps."""
     for layer in cache.layers:
         if not isinstance(getattr(layer, "keys", None), Tensor):  # a recurrent layer's state is as large as ever
@@ -293,10 +291,10 @@ def _lengthen(cache: Any, length: int) -> None:
             held = getattr(layer, name)
             setattr(layer, name, held.new_empty((*held.shape[:-2], kept, held.shape[-1])))
         if hasattr(layer, "cumulative_length"):
-            layer.cumulative_length = length
+            setattr(layer, "cumulative_length", length)  # noqa: B010  only some kinds of layers have it
 
 
-def _held(layer: Any) -> list[Tensor]:
+def _held(layer: object) -> list[Tensor]:
     """What a layer of a cache keeps: keys and values, or the states of a recurrent one."""
     parts = (part for value in vars(layer).values() for part in (value if isinstance(value, list | tuple) else [value]))
     return [part for part in parts if isinstance(part, Tensor)]

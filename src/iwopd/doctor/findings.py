@@ -11,7 +11,7 @@ Level = Literal["ok", "warning", "problem", "note"]
 
 
 class NotEstimatedError(ModelError):
-    """Memory or time of an architecture that cannot be told without data; the run itself may well work."""
+    """Memory or time of an architecture that cannot be estimated without data; the run itself may well work."""
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,17 @@ class LiveBytes(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         self._stack.close()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401  an operator; torch has no public name for its class
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         # Two gradients of one weight, as of tied embeddings: autograd adds in place, but not while a mode looks on.
         in_place = func is torch.ops.aten.add.Tensor and self._are_gradients(*args[:2])
         result = args[0] if in_place else _run(func, args, kwargs or {})
@@ -63,7 +69,7 @@ class LiveBytes(TorchDispatchMode):
         """Begin a new peak at what is alive now."""
         self.peak = self.now
 
-    def _are_gradients(self, left: Any, right: Any) -> bool:
+    def _are_gradients(self, left: object, right: object) -> bool:
         if torch.is_grad_enabled() or not (isinstance(left, FakeTensor) and isinstance(right, FakeTensor)):
             return False
         return left.shape == right.shape and any(left.shape == parameter.shape for parameter in self._watched)
@@ -88,11 +94,11 @@ class LiveBytes(TorchDispatchMode):
             self._gradients += parameter.grad.nbytes
 
 
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:  # noqa: ANN401  as above
     """The operator. PyTorch's shape rule of grouped products, which experts use, takes bfloat16 only; any is meant."""
     if func.name() == GROUPED_MM and isinstance(args[0], FakeTensor):
         left, right = args[:2]
-        offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+        offsets = args[2] if len(args) > 2 else kwargs["offs"]
         match left.dim(), right.dim():
             case 2, 3:
                 shape = (left.shape[0], right.shape[2])

@@ -14,8 +14,8 @@ CUDA_CONTEXT = 1.0 * GIB
 
 @dataclass(frozen=True)
 class Term:
-    """One line of an estimate: what it is, how many bytes, and the arithmetic behind them; `shards` are the processes
-    that it is divided over."""
+    """One line of an estimate: what it is, how many bytes, and how they were computed; `shards` are the processes that
+    it is divided over."""
 
     what: str
     bytes: float

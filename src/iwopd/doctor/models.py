@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel
+
 from iwopd.assembly.models import adapters
 from iwopd.config import Config
+from iwopd.config.models import ScorerConfig
 from iwopd.doctor.compute import Shape
 from iwopd.doctor.fake_model import FakeModel
 from iwopd.doctor.memory import BYTES, cache_per_token
@@ -47,11 +50,11 @@ class Scorer:
     """
 
     key: str
-    section: Any
+    section: ScorerConfig
     model: Model
 
 
-def student_model(config: Config, model_config: Any, kind: str, *, gather: str | None = None) -> Model:
+def student_model(config: Config, model_config: PreTrainedConfig, kind: str, *, gather: str | None = None) -> Model:
     """The student as it is trained on a device of that kind.
 
     Args:
@@ -72,7 +75,7 @@ def student_model(config: Config, model_config: Any, kind: str, *, gather: str |
     return _model("student", fake, model_config, section.dtype, computed, trained=True)
 
 
-def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Model:
+def teacher_model(name: str, section: ScorerConfig, model_config: PreTrainedConfig, kind: str) -> Model:
     """A model that only scores, of the config section `name`."""
     fake = FakeModel(
         model_config,
@@ -84,14 +87,14 @@ def teacher_model(name: str, section: Any, model_config: Any, kind: str) -> Mode
     return _model(name, fake, model_config, section.dtype, section.dtype, trained=False)
 
 
-def _model(name: str, fake: FakeModel, config: Any, dtype: str, computed: str, *, trained: bool) -> Model:
+def _model(name: str, fake: FakeModel, config: PreTrainedConfig, dtype: str, computed: str, *, trained: bool) -> Model:
     learnt = fake.trained() if trained else []
     shape = shape_of(name, fake.model, config, BYTES[computed], sum(parameter.numel() for parameter in learnt))
     trained_each = learnt[0].itemsize if learnt and shape.trained < shape.parameters else BYTES[dtype]
     return Model(fake, shape, BYTES[dtype], trained_each, BYTES[computed], Parts.of(fake.lm))
 
 
-def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Shape:
+def shape_of(name: str, model: PreTrainedModel, config: PreTrainedConfig, each: int, trained: int) -> Shape:
     """Parameters are counted exactly; the rest is read from the config, under the names that architectures use.
 
     Args:
@@ -100,7 +103,8 @@ def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Sha
     heads, width = _of(config, "num_attention_heads"), _of(config, "hidden_size")
     layers, kv_heads = _of(config, "num_hidden_layers"), _of(config, "num_key_value_heads", heads)
     head_dim = _of(config, "head_dim", width // heads)
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    embeddings: Any = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = (each.weight for each in embeddings)
     experts = next((found for key in EXPERTS if (found := getattr(config, key, None))), 0)
     chosen = next((found for key in CHOSEN if (found := getattr(config, key, None))), experts)
     return Shape(
@@ -123,7 +127,7 @@ def shape_of(name: str, model: Any, config: Any, each: int, trained: int) -> Sha
     )
 
 
-def _of(config: Any, name: str, default: int = 1) -> int:
+def _of(config: PreTrainedConfig, name: str, default: int = 1) -> int:
     """A number of the config; `default` where there is none, or one for every layer (Gemma 4 refuses to say)."""
     try:
         found = getattr(config, name, None)

@@ -5,15 +5,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iwopd import assembly
-from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, VllmRolloutConfig, VllmScoringConfig
+from iwopd.config import (
+    Config,
+    HfRolloutConfig,
+    HfScoringConfig,
+    VllmEngineConfig,
+    VllmRolloutConfig,
+    VllmScoringConfig,
+)
 from iwopd.doctor import memory
-from iwopd.doctor.fake_model import Pass, Work
+from iwopd.doctor.fake_model import Work
 from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.lengths import Lengths
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.doctor.sharding import Sharding
+from iwopd.doctor.terms import activations, weights_of, working
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
@@ -170,7 +178,7 @@ class Plan:
     def _overlaps(self) -> bool:
         return isinstance(self.config.scoring, VllmScoringConfig) and self.config.scoring.overlap
 
-    def engine(self, engine: Any, model: Model, what: str) -> list[Term]:
+    def engine(self, engine: VllmEngineConfig, model: Model, what: str) -> list[Term]:
         """What vLLM takes of the first GPU, or of the host."""
         shape, share = model.shape, engine.tensor_parallel
         each = memory.BYTES[self.engine_dtype(model)]
@@ -239,7 +247,7 @@ class Plan:
             passes += self._prompt_logprobs()
         if self.scores_itself:
             work = self.micro_batch(self.config.optim.micro_batch_tokens)
-            passes.append(_working(self.student.fake.score(work), work, "student's pass"))
+            passes.append(working(self.student.fake.score(work), work, "student's pass"))
         largest = [max(passes, key=lambda term: term.bytes)] if passes else []
         return largest + (self._gathered() if self.scores_itself else [])
 
@@ -248,7 +256,7 @@ class Plan:
         own = scoring.batch_tokens if isinstance(scoring, HfScoringConfig) else None
         prompt = None if scorer.key == "base" else self.lengths.taught
         work = self.micro_batch(own or BATCH_TOKENS[self.machine.kind], prompt)
-        return _working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
+        return working(scorer.model.fake.score(work), work, f"{scorer.key}'s pass")
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
@@ -276,35 +284,11 @@ class Plan:
         width = self.teacher.shape.width
         found = self.student.fake.update(work, first=first, objective=Objective.of(self.config), teacher_width=width)
         if not found.gradients:
-            return _activations(found, work, self.student)
+            return activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")
-        return [grown, *_activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
+        return [grown, *activations(replace(found, peak=found.peak - found.gradients), work, self.student)]
 
 
 def _is_student(scorer: Scorer) -> bool:
     """It has no weights but those that are trained."""
     return getattr(scorer.section, "weights", None) == "current"
-
-
-def weights_of(scorer: Scorer) -> Term:
-    return memory.weights(scorer.model.shape.parameters, scorer.model.each, f"{scorer.key}'s weights")
-
-
-def _working(found: Pass, work: Work, what: str) -> Term:
-    how = f"{work.rows} × {work.prompt + work.stop - 1:,} tokens, {memory.size(found.peak / work.read)} per token"
-    return Term(what, found.peak, how)
-
-
-def _activations(found: Pass, work: Work, student: Model) -> list[Term]:
-    layers, length = student.shape.layers, work.prompt + work.stop - 1
-    per_token = found.kept / work.read / layers
-    how = f"{work.rows} × {length:,} tokens × {layers} layers × {memory.size(per_token)}"
-    kept = Term("activations", found.kept, how + (", checkpointed" if student.fake.checkpointing else ""))
-    rest = found.peak - found.kept
-    if rest < 0:  # the peak comes late in backward, when most of them are freed
-        return [Term("activations still held", found.peak, how)]
-    chunk = max(student.fake.lm.chunk, student.shape.width)
-    what = (
-        f"head in chunks of {min(chunk, work.scored):,} × {student.shape.vocabulary:,} logits, its gradient, backward"
-    )
-    return [kept, Term("log-probs and backward", rest, what)]

@@ -1,5 +1,6 @@
 """The data and the benchmarks: rows, columns, rendered prompts, lengths."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from iwopd.doctor.sources import Source
 from iwopd.models.rope import context_limit
 from iwopd.preflight.graders import check_graders
 from iwopd.preflight.problems import benchmark_rows, data_sources, teacher_templates, training_rows
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Tokenizer
 
 SHOWN = 600  # characters of a rendered prompt
 
@@ -70,7 +71,7 @@ def look(config: Config, student: Source, section: Section) -> Found:
     return found
 
 
-def _columns(rows: Any) -> str:
+def _columns(rows: Sequence[Row]) -> str:
     return ", ".join(rows[0]).encode(errors="backslashreplace").decode()
 
 
@@ -80,7 +81,7 @@ def _warn_of_answers(rows: list[Row], source: SourceConfig, section: Section) ->
         section.warn(remark)
 
 
-def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown: int) -> None:
+def _describe(prompts: list[Prompt], tokenizer: Tokenizer, section: Section, *, shown: int) -> None:
     counts = [len(prompt.ids) for prompt in prompts]
     section.note(f"prompts of {min(counts):,} to {max(counts):,} tokens, {sum(counts) / len(counts):,.0f} on average")
     for prompt in prompts[:shown]:
@@ -93,7 +94,7 @@ def _describe(prompts: list[Prompt], tokenizer: Any, section: Section, *, shown:
         )
 
 
-def _describe_taught(config: Config, prompts: list[Prompt], tokenizer: Any, section: Section) -> None:
+def _describe_taught(config: Config, prompts: list[Prompt], tokenizer: Tokenizer, section: Section) -> None:
     """What each teacher with a prompt of its own reads, of the first three problems that it scores."""
     for key, teacher in teacher_sections(config).items():
         name = teacher_name(config, key)
@@ -107,7 +108,7 @@ def _describe_taught(config: Config, prompts: list[Prompt], tokenizer: Any, sect
             section.note(f"prompt {prompt.id} of {key}, {_shown(prompt.teacher_ids or [], tokenizer)}")
 
 
-def _shown(ids: list[int], tokenizer: Any) -> str:
+def _shown(ids: list[int], tokenizer: Tokenizer) -> str:
     text = tokenizer.decode(ids)
     cut = text if len(text) <= SHOWN else text[: SHOWN // 2] + " … " + text[-SHOWN // 2 :]
     return f"{len(ids):,} tokens: {cut!r}"

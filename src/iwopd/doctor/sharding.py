@@ -4,13 +4,16 @@ As FSDP2 does it, and `iwopd.models.sharding` asks it to: a block of layers is w
 comes next is on its way, and the rest of the model, embeddings and head, is whole from forward to backward.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+
+from torch import nn
 
 from iwopd import assembly
 from iwopd.config import Config, FsdpConfig
 from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import BYTES, Term, count
+from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import blocks
 
 AT_ONCE = 2  # blocks that are whole: the one that computes, and the next
@@ -35,13 +38,13 @@ class Parts:
     head: int
 
     @classmethod
-    def of(cls, lm: Any) -> "Parts":
-        """Those of a `LanguageModel`."""
+    def of(cls, lm: LanguageModel) -> "Parts":
+        """Those of a model."""
         found = [list(block.parameters()) for block in blocks(lm)]
         inside = {parameter for block in found for parameter in block}
         rest = [parameter for parameter in lm.parameters() if parameter not in inside]
         largest = max(found, key=_numbers, default=[])
-        head = {lm.model.get_input_embeddings().weight, lm.model.get_output_embeddings().weight}
+        head = {lm.model.get_input_embeddings().weight, lm.output_embeddings.weight}
         return cls(
             _numbers(largest), _numbers(rest), _numbers(_trained(largest)), _numbers(_trained(rest)), _numbers(head)
         )
@@ -49,7 +52,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the processes of a run share its models; as it stands, one process that has them whole.
+    """How the processes of a run share its models; by default, one process that has them whole.
 
     Attributes:
         local: processes of each machine.
@@ -140,9 +143,9 @@ def sharding(config: Config, machine: Machine) -> Sharding:
     )
 
 
-def _numbers(parameters: Any) -> int:
+def _numbers(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _trained(parameters: Any) -> list[Any]:
+def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]

@@ -85,5 +85,5 @@ def _has_config_alone(path: str, folder: Path) -> bool:
         return False
     try:
         return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in WEIGHTS)
-    except (OSError, ValueError):  # not a path: told by the check of it
+    except (OSError, ValueError):  # not a path: its own check reports it
         return False

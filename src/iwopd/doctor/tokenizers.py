@@ -1,11 +1,10 @@
 """Do student and teacher read the same text as the same ids, end where the other ends, and see prompts alike?"""
 
-from typing import Any
-
 from iwopd import assembly
 from iwopd.doctor.findings import Section
 from iwopd.doctor.sources import Source
 from iwopd.preflight.models import check_tokenizers
+from iwopd.types import Tokenizer
 
 EXAMPLES = 5
 CONVERSATION = [{"role": "user", "content": "What is 6 times 7?"}]
@@ -85,7 +84,7 @@ def _ends(student: Source, teacher: Source, section: Section) -> None:
         )
 
 
-def _templates(ours: Any, theirs: Any, section: Section) -> None:
+def _templates(ours: Tokenizer, theirs: Tokenizer, section: Section) -> None:
     if ours.chat_template == theirs.chat_template:
         section.ok("the same chat template" if ours.chat_template else "no chat template: prompts are bare text")
         return
@@ -104,7 +103,7 @@ def _templates(ours: Any, theirs: Any, section: Section) -> None:
         )
 
 
-def _rendered(tokenizer: Any) -> str:
+def _rendered(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         return CONVERSATION[0]["content"]
     return tokenizer.apply_chat_template(

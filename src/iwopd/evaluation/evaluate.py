@@ -111,7 +111,7 @@ def evaluate(
     The same noise is drawn at every evaluation, so two evaluations of a run differ by the model alone.
 
     Args:
-        progress: told of the responses that are sampled now, greedy ones among them.
+        progress: called with the responses that are sampled now, greedy ones among them.
         kept: what is there is not sampled again; what is sampled goes there.
         chunk: problems sampled at one time and kept together; None for all. Chunks do not depend on what is kept, so
             an evaluation that was interrupted ends with the figures of one that was not.
@@ -202,7 +202,7 @@ def measure(outcomes: Sequence[Outcome], k: int) -> dict[str, float]:
 
 
 def details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What a results file tells beyond the metrics.
+    """What a results file holds beyond the metrics.
 
     ``mean_at_k`` and ``pass_at_k`` for k = 1, 2, 4, … up to the number of samples n, and n: ``value``, ``low`` and
     ``high``, a 95 % interval over problems; mean@k is of the first k samples. ``problems``: a row for each.

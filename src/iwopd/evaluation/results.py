@@ -52,7 +52,7 @@ class SampleFile:
         self.asked = dict(asked)
         self._wanted = {(sample, False) for sample in range(samples)} | ({(0, True)} if greedy else set())
         self._whole = 0  # bytes up to the end of the last whole frame
-        self._told = False  # the line on what was asked is there
+        self._has_header = False  # the line on what was asked is there
         self._known: dict[str, dict[tuple[int, bool], Outcome]] = {}
         for row in self._read():
             outcome = _outcome(row)
@@ -69,14 +69,14 @@ class SampleFile:
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be read ({error.strerror}); move it away") from error
         rows = [json.loads(line) for frame in frames for line in frame.splitlines()]
-        told = [row for row in rows if not _is_sample(row)]
-        if told and told[0] != self.asked:
-            differing = [key for key, value in self.asked.items() if told[0].get(key) != value]
+        headers = [row for row in rows if not _is_sample(row)]
+        if headers and headers[0] != self.asked:
+            differing = [key for key, value in self.asked.items() if headers[0].get(key) != value]
             raise RunFolderError(
                 f"{self.path}: its samples are of another evaluation ({', '.join(differing)} differ); "
                 "choose another run.dir, or remove the file"
             )
-        self._told = bool(told)
+        self._has_header = bool(headers)
         yield from filter(_is_sample, rows)
 
     def find(self, prompts: Sequence[Prompt]) -> list[Outcome] | None:
@@ -94,7 +94,7 @@ class SampleFile:
             RunFolderError: the disk is full.
         """
         rows = [*(_row(item, False) for item in sampled), *(_row(item, True) for item in greedy)]
-        lines = [json.dumps(row, ensure_ascii=False) for row in ([] if self._told else [self.asked]) + rows]
+        lines = [json.dumps(row, ensure_ascii=False) for row in ([] if self._has_header else [self.asked]) + rows]
         frame = zstandard.ZstdCompressor(write_checksum=True).compress(("\n".join(lines) + "\n").encode())
         self.check()
         try:
@@ -107,7 +107,7 @@ class SampleFile:
         except OSError as error:
             raise not_written(self.path, error) from error
         self._whole += len(frame)
-        self._told = True
+        self._has_header = True
 
 
 def read_frames(path: Path) -> tuple[list[str], int]:

@@ -13,7 +13,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # exit status
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ESHUTDOWN)
@@ -64,8 +67,9 @@ class _Tolerant(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self._gone = gone
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         left = memoryview(data)
+        size = len(left)
         try:
             while left:
                 written = super().write(left)
@@ -76,7 +80,7 @@ class _Tolerant(io.FileIO):
             _silence(self.fileno())
             if error.errno in GONE and self._gone is not None:
                 self._gone()
-        return len(data)
+        return size
 
 
 def _silence(descriptor: int) -> None:

@@ -19,11 +19,11 @@ Window = Callable[[int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Prompts and responses, cut behind each response's window, as a model's input.
+    """Prompts and responses, cut after each response's window, as a model's input.
 
     Attributes:
         input_ids: [batch, columns], padded.
-        attention_mask: [batch, columns], or None where padding stands on the right: attention is causal, so no real
+        attention_mask: [batch, columns], or None where padding is on the right: attention is causal, so no real
             token sees it, and attention without a mask takes the fast kernels.
         position_ids: [batch, columns], or None likewise.
         rows, columns: [tokens], where the hidden states stand that predict the windows' tokens, row by row.
@@ -91,7 +91,7 @@ def collate_tokens(
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
 ) -> Tokens:
-    """Pad `rollouts`, each cut behind its window ``[start, stop)`` of response tokens, into one input.
+    """Pad `rollouts`, each cut after its window ``[start, stop)`` of response tokens, into one input.
 
     The last token of a window is predicted, never read, so it is not part of the input.
     """
@@ -107,7 +107,7 @@ def collate_tokens(
         if attention_mask is not None:
             attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
-        # The state that predicts response token t stands one column before that token.
+        # The state that predicts response token t is one column before that token.
         first = pad + len(rollout.prompt_ids) + start - 1
         rows.append(torch.full((stop - start,), row))
         columns.append(torch.arange(first, first + stop - start))

@@ -58,7 +58,7 @@ def load_pretrained(
     except Exception as error:  # transformers and safetensors raise a dozen types here
         problem = "cannot be loaded as a causal language model"
         raise loading_error(key, str(path), problem, error, "check it") from error
-    _mend_generation_config(model, f"{key}={path}")
+    _fix_generation_config(model, f"{key}={path}")
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -76,7 +76,7 @@ def keep_attention_cap(model: PreTrainedModel, attention: str) -> None:
         model.set_attn_implementation("eager")
 
 
-def _mend_generation_config(model: PreTrainedModel, said: str) -> None:
+def _fix_generation_config(model: PreTrainedModel, said: str) -> None:
     """Published models may hold settings that transformers reads but refuses to save, hours later."""
     generation = model.generation_config
     try:
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        """Of the text model: one that also sees or hears keeps it in a part of its own."""
+        """Of the text model: a multimodal one keeps it in a part of its own."""
         return self.model.config.get_text_config(decoder=True)
 
     @property
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
         """The context of every forward pass, sampling included, so that sampler and trainer round alike."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
-    def forward(self, tokens: Tokens, readout: "Readout") -> Any:
+    def forward(self, tokens: Tokens, readout: "Readout") -> Any:  # noqa: ANN401  the readout's; nn.Module's call has no type of its own
         """What `readout` makes of the last hidden states that predict the windows' tokens.
 
         Args:

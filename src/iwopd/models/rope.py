@@ -3,7 +3,7 @@
 `longrope` has one set of frequencies for batches within the length a model was first trained on and another beyond,
 `dynamic` a base that grows with the longest sequence it has seen. A row's log-probs would depend on its neighbours and
 on where a window cuts it, and keys that wait in a cache would have been turned by other frequencies than queries. `pin`
-has every pass use those of the longest prompt and response a run can have; `vllm_overrides` tells vLLM the same.
+has every pass use those of the longest prompt and response a run can have; `vllm_overrides` sets the same in vLLM.
 """
 
 from collections.abc import Callable, Iterator

@@ -135,7 +135,7 @@ def check_adapters(folder: Path, adapters: "PeftModel") -> None:
     Raises:
         ModelError: weights are missing or have other shapes, or it cannot be read.
     """
-    from peft import PeftConfig, get_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model_state_dict  # need not be installed
 
     weights: dict[str, Any] = get_peft_model_state_dict(adapters)
     try:

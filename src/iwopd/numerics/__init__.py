@@ -6,7 +6,7 @@ Torch loads with the first formula that is asked for: what only names formulas, 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from iwopd.numerics.advantage import exopd_advantage, group_advantages, opd_advantage, shaped
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 MODULES = ("advantage", "categories", "comparison", "divergence", "logprobs", "loss", "weighting")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         for module in MODULES:
             found = vars(import_module(f"{__name__}.{module}"))

@@ -1,6 +1,6 @@
 """Shapes in signatures. jaxtyping is a development dependency: tests check shapes, elsewhere they are documentation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ else:
     except ModuleNotFoundError:
 
         class _Shaped:
-            def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+            def __class_getitem__(cls, item: tuple[object, str]) -> object:
                 return item[0]
 
         Bool = Float = Int = _Shaped

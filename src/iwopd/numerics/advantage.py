@@ -17,7 +17,7 @@ def opd_advantage(
 ) -> Float[Tensor, "batch time"]:
     """A_t = log π_T(y_t) − log π_θ(y_t) in nats, detached; 0 outside the mask (arXiv 2606.22600, standard OPD).
 
-    Whatever stands in masked places, NaN included, stays out of the result.
+    Whatever masked places hold, NaN included, stays out of the result.
     """
     difference = teacher_logprobs.detach() - student_logprobs.detach()
     return torch.where(mask, difference, torch.zeros_like(difference))

@@ -75,7 +75,12 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  ctx is passed by place
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype
+        ctx: Any,  # noqa: ANN401  holds what forward keeps, under names of ours
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        dtype: torch.dtype,
     ) -> Tensor:
         states, matrix = hidden.to(dtype), weight.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
@@ -94,7 +99,8 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  likewise
-        ctx: Any, *gradients: Tensor
+        ctx: Any,  # noqa: ANN401  as above
+        *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         hidden, weight, targets, normalizers = ctx.saved_tensors

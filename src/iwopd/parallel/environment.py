@@ -1,4 +1,4 @@
-"""Where this process stands among those that torchrun, srun or `launcher` started, by its environment."""
+"""Which of the processes that torchrun, srun or `launcher` started this one is, by its environment."""
 
 import os
 import re

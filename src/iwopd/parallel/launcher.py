@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO
 
 from iwopd.parallel.environment import OUTPUT_KEPT
 
@@ -87,7 +87,7 @@ class Job:
     # ------------------------------------------------------------------------------------------ processes
 
     def _start(self, rank: int) -> None:
-        output = None if rank == 0 else self._closing.enter_context(tempfile.TemporaryFile())
+        output = None if rank == 0 else self._closing.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  it is entered
         process = subprocess.Popen(
             self._command,
             env={**self._environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -134,7 +134,7 @@ class Job:
             yield
             return
 
-        def note(number: int, _: Any) -> None:
+        def note(number: int, _: object) -> None:
             self._events.put(("signal", number, 0))
 
         previous = {number: signal.signal(number, note) for number in self._signals}

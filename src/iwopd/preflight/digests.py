@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from iwopd.preflight.models import WEIGHTS
 from iwopd.types import Prompt
@@ -23,7 +24,7 @@ PART = 2**20  # bytes read at one time
 BLOCK, STRIDE = 4096, 2**24  # bytes; of a larger one, a block of each tensor, and of each stride of a large tensor
 # What transformers reads of a model's folder besides its weights: configs, tokenizers, chat templates, its own code.
 READ = re.compile(r".*\.(json|jinja|model|tiktoken|py)|(merges|vocab)\.txt")
-# What only tells of a model, or of how it came about.
+# What only describes a model, or how it was made.
 NOT_READ = re.compile(r"manifest\.json|trainer(_state)?\.json|(all|train|eval|test|predict)_results\.json")
 SHOWN = 4  # names in a message
 
@@ -106,9 +107,9 @@ def problem_digests(prompts: Sequence[Prompt], *, graded: bool = False, tested: 
 
 def _problem_digest(prompt: Prompt, graded: bool, tested: bool) -> str:
     digest = hashlib.blake2b(array("q", prompt.ids).tobytes(), digest_size=8)
-    told: list[Any] = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
-    told += [prompt.teacher_ids] if prompt.teacher_ids is not None else []
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    counted: list[object] = [prompt.teacher, prompt.answer if graded else None, prompt.row if tested else None]
+    counted += [prompt.teacher_ids] if prompt.teacher_ids is not None else []
+    digest.update(json.dumps(counted, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -118,8 +119,6 @@ def dataset_commits(sources: Mapping[str, Any]) -> dict[str, str]:
     Args:
         sources: sections with a path and a revision, by their keys.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     found = dict[str, str]()
     for key, source in sources.items():
         revision = source.revision or "main"

@@ -37,7 +37,7 @@ def scorer_sections(config: Config) -> dict[str, TeacherConfig | BaseConfig]:
 
 
 def check_path(key: str, path: str, revision: str | None = None) -> None:
-    """Refuse a model path that cannot work, as far as can be told without reading weights.
+    """Refuse a model path that cannot work, as far as can be known without reading weights.
 
     Raises:
         ConfigError, ModelError: says what is wrong with it.

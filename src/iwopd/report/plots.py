@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -48,7 +49,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(drawn: Any, folder: Path, name: str, alt: str, caption: str) -> Figure:
+def save(drawn: figure.Figure, folder: Path, name: str, alt: str, caption: str) -> Figure:
     """Write `folder`/NAME.png and .svg of a matplotlib figure, and close it."""
     drawn.savefig(folder / f"{name}.png", facecolor="white", dpi=160)
     (folder / f"{name}.svg").write_text(_titled(_svg(drawn, facecolor="white"), alt), encoding="utf-8")
@@ -57,7 +58,7 @@ def save(drawn: Any, folder: Path, name: str, alt: str, caption: str) -> Figure:
     return Figure(name, inked, alt, caption)
 
 
-def _svg(drawn: Any, **options: Any) -> str:
+def _svg(drawn: figure.Figure, **options: Any) -> str:  # noqa: ANN401  savefig's
     text = io.StringIO()
     drawn.savefig(text, format="svg", metadata=NO_METADATA, **options)
     return text.getvalue()

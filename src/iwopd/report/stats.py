@@ -32,7 +32,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     Problems are the unit of sampling (arXiv 2411.00640): the k samples of one problem are averaged before, never
     counted as independent. The interval is that of empirical likelihood (Owen 1988, 2001): the means that the problems
     have under weights w whose likelihood Π w_i is not too small, −2 Σ log(n·w_i) ≤ t², with Student's t of n degrees
-    of freedom. Half a pseudo-problem stands at the end that a bound looks to (all wrong for the lower one, all right
+    of freedom. Half a pseudo-problem is added at the end that a bound looks to (all wrong for the lower one, all right
     for the upper one), so that values all alike have an interval too.
 
     What that gives: the bounds are monotone, since a right answer more makes no weighted mean smaller; they respect 0

@@ -33,7 +33,7 @@ class Decoding:
         self.ids, self.mask = self.ids.to(model.device), self.mask.to(model.device)
         self.positions = self.mask.cumsum(-1).clamp(min=1) - 1
         self.cache = DynamicCache(config=model.model.config)
-        # State-space models name it so; their state holds no padding, so behind the prompts they want no mask.
+        # State-space models name it so; their state holds no padding, so after the prompts they want no mask.
         self.recurrent = cache_argument(model) == "cache_params"
         self.past: dict[str, Any] = {"cache_params" if self.recurrent else "past_key_values": self.cache}
 

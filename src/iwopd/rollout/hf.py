@@ -109,7 +109,7 @@ class HfEngine(Engine):
             except torch.OutOfMemoryError:
                 if len(chosen) == 1:
                     raise
-            if made is None:  # the failed batch is freed only behind its except block
+            if made is None:  # the failed batch is freed only after its except block
                 self.batch_size = len(chosen) // 2
                 log.warning("out of GPU memory while sampling: continuing with rollout.batch_size=%d", self.batch_size)
                 torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ from iwopd.rollout.base import Progress
 
 
 class Tally:
-    """Tells `progress` where sampling stands.
+    """Reports to `progress` how far sampling is.
 
     Args:
         total: responses asked for.
@@ -41,7 +41,7 @@ class Series:
         self.total = total
         self.longest = longest
         self._progress = progress
-        self._done = self._tokens = 0  # at the end of what was told last
+        self._done = self._tokens = 0  # at the last report
 
     def call(self) -> Progress:
         """For the next call, which begins where the one before ended."""

@@ -62,7 +62,7 @@ class VllmEngine(Engine):
         rollouts: dict[int, Rollout] = {}
         tally = Tally(len(requests), sampling.max_tokens, progress)
 
-        def take(place: int, output: Any) -> None:
+        def take(place: int, output: Any) -> None:  # noqa: ANN401  vLLM's RequestOutput, whose parts may all be None
             prompt, sample = requests[place]
             choice = output.outputs[0]
             ids, logprobs = as_ids(list(choice.token_ids)), as_logprobs(list(choice.logprobs.logprobs))
@@ -84,9 +84,7 @@ class VllmEngine(Engine):
         return [rollouts[place] for place in range(len(requests))]
 
     def _params(self, sampling: Sampling, seed: int) -> "SamplingParams":
-        from vllm import SamplingParams
-
-        return SamplingParams(
+        return self.vllm.params(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -228,7 +228,7 @@ class VllmServerEngine(Engine):
             self.servers.post(server, "reset_prefix_cache")
 
     def close(self) -> None:
-        """Drop what is under way; the servers go on."""
+        """Drop what is under way; the servers keep running."""
         self.servers.close()
         self.route.close()
 

@@ -97,16 +97,16 @@ def version_changes(folder: Path) -> str | None:
     was, has = (
         {"Python": each.get("python"), **(each.get("versions") or {}), "commit": _short(each)} for each in (then, now)
     )
-    told = [
+    changed = [
         f"{name} {was.get(name) or 'none'} → {has.get(name) or 'none'}"
         for name in dict.fromkeys([*was, *has])
         if was.get(name) != has.get(name)
     ]
-    return ", ".join(told) or None
+    return ", ".join(changed) or None
 
 
 def _sessions(held: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Of about.json; of one from before there were sessions, the one that it tells of."""
+    """Of about.json; of one from before there were sessions, the one that it describes."""
     if not held:
         return []
     kept = held.get("sessions")

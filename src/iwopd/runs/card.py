@@ -17,7 +17,7 @@ from iwopd.runs import about as run_record
 from iwopd.runs.files import read_rows
 from iwopd.runs.public import code, hub_name, public, public_overrides, text
 
-MODEL = "MODEL"  # stands for the model's path or name in the card's examples
+MODEL = "MODEL"  # placeholder for the model's path or name in the card's examples
 CITATION = """\
 @article{xie2026position,
   title  = {On the Position Bias of On-Policy Distillation},

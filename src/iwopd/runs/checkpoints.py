@@ -36,7 +36,7 @@ class Checkpoints:
 
     @cached_property
     def id(self) -> str:
-        """What tells this run from others."""
+        """What distinguishes this run from others."""
         return run_id(self.run) or uuid.uuid4().hex[:12]
 
     def tidy(self) -> None:

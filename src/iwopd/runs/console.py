@@ -24,14 +24,14 @@ class PlainConsole(Console):
     """A console where a text is shown as it is, and clean: a path or a model's answer may well hold ``[red]``,
     ``[/x]``, ``:100:`` or commands for the terminal."""
 
-    def __init__(self, **options: Any):
+    def __init__(self, **options: Any):  # noqa: ANN401  rich's
         super().__init__(**{**options, "highlight": False, "markup": False, "emoji": False})
 
-    def print(self, *objects: object, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:  # noqa: ANN401  rich's
         """As every console does."""
         super().print(*(clean(each) if isinstance(each, str) else each for each in objects), **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  rich's
         """Texts within tables."""
         return super().render_str(clean(text), **options)
 
@@ -135,7 +135,7 @@ class Display:
 
 
 def step_line(position: str, metrics: Mapping[str, float]) -> str:
-    """A training step in one line, which begins with where the run stands after it."""
+    """A training step in one line, which begins with how far the run is after it."""
     seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
     return (
         f"{position}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "

@@ -3,7 +3,7 @@
     config.yaml  about.json  inputs.json  metrics.jsonl  samples.jsonl  train.log  eval/
     checkpoints/step-NNNNNN/  final/
 
-How files, checkpoints and the lock are kept stands in `iwopd.runs.files`, `.checkpoints` and `.lock`.
+How files, checkpoints and the lock are kept is in `iwopd.runs.files`, `.checkpoints` and `.lock`.
 """
 
 import json
@@ -72,7 +72,7 @@ class RunFolder:
         self._changed = False
         self.inputs: dict[str, Any] | None = None  # kept when the folder is entered
         self._entered = False
-        self._recorded = False  # this session stands in about.json
+        self._recorded = False  # this session is in about.json
         self._moved = False  # inputs are elsewhere now
         self._config_from = self.path / CONFIG
         self.lock = FolderLock(self.path / ".lock")

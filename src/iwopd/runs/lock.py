@@ -150,7 +150,7 @@ def _lock(descriptor: int, file: Path) -> None:
 
 
 def _lives(found: dict[str, Any], file: Path) -> bool:
-    """True for a writer that is at work, as far as can be told."""
+    """True for a writer that is at work, as far as can be known."""
     if found.get("machine") == machine():
         try:
             process = psutil.Process(found["process"])

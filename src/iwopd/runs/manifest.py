@@ -34,7 +34,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def run_id(run: Path, *, kept: bool = True) -> str | None:
-    """What tells a run from others; None before it has begun.
+    """What distinguishes a run from others; None before it has begun.
 
     Args:
         kept: where its file was lost, as in a copy without hidden files, take what its newest checkpoint carries.

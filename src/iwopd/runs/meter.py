@@ -36,7 +36,7 @@ class Meter:
 
     @property
     def expected(self) -> float:
-        """Tokens, or items, there will be in all, as far as can be told now: unfinished responses are taken to end as
+        """Tokens, or items, there will be in all, as far as can be known now: unfinished responses are taken to end as
         often per token as those so far did, and not beyond the most they may have."""
         if not self.most:
             return self.total

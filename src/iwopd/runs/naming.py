@@ -69,7 +69,7 @@ def _unused(parent: Path, name: str, claim: bool) -> Path:
         except FileExistsError:
             if folder.exists():
                 continue  # else runs is a file
-        except OSError:  # told by the check of the folder, which knows more reasons
+        except OSError:  # reported by the check of the folder, which knows more reasons
             pass
         return folder
 

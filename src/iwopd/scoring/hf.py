@@ -64,7 +64,7 @@ def in_token_batches(
                     "not fit in the GPU's memory; use teacher.dtype=bfloat16, teacher.offload=true, a smaller "
                     "scoring.batch_tokens or rollout.max_tokens"
                 ) from error
-        if columns is None:  # the failed pass is gone only now, after its except block
+        if columns is None:  # the failed pass is freed only now, after its except block
             log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
             torch.cuda.empty_cache()
             score(group[: len(group) // 2])

@@ -7,8 +7,10 @@ import numpy
 import numpy.typing
 
 from iwopd.errors import NonFiniteError
-from iwopd.types import Logprobs, Rollout, ScoredRollout, Signal, as_logprobs
+from iwopd.types import Ids, Logprobs, Rollout, ScoredRollout, Signal, as_logprobs
 
+# Ids and log-probs (nats), [tokens, k] each, of the k likeliest tokens in each place.
+Likeliest = tuple[Ids, Logprobs]
 NOTHING = -9999.0  # what vLLM's server writes for −inf, which JSON has not
 
 
@@ -16,7 +18,7 @@ def scored_rollout(
     rollout: Rollout,
     window: tuple[int, int],
     logprobs: "Sequence[float] | Logprobs",
-    likeliest: "tuple[numpy.typing.NDArray[Any], numpy.typing.NDArray[Any]] | None" = None,
+    likeliest: Likeliest | None = None,
 ) -> ScoredRollout:
     """The window's part of the log-probs (nats) of all tokens but the first, up to the window's end.
 
@@ -41,7 +43,7 @@ def scored_rollout(
         )
     if likeliest is None:
         return ScoredRollout(rollout, start, stop, own)
-    ids, values = (each[first:] for each in likeliest)
+    ids, values = likeliest[0][first:], likeliest[1][first:]
     return ScoredRollout(
         rollout,
         start,
@@ -63,7 +65,7 @@ def of_flat(
     return scored_rollout(rollout, window, values[:, 0], (tokens[:, 1:], values[:, 1:]))
 
 
-def likeliest_of(places: Sequence[dict[str, Any]], tokens: Sequence[int], k: int) -> tuple[Any, Any]:
+def likeliest_of(places: Sequence[dict[str, Any]], tokens: Sequence[int], k: int) -> Likeliest:
     """Ids and log-probs [places, k] from a server's answer, which has the k likeliest tokens of a place and the token
     itself; where there are fewer, −inf fills up.
 

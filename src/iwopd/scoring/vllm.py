@@ -61,13 +61,11 @@ class VllmTeacher(Teacher):
         progress: Progress = no_progress,
         total: int = 0,
     ) -> None:
-        from vllm import SamplingParams
-
         windows = [window(len(rollout.response_ids)) for rollout, window in items]
         before, tokens = len(self._done), 0
         most = sum(len(rollout.prompt_ids) + stop for (rollout, _), (_, stop) in zip(items, windows, strict=True))
 
-        def take(place: int, output: Any) -> None:
+        def take(place: int, output: Any) -> None:  # noqa: ANN401  vLLM's RequestOutput, whose parts may all be None
             nonlocal tokens
             rollout, found = items[place][0], output.prompt_logprobs
             record = of_flat(rollout, windows[place], signal, found.token_ids, found.logprobs)
@@ -77,7 +75,7 @@ class VllmTeacher(Teacher):
 
         self.vllm.wake()
         # One token is sampled because vLLM always samples; nobody looks at it.
-        params = SamplingParams(
+        params = self.vllm.params(
             max_tokens=1, temperature=0.0, prompt_logprobs=signal.k, flat_logprobs=True, detokenize=False
         )
         prompts = [rollout.ids(stop).tolist() for (rollout, _), (_, stop) in zip(items, windows, strict=True)]

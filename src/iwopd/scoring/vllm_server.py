@@ -10,7 +10,7 @@ from iwopd.errors import EngineError
 from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.scoring.prompt_logprobs import likeliest_of, scored_rollout
+from iwopd.scoring.prompt_logprobs import Likeliest, likeliest_of, scored_rollout
 from iwopd.types import SAMPLED, Ids, Rollout, ScoredRollout, Signal
 from iwopd.vllm.servers import BadAnswer, Server, Servers
 
@@ -133,7 +133,7 @@ class VllmServerTeacher(Teacher):
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Drop what is under way; the servers go on."""
+        """Drop what is under way; the servers keep running."""
         self.servers.close()
 
 
@@ -152,7 +152,7 @@ def _read(rollout: Rollout, window: tuple[int, int], signal: Signal, choice: dic
     return scored_rollout(rollout, window, logprobs, _likeliest(ids, signal.k, choice) if signal.k else None)
 
 
-def _likeliest(ids: Sequence[int], k: int, choice: dict[str, Any]) -> tuple[Any, Any]:
+def _likeliest(ids: Sequence[int], k: int, choice: dict[str, Any]) -> Likeliest:
     """Ids and log-probs [tokens, k] of the likeliest in the place of all tokens but the first."""
     try:
         return likeliest_of(choice["prompt_logprobs"][1:], ids[1:], k)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from iwopd.errors import ConfigError
 from iwopd.toy.task import TEST_PROBLEMS, TRAIN_PROBLEMS, Noise, Task, problems
 
+Value = TypeVar("Value")
 SCHEME = "toy://"
 STANDARD, SMOKE = Task(), Task(nodes=5, letters=8, min_depth=3, max_depth=4)
 TASKS: Mapping[str, Task] = MappingProxyType({"standard": STANDARD, "smoke": SMOKE})
@@ -24,7 +25,7 @@ def is_toy(path: str) -> bool:
     return path.startswith(SCHEME)
 
 
-def lookup(key: str, path: str, known: Mapping[str, Any]) -> Any:
+def lookup(key: str, path: str, known: Mapping[str, Value]) -> Value:
     """What `path` names among the `known` addresses (without the scheme).
 
     Raises:

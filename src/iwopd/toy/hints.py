@@ -10,6 +10,7 @@ from typing import Any
 
 from iwopd.toy.task import Noise, make_problem, write_response
 from iwopd.toy.training import Advance, ModelRecipe
+from iwopd.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def train_hinted(recipe: HintedRecipe, base: Path, folder: Path, advance: Advanc
     tokenizer.save_pretrained(folder)
 
 
-def _batch(recipe: HintedRecipe, tokenizer: Any, rng: random.Random) -> tuple[Any, Any]:
+def _batch(recipe: HintedRecipe, tokenizer: Tokenizer, rng: random.Random) -> tuple[Any, Any]:
     """Token ids and labels ``[batch, time]``; prompts and padding are labelled -100."""
     import torch
 

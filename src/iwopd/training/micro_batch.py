@@ -17,7 +17,7 @@ from iwopd.training.sums import Sums
 
 Made = TypeVar("Made")
 # What one forward pass says, [batch, time] each, by name: "logprobs" and "teacher_logprobs" of the sampled tokens,
-# nats; beyond the sampled signal among the tokens that both models have, so that A_t and divergences speak of the same
+# nats; beyond the sampled signal among the tokens that both models have, so that A_t and divergences compare the same
 # distributions, and with "reverse_kl" and what loss and weighting ask for.
 Forward = Mapping[str, Tensor]
 

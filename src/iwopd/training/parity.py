@@ -30,7 +30,7 @@ class Parity:
 def measure_parity(engine: Engine, student: Student, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> Parity:
     """The engine answers the prompts, and the trainer recomputes its log-probs.
 
-    Temperature is 1 and nothing is cut off, so both speak of the model's own distribution.
+    Temperature is 1 and nothing is cut off, so both are of the model's own distribution.
     """
     rollouts = engine.generate(prompts, Sampling(max_tokens=max_tokens), seed=seed, stream="parity")
     own = trainer_logprobs(student, rollouts, [(0, len(rollout.response_ids)) for rollout in rollouts])
@@ -85,7 +85,7 @@ class GapWatch:
         self.limit = 2 * mean
         log.warning(
             "train/sampler_gap_mean: sampler and trainer differ by %.3g nats per token over %d steps; the importance "
-            "correction compensates for it, but A_t speaks of another policy than the one that answered: compare dtype "
+            "correction compensates for it, but A_t is of another policy than the one that answered: compare dtype "
             "and attention, or use student.dtype=float32",
             mean,
             self.steps,

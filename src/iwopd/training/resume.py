@@ -19,7 +19,7 @@ def another_end(config: Config, folder: Path) -> MayDiffer:
 
     def may_differ(saved: Mapping[str, Any], differing: Sequence[str]) -> Collection[str]:
         if not set(differing) <= set(ENDS):
-            return ()  # it is another run: all that differs is told together
+            return ()  # it is another run: everything that differs is reported together
         _check(config, saved, differing, taken(folder))
         return differing
 

@@ -23,7 +23,7 @@ from iwopd.config import Config, OptimConfig
 
 @dataclass
 class Position:
-    """Where a run stands between two steps.
+    """How far a run is between two steps.
 
     Attributes:
         step: steps taken.

@@ -1,4 +1,4 @@
-"""What the training loop works with, and where it stands."""
+"""What the training loop works with, and how far it is."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class State(Position):
-    """Where a run stands; with the student and its optimiser, all a checkpoint needs, since everything random derives
+    """How far a run is; with the student and its optimiser, all a checkpoint needs, since everything random derives
     from (seed, step, prompt, sample).
 
     Attributes:
@@ -32,7 +32,7 @@ class State(Position):
         accuracy: measured then; null until then.
         first_accuracy: measured before the first step.
         log_offsets: bytes of metrics.jsonl and samples.jsonl that belong to these steps.
-        micro_batch_tokens: as it stands after halving; None before it was needed.
+        micro_batch_tokens: its value after halving; None before it was needed.
         mean_response_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an
             evaluation. Of regular evaluations: one that is due to the run's end must not change how a lengthened run
             continues.

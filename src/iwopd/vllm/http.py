@@ -51,7 +51,7 @@ class HttpClient:
         finally:
             future.cancel()
 
-    async def request(self, method: str, url: str, deadline: float, body: Any = None) -> httpx.Response:
+    async def request(self, method: str, url: str, deadline: float, body: object = None) -> httpx.Response:
         """The whole answer, within `deadline` seconds from now however slowly it trickles in.
 
         Raises:

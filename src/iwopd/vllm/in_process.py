@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -21,7 +21,10 @@ from iwopd.config import VllmEngineConfig
 from iwopd.errors import EngineError
 from iwopd.parallel.ranks import groups_kept
 
-TELL_EVERY = 0.5  # seconds
+if TYPE_CHECKING:
+    from vllm import LLM
+
+REPORT_EVERY = 0.5  # seconds
 GIB, BLOCK = 2**30, 128  # bytes; tokens that vLLM caches together on a CPU
 _open: "set[InProcess]" = set()
 _closed: "list[InProcess]" = []
@@ -64,7 +67,7 @@ class InProcess:
         EngineError: the engine does not start; says why, and where its log is.
     """
 
-    def __init__(self, name: str, settings: Settings, log_file: Path, **options: Any):
+    def __init__(self, name: str, settings: Settings, log_file: Path, **options: Any):  # noqa: ANN401  vllm.LLM's
         self.name = name
         self.asleep = False
         self.settings = settings
@@ -82,11 +85,13 @@ class InProcess:
         self.engine: Any = self.llm.llm_engine
         _open.add(self)
 
-    def _start(self, options: dict[str, Any]) -> Any:
+    def _start(self, options: dict[str, Any]) -> "LLM":
         given = self.settings
         if self.on_cpu:
             torch.compiler.set_stance("force_eager")  # else the first request with log-probs waits for a C++ compiler
-        from vllm import LLM
+        from vllm import LLM, SamplingParams  # seconds, and only with engines is vLLM needed at all
+
+        self.params = SamplingParams
 
         leave_transformers_uncompiled()
 
@@ -136,25 +141,25 @@ class InProcess:
         finished: Callable[[int, Any], None],
         under_way: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """Compute all requests; `finished` is told each one's place and output as soon as it is there.
+        """Compute all requests; `finished` is called with each one's place and output as soon as it is there.
 
         Args:
             prompts: token ids.
             params: a `vllm.SamplingParams` for each.
-            under_way: told now and then how many tokens the unfinished ones have so far.
+            under_way: called now and then with the number of tokens of the unfinished ones so far.
         """
         with self.log, _random_state():
             names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
             # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
             places = {name.partition("-")[0]: place for place, name in enumerate(names)}
-            told = time.monotonic()
+            reported = time.monotonic()
             try:
                 while places:
                     for output in self.engine.step():
                         if output.finished:
                             finished(places.pop(output.request_id), output)
-                    if time.monotonic() - told > TELL_EVERY:
-                        told = time.monotonic()
+                    if time.monotonic() - reported > REPORT_EVERY:
+                        reported = time.monotonic()
                         under_way(self._tokens())
             finally:  # interrupted: nothing of it may run on with the next requests
                 self.engine.abort_request([names[place] for place in places.values()], internal=True)
@@ -175,11 +180,11 @@ class InProcess:
         return [each.outputs.data.clone() for each in found]  # made in inference mode, which autograd does not take
 
     def _tokens(self) -> int:
-        """Written for requests that are not finished; vLLM itself tells no more of them than that."""
+        """Written for requests that are not finished; vLLM itself reports no more of them."""
         states = getattr(self.engine.output_processor, "request_states", {})
         return sum(state.detokenizer.num_output_tokens() for state in states.values() if state.detokenizer is not None)
 
-    def call(self, method: str, *arguments: Any) -> None:
+    def call(self, method: str, *arguments: object) -> None:
         """Call a method of the worker extension on every worker."""
         with self.log:
             self.llm.collective_rpc(method, args=arguments)

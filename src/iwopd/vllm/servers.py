@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -14,6 +12,7 @@ import numpy
 from iwopd.config import HttpConfig
 from iwopd.errors import EngineError
 from iwopd.vllm.http import HttpClient, checked, error_message, is_loopback, reason, refused, worth_another_try
+from iwopd.vllm.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -22,31 +21,6 @@ PROBE = 5.0  # seconds to wait for a server that may be dead
 PROBES = 3  # of a server that drops connections
 PATIENCE = 3  # failures in a row after which a server counts as dead
 BAD_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError, AttributeError)
-
-
-@dataclass(eq=False)
-class Server:
-    """One server and what is under way there.
-
-    Attributes:
-        model: the name it serves its model under.
-        root: the folder or hub name that it loaded the model from; "" where it does not say.
-        context: longest prompt and response together, tokens.
-        outstanding: tokens asked for and not yet answered.
-        failures: in a row; 0 after an answer.
-    """
-
-    url: str
-    model: str = ""
-    root: str = ""
-    context: int = 0
-    outstanding: int = 0
-    failures: int = 0
-    alive: bool = True
-
-    def serves(self, path: str) -> bool:
-        """True where it says that it serves the model of `path`, a folder or a hub name."""
-        return any(name and _same_model(name, path) for name in (self.root, self.model))
 
 
 class BadAnswer(ValueError):
@@ -90,7 +64,9 @@ class Servers:
                 "or check the address (http://HOST:PORT)"
             ) from error
 
-    async def _ask(self, method: str, server: Server, path: str, deadline: float, body: Any = None) -> httpx.Response:
+    async def _ask(
+        self, method: str, server: Server, path: str, deadline: float, body: object = None
+    ) -> httpx.Response:
         return await self._http.request(method, f"{server.url}/{path}", deadline, body)
 
     @property
@@ -175,8 +151,8 @@ class Servers:
         if not self.alive:
             raise EngineError(f"{self.key}: no server is left of {len(self.servers)}; start them again")
 
-    async def _repeat(self, server: Server, ask: Callable[[], Any]) -> Any:
-        """The result of `ask`, tried again while the server is there and errs.
+    async def _repeat(self, server: Server, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The result of `ask`, tried again while the server is there and fails.
 
         Raises:
             httpx.HTTPError, ValueError, …: of the last try.
@@ -248,7 +224,7 @@ class Servers:
         if not answer.is_success:
             raise EngineError(f"{self.key}={server.url}: /{path} fails ({error_message(answer)}); see the server's log")
 
-    def get(self, server: Server, path: str) -> Any:
+    def get(self, server: Server, path: str) -> dict[str, Any]:
         """What a control call answers.
 
         Raises:
@@ -259,7 +235,9 @@ class Servers:
         except (httpx.HTTPError, ValueError) as error:
             raise EngineError(f"{self.key}={server.url}: /{path} fails ({reason(error)})") from error
 
-    def _control(self, method: str, server: Server, path: str, body: Any = None, repeat: bool = True) -> httpx.Response:
+    def _control(
+        self, method: str, server: Server, path: str, body: object = None, repeat: bool = True
+    ) -> httpx.Response:
         async def ask() -> httpx.Response:
             return await self._ask(method, server, path, self.settings.timeout_s, body)
 
@@ -294,18 +272,6 @@ class Servers:
     def close(self) -> None:
         """Cancel what is under way."""
         self._http.close()
-
-
-def _same_model(name: str, path: str) -> bool:
-    if name == path or _hub_name(name) == path:
-        return True
-    return Path(name).exists() and Path(name).resolve() == Path(path).resolve()
-
-
-def _hub_name(name: str) -> str:
-    """The hub name of a folder in the hub's cache (…/models--OWNER--NAME/snapshots/…); other names as they are."""
-    cached = next((part for part in Path(name).parts if part.startswith("models--")), "")
-    return cached.removeprefix("models--").replace("--", "/") if cached else name
 
 
 def _warn_of_plain_http(key: str, servers: Sequence[Server]) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,11 @@ from torch import Tensor
 
 from iwopd.errors import EngineError
 from iwopd.vllm.servers import Server, Servers
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from iwopd.vllm.sender import Sender
 
 MEMORY = Path("/dev/shm")  # files here are memory, not disk
 PREFIX = f"iwopd-weights-{socket.gethostname()}-"
@@ -115,9 +120,9 @@ def _umask() -> int:
 
 
 class _InProcessClient:
-    """vLLM's trainer side speaks to an `LLM` of this process through these four calls."""
+    """vLLM's trainer side controls an `LLM` of this process through these four calls."""
 
-    def __init__(self, llm: Any):
+    def __init__(self, llm: "LLM"):
         self.llm = llm
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -126,7 +131,7 @@ class _InProcessClient:
     def start_weight_update(self) -> None:
         self.llm.start_weight_update()
 
-    def update_weights(self, update_info: Any) -> None:
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         self.llm.update_weights({"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
@@ -149,7 +154,7 @@ class _ServerClient:
     def start_weight_update(self) -> None:
         self._post("start_weight_update")
 
-    def update_weights(self, update_info: Any) -> None:
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         parts = update_info if isinstance(update_info, list) else [update_info]
         safe = [_as_json(part) for part in parts]
         self._post("update_weights", {"update_info": safe if isinstance(update_info, list) else safe[0]})
@@ -166,10 +171,17 @@ def _as_json(update_info: dict[str, Any]) -> dict[str, Any]:
     return rest | {"ipc_handles_pickled": b64encode(pickle.dumps(update_info["ipc_handles"])).decode()}
 
 
-def to_workers_of(llm: Any, dtype: torch.dtype) -> Callable[[WeightSource], None]:
+def to_workers_of(llm: "LLM", dtype: torch.dtype) -> Callable[[WeightSource], None]:
     """By CUDA IPC to the worker processes of an engine started here with tensor parallelism."""
-    sender = _Sender("ipc", _InProcessClient(llm), world_size=0, dtype=dtype)
-    return sender.send
+    return _sender("ipc", _InProcessClient(llm), 0, dtype).send
+
+
+def _sender(
+    kind: Literal["nccl", "ipc"], client: "_InProcessClient | _ServerClient", world_size: int, dtype: torch.dtype
+) -> "Sender":
+    from iwopd.vllm.sender import Sender  # vLLM takes seconds, and other ways to servers do without
+
+    return Sender(kind, client, world_size, dtype)
 
 
 class DeviceTransport:
@@ -179,7 +191,7 @@ class DeviceTransport:
         self.servers = servers
         self.kind: Literal["nccl", "ipc"] = kind
         self.dtype = dtype
-        self._senders: dict[str, _Sender] = {}
+        self._senders: dict[str, Sender] = {}
 
     def publish(self, student: WeightSource) -> Callable[[Server], None]:
         """See `WeightTransport`: weights stay where they are until a server takes them."""
@@ -187,7 +199,7 @@ class DeviceTransport:
         def hand_over(server: Server) -> None:
             if server.url not in self._senders:
                 size = self.servers.get(server, "get_world_size")["world_size"]
-                self._senders[server.url] = _Sender(self.kind, _ServerClient(self.servers, server), size, self.dtype)
+                self._senders[server.url] = _sender(self.kind, _ServerClient(self.servers, server), size, self.dtype)
             self._senders[server.url].send(student)
             self.servers.post(server, "collective_rpc", {"method": "retie"})
 
@@ -197,70 +209,3 @@ class DeviceTransport:
         """Close the connections."""
         for sender in self._senders.values():
             sender.close()
-
-
-class _Sender:
-    """One connection of vLLM's trainer side, opened with the first weights."""
-
-    def __init__(self, kind: Literal["nccl", "ipc"], client: Any, world_size: int, dtype: torch.dtype):
-        self.kind = kind
-        self.client = client
-        self.world_size = world_size
-        self.dtype = dtype
-        self._engine: Any = None
-        self._student: WeightSource | None = None
-
-    def send(self, student: WeightSource) -> None:
-        self._student = student
-        if self._engine is None:
-            self._engine = self._open()
-        self._engine.send_weights()
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
-
-    def _open(self) -> Any:
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
-        info: Any
-        if self.kind == "ipc":
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-            info = IPCTrainerInitInfo(rank=0)
-        else:
-            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-            # vLLM's workers join after this process, which is rank 0.
-            info = NCCLTrainerInitInfo(
-                rank=0, master_address=_own_address(), master_port=_free_port(), world_size=self.world_size + 1
-            )
-        return WeightTransferTrainerFactory.trainer_init(info, client=self.client, source=self._source())
-
-    def _source(self) -> Any:
-        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-
-        sender = self
-
-        class Source(WeightSource):
-            """The student's weights under their names in HF checkpoints."""
-
-            def metadata(self) -> list[Any]:
-                return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self]
-
-            def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-                assert sender._student is not None
-                for name, tensor in sender._student.named_weights():
-                    yield name, tensor.to(sender.dtype)
-
-        return Source()
-
-
-def _own_address() -> str:
-    return os.environ.get("MASTER_ADDR") or socket.gethostbyname(socket.gethostname())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class StudentWeights:
@@ -45,7 +45,7 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, stored.get_tensor(name)
 
 
-def have_experts_packed_again(model: Any) -> None:
+def have_experts_packed_again(model: nn.Module) -> None:
     """To be called before a reload.
 
     On a CPU, vLLM packs the weights of fused experts for its kernels when it first loads them, but not across a reload
@@ -58,13 +58,14 @@ def have_experts_packed_again(model: Any) -> None:
 
 
 @torch.no_grad()
-def retie_head(model: Any) -> None:
+def retie_head(model: nn.Module) -> None:
     """Give a tied head the embedding's new weights.
 
     On a CPU, vLLM packs the head's weights for its kernels and keeps the packed copy across a reload: without this, a
     model with tied embeddings keeps answering with the old head, and nothing says so.
     """
-    text_model = model.get_language_model() if hasattr(model, "get_language_model") else model
+    get_language_model: Any = getattr(model, "get_language_model", lambda: model)
+    text_model = get_language_model()
     head = getattr(text_model, "lm_head", None)
     embedding = getattr(getattr(text_model, "model", None), "embed_tokens", None)
     if head is None or embedding is None or head is embedding or not _tied(text_model):
@@ -73,6 +74,6 @@ def retie_head(model: Any) -> None:
     head.quant_method.process_weights_after_loading(head)
 
 
-def _tied(model: Any) -> bool:
+def _tied(model: nn.Module) -> bool:
     config = getattr(model, "config", None)
     return bool(getattr(getattr(config, "text_config", config), "tie_word_embeddings", False))

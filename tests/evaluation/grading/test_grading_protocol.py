@@ -98,7 +98,7 @@ for line in sys.stdin:
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", ["garbage", "many", "forged", "after"])
-def test_a_pool_whose_processes_are_made_to_lie_decides_nothing_and_goes_on(
+def test_a_pool_whose_processes_are_made_to_lie_decides_nothing_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     (tmp_path / "forger.py").write_text(FORGER)
@@ -174,7 +174,7 @@ class Always(int):
     __hash__ = int.__hash__
 
 
-def test_what_a_class_has_redefined_stays_behind() -> None:
+def test_what_a_class_has_redefined_is_lost() -> None:
     found = decode(encode([Always(5), type("Mine", (list,), {"__eq__": lambda *rest: True})([1])], opaque=True))
     assert found == [5, [1]]
     assert found != [6, [1]]
@@ -291,7 +291,7 @@ def test_long_and_strange_answers_are_left_to_a_process_with_limits(
 
 
 @pytest.mark.process
-def test_whatever_comparing_does_an_evaluation_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_comparing_does_an_evaluation_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*rest: object) -> bool:
         raise RecursionError
 

@@ -1,4 +1,4 @@
-r"""The answer of a response: what stands in its last `\boxed{…}`."""
+r"""The answer of a response: the content of its last `\boxed{…}`."""
 
 import re
 
@@ -10,7 +10,7 @@ BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character li
 def last_boxed(text: str) -> str | None:
     r"""The contents of the last `\boxed{…}`, braces matched; None where there is none.
 
-    The last box counts, whatever stands in earlier ones: it is what the writer ended with. A box that is never closed,
+    The last box counts, whatever earlier ones hold: it is what the writer ended with. A box that is never closed,
     as in a response cut by its length, holds no finished answer, so there is none. Of boxes within a box the outer one
     counts. `\boxed 5`, without braces, is read as TeX's habit allows.
 
@@ -23,7 +23,7 @@ def last_boxed(text: str) -> str | None:
             closing = _pairs(text) if closing is None else closing
             stop = closing.get(start)
             found = None if stop is None else text[start + 1 : stop]
-            # Behind a box that is never closed others may follow: it was only spoken of.
+            # After a box that is never closed others may follow: it was only mentioned.
             place = start if stop is None else stop
         else:
             bare = BARE.match(text, start)

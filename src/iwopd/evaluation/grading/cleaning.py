@@ -26,7 +26,7 @@ RULES = [
     (r"\\(?:geq|geqslant)(?![a-zA-Z])", r"\\ge "),
     (r"\\neq(?![a-zA-Z])", r"\\ne "),
     (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset "),
-    # Thousands: 1{,}000 and 1\,000; behind a leading zero, or before other than three digits, it is a decimal comma.
+    # Thousands: 1{,}000 and 1\,000; after a leading zero, or before other than three digits, it is a decimal comma.
     (
         r"(?<![\d.])([1-9]\d{0,2})((?:(?:\{,\}|\\[,!:;]|,\\!)\s*\d{3})+)(?!\d)",
         lambda match: match[1] + re.sub(r"\D", "", match[2]),

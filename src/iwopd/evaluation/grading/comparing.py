@@ -1,4 +1,4 @@
-r"""Is an answer the reference? What can be told from the writing is told here; `equal` is asked about the rest.
+r"""Is an answer the reference? What the notation decides is decided here; `equal` compares the rest.
 
 Sets, tuples, intervals and lists are compared element by element, because math-verify takes (1,2), {1,2} and "1,2" for
 the same; numbers exactly, because it rounds. Asked of `equal` are pairs of single expressions, in LaTeX.
@@ -158,7 +158,7 @@ def _same_members(mine: Sequence[str], theirs: Sequence[str], equal: Equal) -> b
 
 
 def _compare_equations(answer: str, reference: str, equal: Equal) -> bool | None:
-    """Where "=" stands: of x = 5 only the 5 counts unless both name something; None where that does not settle it."""
+    """Where "=" is: of x = 5 only the 5 counts unless both name something; None where that does not settle it."""
     if RELATION.search(answer + reference) or shape(answer)[0] not in ("one", "list"):
         return None
     mine, theirs = _sides(answer), _sides(reference)
@@ -175,7 +175,7 @@ def _compare_equations(answer: str, reference: str, equal: Equal) -> bool | None
 
 
 def _sides(text: str) -> tuple[str, str]:
-    """What stands before the first "=" and behind the last; of x = 1, x = 2 the name and both values."""
+    """What comes before the first "=" and after the last; of x = 1, x = 2 the name and both values."""
     items = [re.split(r"(?<![<>!\\])=", item) for item in shape(text)[1]] if shape(text)[0] == "list" else []
     if items and not PLUS_MINUS.search(text) and all(len(item) == 2 for item in items):
         names = {_squeezed(item[0]) for item in items}

@@ -14,6 +14,9 @@ from itertools import chain
 from types import CodeType
 from typing import Any
 
+from evalplus.data.mbpp import mbpp_deserialize_inputs
+from evalplus.eval import MBPP_OUTPUT_NOT_NONE_TASKS, untrusted_check
+from evalplus.gen.util import trusted_exec
 from numpy import size
 
 from iwopd.evaluation.grading.lines import Broken, Lines
@@ -69,7 +72,7 @@ class Program:
     def function(self, name: str) -> Callable[..., Any]:
         """One of its functions."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: object, **named: object) -> object:
             try:
                 sent = {"arguments": encode(arguments, opaque=False), "named": encode(named, opaque=False)}
             except Unplain as error:
@@ -112,10 +115,6 @@ def judge(code: str, problem: Problem, start: Callable[[], Program]) -> tuple[st
 
 def by_inputs(code: str, problem: Problem, programs: Iterator[Program]) -> str:
     """evalplus' own format: outputs are compared with those of the reference solution, by evalplus."""
-    from evalplus.data.mbpp import mbpp_deserialize_inputs
-    from evalplus.eval import MBPP_OUTPUT_NOT_NONE_TASKS, untrusted_check
-    from evalplus.gen.util import trusted_exec
-
     name, task = problem["entry_point"], str(problem["task_id"])
     dataset = "mbpp" if task.startswith("Mbpp") else "humaneval"
     for kind in ("base_input", "plus_input"):
@@ -147,7 +146,7 @@ def answering() -> Callable[..., Any]:
         raise Raised(f"defines no {name}")
     call, left = program.function(name), iter(expected)
 
-    def answer(*arguments: Any) -> Any:
+    def answer(*arguments: object) -> object:
         value = call(*arguments)
         if _hollow(value, next(left)):
             raise Raised("nothing where a number is expected")
@@ -156,7 +155,7 @@ def answering() -> Callable[..., Any]:
     return answer
 
 
-def _hollow(value: Any, expected: Any) -> bool:
+def _hollow(value: object, expected: object) -> bool:
     """[[]] for [0.5], which numpy.allclose takes for close: there is nothing in it that differs."""
     several = (list, tuple)
     if not (isinstance(value, several) and isinstance(expected, several) and len(value) == len(expected)):

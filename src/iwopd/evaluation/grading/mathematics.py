@@ -78,7 +78,7 @@ def bare(reference: str) -> str:
 
 
 def _readable(reference: str) -> bool | None:
-    """True where its writing alone tells that it can be compared."""
+    """True where its notation alone shows that it can be compared."""
     try:
         return readable(bare(reference), _undecided) or None
     except _Undecided:

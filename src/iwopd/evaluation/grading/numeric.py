@@ -1,12 +1,13 @@
 """Are two sympy numbers equal? Exactly where both are rational; else to so many of their own digits, however large or
-small they are. math-verify's own answer counts decimals behind the point, to which 1/2^99 and 1/2^98 are the same."""
+small they are. math-verify's own answer counts decimals after the point, to which 1/2^99 and 1/2^98 are the same."""
 
-from typing import Any
+from typing import Any, cast
 
 from math_verify import grader as math_verify_grader
-from sympy import Derivative, Expr, Float, Integral, Limit, MatrixBase, MatrixExpr, Product, Rational, Sum
+from sympy import Basic, Derivative, Expr, Float, Integral, Limit, MatrixBase, MatrixExpr, Product, Rational, Sum
 
 DIGITS = 60  # worked out of exact numbers that are not rational
+Value = Basic | MatrixBase  # what math-verify makes of a text
 EXACT = Rational(1, 10**45)  # relative difference that leaves two exact numbers equal
 ROUNDED = Rational(5, 10**10)  # where one is written in decimals: half a unit of the ninth decimal of 1.000000000
 APPROXIMATE = Rational(1, 10**13)  # of sums, integrals and limits, which are worked out to 20 digits
@@ -16,7 +17,7 @@ SAMPLES = (Rational(5, 7), Rational(-11, 3), Rational(13, 2))  # at which expres
 _math_verify_says = math_verify_grader.sympy_numeric_eq
 
 
-def numeric_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+def numeric_equal(a: Value, b: Value, float_rounding: int, numeric_precision: int) -> bool:
     """Takes the place of math-verify's `sympy_numeric_eq`, whose signature it has: numbers, and matrices of them, are
     compared by their own digits; what it finds equal of expressions with variables must be so at a few points."""
     if isinstance(a, (MatrixBase, MatrixExpr)) and isinstance(b, (MatrixBase, MatrixExpr)):
@@ -36,7 +37,7 @@ def numeric_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -
     return bool(_math_verify_says(a, b, float_rounding, numeric_precision)) and not _differ_somewhere(a, b)
 
 
-def numbers_equal(a: Any, b: Any) -> bool | None:
+def numbers_equal(a: Value, b: Value) -> bool | None:
     """Whether two numbers are equal; None where one is no finite number, or cannot be worked out."""
     if not all(isinstance(value, Expr) and value.is_number for value in (a, b)):
         return None
@@ -48,15 +49,15 @@ def numbers_equal(a: Any, b: Any) -> bool | None:
     tolerance = APPROXIMATE if hard else EXACT
     if a.has(Float) or b.has(Float):
         tolerance = ROUNDED
-    mine, theirs = (_parts(value, 20 if hard else DIGITS) for value in (a, b))
+    mine, theirs = (_parts(cast(Expr, value), 20 if hard else DIGITS) for value in (a, b))
     if mine is None or theirs is None:
         return None
     scale = max(abs(part) for part in (*mine, *theirs))
     return all(abs(part - other) <= tolerance * scale for part, other in zip(mine, theirs, strict=True))
 
 
-def _parts(value: Any, digits: int) -> tuple[Any, Any] | None:
-    """Real and imaginary part, to so many digits; what only approaches nought is nought."""
+def _parts(value: Expr, digits: int) -> tuple[Expr, Expr] | None:
+    """Real and imaginary part, to so many digits; what only approaches zero is zero."""
     found = value.evalf(digits)
     real, imaginary = found.as_real_imag()
     if not all(isinstance(part, Expr) and part.is_Number and part.is_finite for part in (real, imaginary)):
@@ -64,12 +65,12 @@ def _parts(value: Any, digits: int) -> tuple[Any, Any] | None:
     return _significant(real), _significant(imaginary)
 
 
-def _significant(part: Any) -> Any:
+def _significant(part: Expr) -> Expr:
     # sympy gives a value whose digits all cancelled a precision of one bit.
     return Rational(0) if isinstance(part, Float) and part._prec == 1 else Rational(part)
 
 
-def _differ_somewhere(a: Any, b: Any) -> bool:
+def _differ_somewhere(a: Value, b: Value) -> bool:
     if not (isinstance(a, Expr) and isinstance(b, Expr)) or not (a.free_symbols or b.free_symbols):
         return False
     symbols: list[Any] = sorted(a.free_symbols | b.free_symbols, key=str)
@@ -80,9 +81,9 @@ def _differ_somewhere(a: Any, b: Any) -> bool:
     return False
 
 
-def _is_percentage(value: Any) -> bool:
+def _is_percentage(value: Value) -> bool:
     return math_verify_grader.get_pct_val(value) is not None
 
 
-def _of_percentage(value: Any) -> Any:
+def _of_percentage(value: Value) -> Value:
     return math_verify_grader.get_pct_val(value, value)

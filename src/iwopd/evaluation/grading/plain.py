@@ -3,15 +3,15 @@
     (1, {2.5}, 10**40)  ⇄  ["tuple", 1, ["set", 2.5], ["int", "0x1d63…"]]
 
 A value of another type comes back as an `Opaque`, equal to nothing but itself. Subclasses come back as what they derive
-from, so whatever they have redefined, such as ``__eq__``, stays behind.
+from, so whatever they have redefined, such as ``__eq__``, is lost.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy
 
@@ -42,7 +42,7 @@ class Unplain(ValueError):
     """A value that is too large, or too deep, or of another kind."""
 
 
-def encode(value: Any, *, opaque: bool) -> Any:
+def encode(value: object, *, opaque: bool) -> object:
     """A value as JSON.
 
     Args:
@@ -58,7 +58,7 @@ class _Encoder:
     def __init__(self, opaque: bool):
         self.opaque, self.left = opaque, MOST
 
-    def encode(self, value: Any, depth: int) -> Any:
+    def encode(self, value: object, depth: int) -> object:
         self.left -= 1
         if depth < 0 or self.left < 0:
             raise Unplain("a value that is too large or too deep")
@@ -79,13 +79,13 @@ class _Encoder:
                 return [name, *self._all(items, depth, pairs=name in MAPPINGS)]
         return self._other(value, depth)
 
-    def _all(self, items: Any, depth: int, *, pairs: bool = False) -> list[Any]:
+    def _all(self, items: Iterable[Any], depth: int, *, pairs: bool = False) -> list[object]:
         items = islice(items, self.left + 1)
         if pairs:
             return [self.encode(each, depth - 1) for pair in items for each in pair]
         return [self.encode(each, depth - 1) for each in items]
 
-    def _other(self, value: Any, depth: int) -> Any:
+    def _other(self, value: object, depth: int) -> object:
         if isinstance(value, complex):
             return ["complex", value.real, value.imag]
         if isinstance(value, (bytes, bytearray)):
@@ -100,10 +100,10 @@ class _Encoder:
             raise Unplain(f"a value of type {type(value).__name__}")
         for name, (kind, _) in VIEWS.items():
             if isinstance(value, kind):
-                return [name, *self._all(iter(value), depth)]
+                return [name, *self._all(cast(Iterable[object], value), depth)]
         return ["opaque", type(value).__name__, bool(value)]
 
-    def _numpy(self, value: Any) -> Any:
+    def _numpy(self, value: numpy.generic | numpy.ndarray) -> object:
         if value.dtype.kind not in "biufcSU" or value.size > self.left:
             if self.opaque and value.size <= self.left:
                 return ["opaque", str(value.dtype), True]
@@ -111,7 +111,7 @@ class _Encoder:
         return ["numpy", value.dtype.str, isinstance(value, numpy.ndarray), list(value.shape), value.tobytes().hex()]
 
 
-def decode(found: Any, depth: int = DEEPEST) -> Any:
+def decode(found: object, depth: int = DEEPEST) -> Any:  # noqa: ANN401  whatever a program returned; callers know
     """The value.
 
     Raises:
@@ -128,7 +128,7 @@ def decode(found: Any, depth: int = DEEPEST) -> Any:
         raise ValueError(str(error)) from None
 
 
-def _decode(name: Any, rest: list[Any], depth: int) -> Any:
+def _decode(name: str, rest: list[Any], depth: int) -> object:
     if depth < 0:
         raise ValueError("too deep")
     if name in SEVERAL:
@@ -157,7 +157,7 @@ def _decode(name: Any, rest: list[Any], depth: int) -> Any:
     raise ValueError(f"of no known type: {str(name)[:40]}")
 
 
-def _numpy(kind: str, whole: bool, shape: list[int], content: str) -> Any:
+def _numpy(kind: str, whole: bool, shape: list[int], content: str) -> object:
     dtype = numpy.dtype(kind)
     if dtype.kind not in "biufcSU":
         raise ValueError(f"an array of {dtype}")

@@ -160,7 +160,7 @@ class Worker:
             return self.lines.ask(request, fields, seconds)
 
     def kill(self) -> None:
-        """At once, with what it started; whoever waits for its answer hears that it has ended."""
+        """At once, with what it started; whoever waits for its answer gets an error that it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

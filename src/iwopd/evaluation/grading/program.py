@@ -23,7 +23,7 @@ LONG = 400  # lines; evalplus' extraction tries every pair of them
 
 
 def run(connection: int, memory: int) -> None:
-    """Answer until the process that judges has heard enough.
+    """Answer until the process that judges closes the connection.
 
     Args:
         memory: bytes of address space.
@@ -58,7 +58,7 @@ class _Program:
             exec(compiled, self.space)
         return {"names": [name for name, value in self.space.items() if callable(value)]}
 
-    def call(self, name: str, arguments: Any, named: Any) -> Message:
+    def call(self, name: str, arguments: object, named: object) -> Message:
         """One call."""
         with self.quiet():
             value = self.space[name](*decode(arguments), **decode(named))

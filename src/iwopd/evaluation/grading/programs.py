@@ -37,7 +37,7 @@ class CodeGrader(Grader):
 
     def __init__(self, seconds: float, memory: int, sandbox: str = "namespaces"):
         self.sandbox = sandbox
-        self._told = False
+        self._warned = False
         self._pool = Pool(
             f"eval.sandbox={sandbox}",
             "iwopd.evaluation.grading.run_code",
@@ -63,8 +63,8 @@ class CodeGrader(Grader):
             raise EngineError(
                 f"eval.sandbox={self.sandbox}: a program's process could not be set up: {line.get('note')}"
             )
-        if line["status"] == "unsendable" and not self._told:
-            self._told = True
+        if line["status"] == "unsendable" and not self._warned:
+            self._warned = True
             log.warning("a test gives programs %s, which cannot be handed to them: they count as wrong", line["note"])
         return Verdict(line["status"] == "pass", line["code"], timed_out=line["status"] == "timeout")
 

@@ -22,6 +22,8 @@ import tempfile
 import time
 from typing import Any
 
+from evalplus.eval import query_maximum_memory_bytes
+
 from iwopd.evaluation.grading import sandbox
 from iwopd.evaluation.grading.judging import Problem, Unconfined, Unsendable, judge
 from iwopd.evaluation.grading.lines import Broken, Late, Lines, Message
@@ -38,9 +40,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sandbox.close_to_others()
     os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(memory)
-    import evalplus.gen.util  # noqa: F401  imported once, so that children have it
-    from evalplus.eval import query_maximum_memory_bytes
-
     memory = query_maximum_memory_bytes() or memory  # no more than the machine has
     starter = Starter(mode, seconds, memory)
     lines = Lines(0, descriptor, longest=None)

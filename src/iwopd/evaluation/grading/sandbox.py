@@ -21,7 +21,6 @@ import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 MODES = ("namespaces", "container", "none")
 DISK = 64 * 2**20  # bytes that a program may write, all its files together; without namespaces, of each file
@@ -138,7 +137,7 @@ def _enter(parent: socket.socket) -> bool:
     _call("unshare", NAMESPACES, said="namespaces")
     parent.send(b"u")
     if not parent.recv(1):
-        os._exit(1)  # the parent has told why
+        os._exit(1)  # the parent has reported why
     try:
         Path("/proc/sys/user/max_user_namespaces").write_text("0")  # within these: none in which it were root again
     except OSError as error:
@@ -239,11 +238,10 @@ def _limit(connection: int, mode: str, folder: str, seconds: float) -> None:
     os.environ.clear()
     os.environ.update({**ENVIRONMENT, "HOME": home, "TMPDIR": home})
     tempfile.tempdir = None
-    cpu = int(seconds) + 1
     for what, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, DISK),
-        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_NPROC, PROCESSES),
     ):
@@ -269,12 +267,12 @@ def _drop_privileges(nobody: bool) -> None:
     close_to_others()
 
 
-def _linux(name: str, *arguments: Any) -> None:
+def _linux(name: str, *arguments: object) -> None:
     if sys.platform.startswith("linux"):
         _call(name, *arguments)
 
 
-def _call(name: str, *arguments: Any, said: str = "") -> None:
+def _call(name: str, *arguments: object, said: str = "") -> None:
     """A function of the C library that returns 0, or OSError."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"{said or name}: {os.strerror(ctypes.get_errno())}")
@@ -292,7 +290,7 @@ def main() -> None:
 
 def _try() -> None:
     try:
-        import colorsys  # noqa: F401  any module that is not imported yet
+        __import__("colorsys")  # any module that is not imported yet
     except ImportError as error:
         _tell(3, f"{error}, as user {os.geteuid()}; are Python's own files readable to others?")
     os.write(3, b"{}\n")

@@ -1,4 +1,4 @@
-"""Units behind a number, as far as graders need them: 5 cm is 5, but not 5 m."""
+"""Units after a number, as far as graders need them: 5 cm is 5, but not 5 m."""
 
 import re
 
@@ -34,7 +34,7 @@ NOT_UNITS |= {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "max", "gcd
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    r"""An expression without the unit behind it, and that unit in one spelling; None where there is none.
+    r"""An expression without the unit after it, and that unit in one spelling; None where there is none.
 
     "%" is a percentage, "units" of any kind are none, and words such as million become powers of ten. A bare letter
     counts as a unit only where it is one of the common ones: 5x is a product.

@@ -12,6 +12,8 @@ import resource
 import signal
 import sys
 
+from iwopd.evaluation.grading.comparing import compare, readable
+from iwopd.evaluation.grading.equality import equal, understood
 from iwopd.evaluation.grading.lines import Lines, Message
 
 
@@ -22,8 +24,6 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from iwopd.evaluation.grading.equality import equal  # slow: it imports sympy
-
     equal("x", "y")
     lines = Lines(0, descriptor, longest=None)
     lines.send({"ready": True})
@@ -43,9 +43,6 @@ def answer(request: Message, seconds: float) -> Message:
 
 def judge(request: dict[str, str]) -> bool:
     """One request."""
-    from iwopd.evaluation.grading.comparing import compare, readable
-    from iwopd.evaluation.grading.equality import equal, understood
-
     if "answer" in request:
         return compare(request["answer"], request["reference"], equal)
     return readable(request["reference"], understood)
