@@ -6,11 +6,13 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iwopd.toy.task import Noise, make_problem, write_response
 from iwopd.toy.training import Advance, ModelRecipe
-from iwopd.types import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def train_hinted(recipe: HintedRecipe, base: Path, folder: Path, advance: Advanc
     tokenizer.save_pretrained(folder)
 
 
-def _batch(recipe: HintedRecipe, tokenizer: Tokenizer, rng: random.Random) -> tuple[Any, Any]:
+def _batch(recipe: HintedRecipe, tokenizer: "PreTrainedTokenizerBase", rng: random.Random) -> tuple[Any, Any]:
     """Token ids and labels ``[batch, time]``; prompts and padding are labelled -100."""
     import torch
 
