@@ -109,7 +109,7 @@ def make_rollouts() -> Callable[..., list[Rollout]]:
 
 @pytest.fixture(scope="session")
 def make_scored() -> Callable[..., list[ScoredRollout]]:
-    """Scores rollouts with a model: make_scored(rollouts, teacher, window, student=…, hidden=…)."""
+    """Scores rollouts with a model: make_scored(rollouts, teacher, window, student=…, signal=…)."""
     return score_rollouts
 
 

@@ -43,8 +43,9 @@ def usage() -> str:
 def main() -> None:
     """Entry point of the program `iwopd`.
 
-    Exit status: 0, 1 if a check fails, 2 for bad input, 128 + n where signal n asked to stop: 130 after Ctrl-C, 141
-    where nobody reads standard output any more.
+    Exit status: 0, 1 if a check fails, 2 for bad input, 3 where a training stopped because responses stop ending
+    (`run.on_collapse=stop`), 128 + n where signal n asked to stop: 130 after Ctrl-C, 141 where nobody reads standard
+    output any more.
     """
     streams.install()
     try:

@@ -8,11 +8,8 @@ IwopdError
 ├── RunFolderError    a run folder or a checkpoint in it                      (OSError)
 ├── NonFiniteError    NaN or infinity in log-probs, loss or gradient          (ArithmeticError)
 ├── OutOfMemoryError  one sequence alone does not fit                         (MemoryError)
-<<<<<<< HEAD
-└── ProcessError      another process of the run that failed or does not answer   (RuntimeError)
-=======
+├── ProcessError      another process of the run that failed or does not answer   (RuntimeError)
 └── UnsupportedVersionError  a library without a private part that is needed  (ImportError)
->>>>>>> types
 """
 
 from typing import Self

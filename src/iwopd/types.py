@@ -5,7 +5,7 @@ response token. Token ids are int32 arrays and log-probs float32 arrays, made by
 number where a list takes 8 for its place and up to 32 more for the number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +14,7 @@ import numpy
 import numpy.typing
 
 FinishReason = Literal["stop", "length"]
+SignalKind = Literal["sampled", "top_k", "full"]
 Ids = numpy.typing.NDArray[numpy.int32]
 Logprobs = numpy.typing.NDArray[numpy.float32]
 
@@ -64,6 +65,31 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int] | Ids, *, skip_special_tokens: bool = False) -> str: ...
     def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a teacher is asked to say of each token.
+
+    Attributes:
+        kind: "sampled", the log-prob of the token itself; "top_k", also the k likeliest tokens and their log-probs;
+            "full", instead of these the last hidden states, which with the head give the whole distribution.
+        k: of "top_k"; 0 for the others.
+    """
+
+    kind: SignalKind = "sampled"
+    k: int = 0
+
+    def bytes_per_token(self, state: int = 0) -> int:
+        """What a record keeps of it for each token, beside the log-prob of the token itself.
+
+        Args:
+            state: bytes of one hidden state.
+        """
+        return {"sampled": 0, "top_k": 8 * self.k, "full": state}[self.kind]
+
+
+SAMPLED = Signal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +169,14 @@ class ScoredRollout:
         base_logprobs: likewise, by the base model; only for ExOPD.
         trainer_logprobs: likewise, recomputed by the student under training; only where the weighting needs the whole
             batch first, or the batch feeds several updates.
-        teacher_hidden: the teacher's last hidden states ``[stop - start, hidden]`` in host memory; only for
-            full-vocabulary losses, whose [tokens × vocabulary] log-probs are made from them chunk by chunk.
+        trainer_measures: likewise of what the student's own pass measured of both distributions, by name; only where
+            the weighting asks for it and needs the whole batch first.
+        teacher_topk_ids, teacher_topk_logprobs: the teacher's k likeliest tokens ``[stop - start, k]``, int32,
+            likeliest first, and their log-probs, float32, nats, −inf for places where it gave none; only for signal
+            "top_k".
+        teacher_hidden: the teacher's last hidden states ``[stop - start, hidden]`` in host memory; only for signal
+            "full": the [tokens × vocabulary] log-probs are made from them chunk by chunk.
+        teacher: which of several teachers scored it; "" where there is one.
 
     Raises:
         ValueError: the log-probs are no such arrays, or do not count as many as the window's tokens.
@@ -156,13 +188,23 @@ class ScoredRollout:
     teacher_logprobs: Logprobs
     trainer_logprobs: Logprobs | None = None
     base_logprobs: Logprobs | None = None
+    trainer_measures: Mapping[str, Logprobs] | None = field(default=None, compare=False)
+    teacher_topk_ids: "numpy.typing.NDArray[numpy.int32] | None" = None
+    teacher_topk_logprobs: "numpy.typing.NDArray[numpy.float32] | None" = None
     teacher_hidden: Any | None = field(default=None, compare=False)
+    teacher: str = ""
 
     def __post_init__(self) -> None:
+        count = self.stop - self.start
         for name in ("teacher_logprobs", "trainer_logprobs", "base_logprobs"):
             values = getattr(self, name)
             if values is not None or name == "teacher_logprobs":
-                _check_array(self.rollout.name, name, values, numpy.float32, self.stop - self.start)
+                _check_array(self.rollout.name, name, values, numpy.float32, count)
+        if self.teacher_topk_ids is not None or self.teacher_topk_logprobs is not None:
+            _check_array(self.rollout.name, "teacher_topk_ids", self.teacher_topk_ids, numpy.int32, count, 2)
+            _check_array(
+                self.rollout.name, "teacher_topk_logprobs", self.teacher_topk_logprobs, numpy.float32, count, 2
+            )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ScoredRollout) and _equal(self, other)
@@ -177,9 +219,11 @@ def _equal(one: Rollout | ScoredRollout, other: Rollout | ScoredRollout) -> bool
     )
 
 
-def _check_array(rollout: str, name: str, values: object, dtype: type, count: int | None = None) -> None:
+def _check_array(rollout: str, name: str, values: object, dtype: type, count: int | None = None, axes: int = 1) -> None:
     found: numpy.typing.NDArray[Any] | None = values if isinstance(values, numpy.ndarray) else None  # pyright: ignore[reportUnknownVariableType]
-    if found is None or found.dtype != dtype or found.ndim != 1:
+    if found is None or found.dtype != dtype or found.ndim != axes:
+        if axes > 1:
+            raise ValueError(f"rollout {rollout}: {name} is no {dtype.__name__} array of {axes} axes")
         maker = "as_ids" if dtype is numpy.int32 else "as_logprobs"
         raise ValueError(f"rollout {rollout}: {name} is no {dtype.__name__} array; make it with iwopd.types.{maker}")
     if count is not None and len(found) != count:

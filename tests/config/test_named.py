@@ -56,7 +56,7 @@ def test_a_name_may_be_set_by_key() -> None:
         ("weighting.scheme=window", "weighting.scheme=window: this schema computes iw; choose another scheme by"),
         ("weighting.scheme=nothing", "weighting.scheme=nothing: this schema computes iw"),
         ("loss=reverse", "loss=reverse: no such preset; did you mean reverse_kl?"),
-        ("loss.top=3", "loss.top=3: no such key; loss has kind, normalize"),
+        ("loss.weight=3", "loss.weight=3: no such key; loss has kind, normalize"),
     ],
 )
 def test_a_name_that_nothing_has_is_refused(overrides: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

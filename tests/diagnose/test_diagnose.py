@@ -23,6 +23,7 @@ from iwopd.diagnose.records import Continuation, Curve, Diagnosis, LogRatio
 from iwopd.diagnose.report import report
 from iwopd.evaluation.evaluate import Benchmark
 from iwopd.evaluation.grading import ExactGrader
+from iwopd.losses.reverse_kl import ReverseKl
 from iwopd.models.language_model import LanguageModel
 from iwopd.report.page import figure, page
 from iwopd.rollout.base import Sampling
@@ -30,6 +31,7 @@ from iwopd.rollout.fake import FakeEngine
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.types import Prompt
 from iwopd.weighting.uniform import Uniform
 
@@ -48,7 +50,9 @@ def rollouts(make_rollouts):
 @pytest.fixture(scope="module")
 def measured(tiny_model, rollouts):
     teacher = HfTeacher(tiny_model(1, vocabulary=64), CPU)  # with rows that the student has not
-    return measure(tiny_model(0), teacher, rollouts, full=True, top_k=4, batch_tokens=60)
+    return measure(
+        tiny_model(0), teacher, rollouts, objective=Objective(Uniform(), ReverseKl()), top_k=4, batch_tokens=60
+    )
 
 
 @torch.no_grad()
@@ -79,7 +83,9 @@ def test_every_token_is_compared_as_by_plain_forwards(measured, rollouts, tiny_m
 
 
 def test_a_teacher_without_distributions_gives_the_sampled_tokens_kl(tiny_model, rollouts):
-    found = measure(tiny_model(0), FakeTeacher(-2.0), rollouts, full=False, top_k=4, batch_tokens=60)
+    found = measure(
+        tiny_model(0), FakeTeacher(-2.0), rollouts, objective=Objective(Uniform()), top_k=4, batch_tokens=60
+    )
     assert set(found.quantities) == {"abs_advantage", "reverse_kl", "sampler_gap"}
     at = torch.tensor(rollouts[0].response_ids).long()[:, None]
     first = distributions(tiny_model(0), rollouts[0]).gather(-1, at)[:, 0]
@@ -431,7 +437,9 @@ def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
 
 def test_a_teacher_without_distributions_is_drawn_too(tiny_model, rollouts, tmp_path):
     """No entropies, no overlap, no continuations: the report shows what there is."""
-    measured = measure(tiny_model(0), FakeTeacher(-2.0), rollouts, full=False, top_k=4, batch_tokens=60)
+    measured = measure(
+        tiny_model(0), FakeTeacher(-2.0), rollouts, objective=Objective(Uniform()), top_k=4, batch_tokens=60
+    )
     found = replace(
         diagnosis(),
         **by_position(measured),

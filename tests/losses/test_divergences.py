@@ -18,6 +18,7 @@ from iwopd.models.batch import collate
 from iwopd.numerics import Divergence, chunked_divergence, forward_kl, jsd, reverse_kl
 from iwopd.training.objective import Objective
 from iwopd.training.update import update
+from iwopd.types import Signal
 from iwopd.weighting.uniform import Uniform
 
 pytestmark = pytest.mark.cli
@@ -85,14 +86,15 @@ def test_an_update_minimises_the_weighted_mean(
     loss: Loss, make_rollouts: Callable[..., Any], make_scored: Callable[..., Any], tiny_model: Any, tiny_student: Any
 ) -> None:
     teacher, student = tiny_model(1), tiny_student(0, lr=1e-3)
-    scored = make_scored(make_rollouts(6, seed=2), teacher, hidden=True)
+    scored = make_scored(make_rollouts(6, seed=2), teacher, signal=Signal("full"))
     batch = collate(scored, range(6))
     with torch.no_grad():
         logits = student.lm(batch.tokens, lambda lm, states, targets: lm.head(states)).log_softmax(-1)
-        theirs = teacher.head(batch.teacher_hidden).log_softmax(-1)
+        theirs = teacher.head(batch.teacher_hidden[""]).log_softmax(-1)
     divergence: Divergence = loss.divergence()
     steps = [
-        update(student, scored, Objective(Uniform(), loss), seeds=range(6), teacher_head=teacher.head) for _ in range(4)
+        update(student, scored, Objective(Uniform(), loss), seeds=range(6), teacher_heads={"": teacher.head})
+        for _ in range(4)
     ]
     assert steps[0]["train/loss"] == pytest.approx(divergence(logits, theirs).mean().item(), rel=1e-5)
     assert steps[0]["train/reverse_kl"] == pytest.approx(reverse_kl(logits, theirs).mean().item(), rel=1e-5)

@@ -133,7 +133,7 @@ def test_collate_keeps_hidden_states_in_the_order_of_the_targets(scored):
         for row, record in enumerate(scored)
     ]
     batch = collate(records, seeds=range(7))
-    assert torch.equal(batch.teacher_hidden[:, 0].long(), batch.tokens.rows)
+    assert torch.equal(batch.teacher_hidden[""][:, 0].long(), batch.tokens.rows)
 
 
 def test_what_was_not_recorded_is_none(scored):

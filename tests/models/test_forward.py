@@ -17,6 +17,7 @@ from iwopd.models.evaluation_mode import evaluation_mode
 from iwopd.models.language_model import LanguageModel
 from iwopd.training.micro_batch import train_on
 from iwopd.training.objective import Objective
+from iwopd.types import Signal
 from iwopd.weighting.iw import Iw
 
 
@@ -39,13 +40,13 @@ def sharded(lm: LanguageModel, mesh: Any) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def batch(make_rollouts: Callable[..., Any], make_scored: Callable[..., Any], tiny_model: Callable[..., Any]) -> Batch:
-    return collate(make_scored(make_rollouts(5, seed=3), tiny_model(1), hidden=True), range(5))
+    return collate(make_scored(make_rollouts(5, seed=3), tiny_model(1), signal=Signal("full")), range(5))
 
 
 def gradient(lm: LanguageModel, batch: Batch, kind: str, teacher: LanguageModel) -> tuple[Tensor, dict[str, float]]:
     with evaluation_mode(lm.model):
         objective = Objective(Iw(), LOSSES[kind]())
-        sums = train_on(lm, batch, objective, weights=None, progress=0.0, teacher_head=teacher.head, dropouts=[])
+        sums = train_on(lm, batch, objective, weights=None, progress=0.0, teacher_heads={"": teacher.head}, dropouts=[])
     made = [parameter.grad for parameter in lm.parameters()]
     return torch.cat([(each.full_tensor() if isinstance(each, DTensor) else each).flatten() for each in made]), vars(
         sums

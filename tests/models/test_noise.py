@@ -30,7 +30,7 @@ from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
 from iwopd.training.score import score, trainer_logprobs
 from iwopd.training.update import update
-from iwopd.types import Prompt, ScoredRollout
+from iwopd.types import Prompt, ScoredRollout, Signal
 from iwopd.weighting.iw import Iw
 
 IW = Iw(gamma=0.5)
@@ -118,11 +118,11 @@ def gradients(student: Student, scored: Sequence[ScoredRollout], **options: Any)
 
 
 def assert_nothing_to_learn(student: Student, checkpointing: bool, kind: str) -> None:
-    scored = own_rollouts(student, hidden=kind == "reverse_kl")
+    scored = own_rollouts(student, signal=Signal("full" if kind == "reverse_kl" else "sampled"))
     calls: list[int] = []
     first = next(part for part in student.model.modules() if isinstance(part, GradientCheckpointingLayer))
     handle = first.register_forward_pre_hook(lambda *_: calls.append(1))
-    found, _ = gradients(student, scored, kind=kind, teacher_head=student.lm.head)
+    found, _ = gradients(student, scored, kind=kind, teacher_heads={"": student.lm.head})
     handle.remove()
     assert found["train/abs_advantage_mean"] < 1e-5
     assert found["train/sampler_gap_mean"] < 1e-5
@@ -175,8 +175,8 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
 ) -> None:
     """∇ Σ w·A·log π with w and A without dropout and log π with it; or ∇ Σ w·KL, likewise."""
     student = adapted(checkpointing=checkpointing)
-    scored = own_rollouts(student, teacher, hidden=True)
-    found, gradient = gradients(student, scored, kind=kind, teacher_head=teacher.head)
+    scored = own_rollouts(student, teacher, signal=Signal("full"))
+    found, gradient = gradients(student, scored, kind=kind, teacher_heads={"": teacher.head})
 
     batch = collate(scored, range(len(scored)))
     tokens, lm = batch.tokens, student.lm
@@ -194,7 +194,7 @@ def test_dropout_is_where_gradients_flow_and_nowhere_else(
     if kind == "policy_gradient":
         by_token = -advantages[tokens.mask] * logits.gather(-1, tokens.targets[:, None])[:, 0]
     else:
-        by_token = (logits.exp() * (logits - teacher.head(batch.teacher_hidden).log_softmax(-1).detach())).sum(-1)
+        by_token = (logits.exp() * (logits - teacher.head(batch.teacher_hidden[""]).log_softmax(-1).detach())).sum(-1)
     (weights[tokens.mask] * by_token).mean().backward()
     expected = torch.cat([each.grad.flatten() for each in student.parameters() if each.grad is not None])
     assert_close(gradient, expected, rtol=1e-3, atol=1e-5)

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"weighting {name}": {"weighting": name} for name in WEIGHTINGS},
     **{f"loss {name}": {"loss": name} for name in LOSSES},
     **{f"model {name}": {"model": name} for name in ("qwen2", "gemma2", "qwen3_moe", "phi", "opt")},
+    **{f"top-k {name}": {"loss": name, "signal": "top_k"} for name in LOSSES if name != "policy_gradient"},
     "one rollout for two ranks": {"lengths": (30,)},
     "two updates": {"updates": 2},
     "small micro-batches": {"micro_batch_tokens": 30},
@@ -100,7 +101,7 @@ def weighting_of(name: str) -> Any:
 def trained(case: dict[str, Any], ranks: Ranks | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights after one step, with `first` and `second` moments (of the gradients), and the metrics."""
     case = PLAIN | case
-    loss, student = LOSSES[case["loss"]](), student_of(case, ranks)
+    loss, student = LOSSES[case["loss"]](signal=case.get("signal", "auto")), student_of(case, ranks)
     teacher_model = LanguageModel(make(case["model"], seed=1))
     if ranks is not None and "teacher" in case:
         shard(teacher_model, ranks.mesh, whole_head=True)
@@ -113,11 +114,12 @@ def trained(case: dict[str, Any], ranks: Ranks | None = None) -> tuple[dict[str,
         made,
         objective.weighting.window(0.5),
         student=student if needs else None,
-        hidden=loss.signal == "full",
+        signal=objective.signal,
+        objective=objective,
     )
-    head = teacher.head() if loss.signal == "full" else None
+    heads = teacher.heads() if objective.signal.kind == "full" else {}
     seeds = list(range(len(scored)))
-    metrics = update(student, scored, objective, seeds=seeds, progress=0.5, updates=updates, teacher_head=head)
+    metrics = update(student, scored, objective, seeds=seeds, progress=0.5, updates=updates, teacher_heads=heads)
     state = {name: whole(value.detach()) for name, value in student.model.named_parameters()}
     for name, parameter in student.model.named_parameters():
         for moment in ("exp_avg",):

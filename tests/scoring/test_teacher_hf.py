@@ -9,6 +9,7 @@ from iwopd.models.language_model import LanguageModel
 from iwopd.numerics import window_bounds
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.score import score
+from iwopd.types import Signal
 
 WINDOWS = {
     "whole": lambda length: (0, length),
@@ -54,7 +55,7 @@ def test_scores_are_the_models_logprobs_of_the_window_in_the_order_given(batch_t
 @on_windows
 def test_hidden_states_are_kept_where_asked_for(window, lm, rollouts):
     teacher = HfTeacher(lm, CPU, batch_tokens=40)
-    for record in teacher.score(rollouts, window, hidden=True):
+    for record in teacher.score(rollouts, window, signal=Signal("full")):
         _, states = direct(lm, record.rollout)
         assert_close(record.teacher_hidden, states[record.start : record.stop], rtol=1e-4, atol=1e-5)
         logits = teacher.head()(record.teacher_hidden)
@@ -102,7 +103,7 @@ def test_a_teacher_is_frozen_and_keeps_no_graph(lm, rollouts):
     teacher = HfTeacher(lm, CPU)
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
     assert not lm.model.training
-    assert not teacher.score(rollouts, WINDOWS["whole"], hidden=True)[0].teacher_hidden.requires_grad
+    assert not teacher.score(rollouts, WINDOWS["whole"], signal=Signal("full"))[0].teacher_hidden.requires_grad
 
 
 def test_score_adds_the_students_own_logprobs_where_asked_for(lm, rollouts, tiny_student):

@@ -26,10 +26,14 @@ from iwopd.models.student import Student
 from iwopd.numerics import iw_weights, window_bounds
 from iwopd.training.objective import Objective
 from iwopd.training.update import update
-from iwopd.types import ScoredRollout, as_logprobs
+from iwopd.types import ScoredRollout, Signal, as_logprobs
 from iwopd.weighting import Weighting
+from iwopd.weighting.fire import Fire
+from iwopd.weighting.first_k import FirstK
+from iwopd.weighting.fixed_negative import FixedNegative
 from iwopd.weighting.iw import Iw
 from iwopd.weighting.prefix_ratio import PrefixRatio
+from iwopd.weighting.renio import Renio
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
@@ -39,7 +43,9 @@ IW = Iw(gamma=0.5)
 PREFIX_RATIO = PrefixRatio(alpha=0.5)
 RANDOM = Window(side="random", fraction=0.3)
 FIRST, LAST, MIDDLE = (Window(side=side, fraction=0.3) for side in ("first", "last", "middle"))
+FIRST_K = FirstK(k=3)
 SCHEMES = {"uniform": UNIFORM, "iw": IW, "first30": FIRST, "random30": RANDOM, "prefix_ratio": PREFIX_RATIO}
+SCHEMES |= {"first_k": FIRST_K, "fire": Fire(), "renio": Renio(normalize=True), "fixed_negative": FixedNegative()}
 on_schemes = pytest.mark.parametrize("weighting", SCHEMES.values(), ids=SCHEMES)
 on_normalize = pytest.mark.parametrize("normalize", ["kept", "all", "sequence"])
 KINDS = ("policy_gradient", "reverse_kl")
@@ -101,7 +107,7 @@ def teacher(tiny_model) -> LanguageModel:
 @pytest.fixture(scope="module")
 def records(make_scored, rollouts, teacher, tiny_student) -> list[ScoredRollout]:
     """Whole responses with everything a loss or scheme may ask for."""
-    return make_scored(rollouts, teacher, hidden=True, student=tiny_student(0))
+    return make_scored(rollouts, teacher, signal=Signal("full"), student=tiny_student(0))
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +125,8 @@ def trial(tiny_student, records, scored, teacher) -> Callable[..., Trial]:
         kind = LOSSES[options.pop("kind", "policy_gradient")]
         loss = kind(**{name: options.pop(name) for name in list(options) if name in kind.__dataclass_fields__})
         if given is None:
-            given = records if weighting.needs_batch or loss.signal == "full" else scored
-        return Trial(student, given, weighting, loss, teacher_head=teacher.head, **options)
+            given = records if weighting.needs_batch or loss.over_vocabulary else scored
+        return Trial(student, given, weighting, loss, teacher_heads={"": teacher.head}, **options)
 
     return run
 
@@ -177,19 +183,37 @@ def test_update_computes_the_loss_and_gradient_of_the_formula(kind, options, tri
 
 def test_reverse_kl_and_its_weights_are_over_the_vocabulary_both_have(make_scored, rollouts, tiny_model, tiny_student):
     teacher = tiny_model(1, vocabulary=VOCABULARY + 14)
-    given = make_scored(rollouts, teacher, hidden=True)
-    found = Trial(tiny_student(0), given, IW, ReverseKl(), teacher_head=teacher.head)
+    given = make_scored(rollouts, teacher, signal=Signal("full"))
+    found = Trial(tiny_student(0), given, IW, ReverseKl(), teacher_heads={"": teacher.head})
     models = (deepcopy(lm.model).double() for lm in (tiny_model(0), teacher))
     expected = direct_loss(*models, given, "reverse_kl")
     assert found.metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_fixed_negative_lowers_what_the_student_finds_unlikely_and_asks_no_teacher(trial, records, tiny_model):
+    student, losses = deepcopy(tiny_model(0).model).double(), []
+    for record in records:
+        targets = torch.tensor(record.rollout.response_ids).long()[:, None]
+        logits = student(torch.tensor(record.rollout.ids())[None].long()).logits[0, -len(targets) - 1 : -1]
+        logprobs = log_softmax(logits, dim=-1).gather(-1, targets)[:, 0]
+        losses.append(2.0 * logprobs[logprobs.detach().exp() < 0.1])
+    torch.cat(losses).mean().backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+    found = [
+        trial(FixedNegative(threshold=0.1, size=2.0), given, importance_cap=None)
+        for given in (records, [replace(record, teacher_logprobs=record.teacher_logprobs - 3) for record in records])
+    ]
+    for each in found:
+        assert_same_gradient(each.gradient.double(), gradient, 1e-4)
+        assert each.metrics["train/kept_tokens"] == sum(len(rows) for rows in losses)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_equal_to_student_gives_no_gradient(kind, trial, make_scored, rollouts, tiny_student):
     student = tiny_student(0)
-    own = make_scored(rollouts, student.lm, hidden=True)
+    own = make_scored(rollouts, student.lm, signal=Signal("full"))
     student.model.requires_grad_(True)
-    found = Trial(student, own, IW, LOSSES[kind](), teacher_head=student.lm.head)
+    found = Trial(student, own, IW, LOSSES[kind](), teacher_heads={"": student.lm.head})
     assert found.gradient.norm() < 1e-5 * trial(IW, kind=kind).gradient.norm()
     assert found.metrics["train/abs_advantage_mean"] < 1e-5
 
@@ -260,11 +284,11 @@ def test_loss_and_gradient_do_not_depend_on_the_side_of_the_padding(weighting, k
 
 @on_normalize
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weighting", [FIRST, LAST, MIDDLE], ids=["first30", "last30", "middle30"])
+@pytest.mark.parametrize("weighting", [FIRST, LAST, MIDDLE, FIRST_K], ids=["first30", "last30", "middle30", "first_k"])
 def test_rows_cut_behind_their_window_give_the_gradient_of_whole_ones(
     weighting, kind, normalize, trial, records, make_scored, rollouts, teacher
 ):
-    cut = make_scored(rollouts, teacher, weighting.window(0.0), hidden=True)
+    cut = make_scored(rollouts, teacher, weighting.window(0.0), signal=Signal("full"))
     assert sum(record.stop - record.start for record in cut) < sum(record.stop for record in records) / 2
     assert_same(
         trial(weighting, cut, kind=kind, normalize=normalize),
@@ -310,14 +334,14 @@ def test_the_teachers_head_is_not_rounded_by_the_students_autocast(checkpointed,
     if checkpointed:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     fresh = [replace(record, trainer_logprobs=None) for record in records]
-    found = Trial(student, fresh, UNIFORM, ReverseKl(), teacher_head=head)
+    found = Trial(student, fresh, UNIFORM, ReverseKl(), teacher_heads={"": head})
     assert dtypes == [torch.float32] * 2
     assert found.metrics["train/loss"] == pytest.approx(trial_loss(tiny_student, teacher, fresh), rel=0.02)
 
 
 def trial_loss(tiny_student, teacher, records) -> float:
     loss = ReverseKl()
-    return Trial(tiny_student(0), records, UNIFORM, loss, teacher_head=teacher.head).metrics["train/loss"]
+    return Trial(tiny_student(0), records, UNIFORM, loss, teacher_heads={"": teacher.head}).metrics["train/loss"]
 
 
 def test_autocast_gives_nearly_the_same_gradient(trial, tiny_student, scored):
@@ -396,7 +420,9 @@ def test_updates_bring_the_student_nearer_to_the_teacher(kind, gap, tiny_student
     fresh = [replace(record, trainer_logprobs=None) for record in records]
     loss = LOSSES[kind](importance_cap=None)
     gaps = [
-        update(student, fresh, Objective(UNIFORM, loss), seeds=range(N), teacher_head=teacher.head)[f"train/{gap}"]
+        update(student, fresh, Objective(UNIFORM, loss), seeds=range(N), teacher_heads={"": teacher.head})[
+            f"train/{gap}"
+        ]
         for _ in range(4)
     ]
     assert gaps == sorted(gaps, reverse=True)
@@ -442,7 +468,7 @@ def test_a_damaged_student_names_the_rollout(kind, tiny_student, teacher, record
         student.model.get_input_embeddings().weight[token] = torch.nan
     given = [replace(record, trainer_logprobs=None) for record in [*clean, records[3]]]
     with pytest.raises(NonFiniteError, match=r" p3#1;"):
-        update(student, given, Objective(IW, LOSSES[kind]()), seeds=range(len(given)), teacher_head=teacher.head)
+        update(student, given, Objective(IW, LOSSES[kind]()), seeds=range(len(given)), teacher_heads={"": teacher.head})
 
 
 def test_a_non_finite_gradient_changes_nothing(tiny_student, scored):

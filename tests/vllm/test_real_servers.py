@@ -8,7 +8,7 @@ import torch
 from support.fake_server import QUICK
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
-from support.vllm_engines import PROMPTS, assert_logprobs_of, disturb, load_student
+from support.vllm_engines import PROMPTS, assert_likeliest_of, assert_logprobs_of, disturb, load_student
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +19,7 @@ from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.training.parity import check_parity
-from iwopd.types import Rollout
+from iwopd.types import Rollout, Signal
 from iwopd.vllm.servers import Servers
 from iwopd.vllm.transfer import SharedFile
 
@@ -91,6 +91,39 @@ def test_a_served_teacher_scores_as_transformers_does(
             assert_close(torch.tensor(found.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4)
 
 
+def test_a_served_teacher_gives_the_likeliest_tokens_that_transformers_does(
+    servers: tuple[VllmServer, VllmServer],
+    smoke_models: dict[str, Path],
+    make_rollouts: Callable[..., list[Rollout]],
+) -> None:
+    rollouts, model = make_rollouts(8, seed=4, longest=40, vocabulary=200), load_student(smoke_models["teacher"]).model
+    for signal in (Signal("top_k", 1), Signal("top_k", 20)):
+        reached = Servers("scoring.urls", [servers[1].url], HttpConfig(connections=8))
+        with VllmServerTeacher(reached, signal=signal) as teacher:
+            scored = teacher.score(rollouts, lambda length: (length // 3, length), signal=signal)
+            assert_likeliest_of(model, scored, signal.k)
+
+
+def test_a_run_on_the_likeliest_tokens_of_a_server(servers: tuple[VllmServer, VllmServer], tmp_path: Path) -> None:
+    settings = ("run.steps=2", "eval.every=0", "run.save_every=0", "loss=forward_kl", "loss.signal=top_k")
+    served = ("scoring=vllm_server", f"scoring.urls=[{servers[1].url}]", "loss.top_k=16")
+    found = []
+    for name, scoring in {"hf": ("loss.top_k=16",), "served": served}.items():
+        assert iwopd("train", *SMALL, *settings, *scoring, f"run.dir={tmp_path / name}") == 0
+        found.append([row["train/loss"] for row in rows(tmp_path / name / "metrics.jsonl") if "train/loss" in row])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_server_that_gives_fewer_likeliest_tokens_is_refused_with_the_flag_it_needs(
+    servers: tuple[VllmServer, VllmServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = ("scoring=vllm_server", f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
+    line = refused(capsys, "train", *SMALL, "loss=jsd", "loss.signal=top_k", *served)
+    assert "does not give the 64 likeliest tokens" in line
+    assert "start it with --max-logprobs 64" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_full_vocabulary_losses_are_refused_before_anything_is_asked(
     servers: tuple[VllmServer, VllmServer], make_rollouts: Callable[..., list[Rollout]]
 ) -> None:
@@ -98,7 +131,7 @@ def test_full_vocabulary_losses_are_refused_before_anything_is_asked(
         VllmServerTeacher(Servers("scoring.urls", [servers[1].url], QUICK)) as teacher,
         pytest.raises(ValueError, match="scoring=hf"),
     ):
-        teacher.score(make_rollouts(1), lambda length: (0, length), hidden=True)
+        teacher.score(make_rollouts(1), lambda length: (0, length), signal=Signal("full"))
 
 
 LEARNING = (
@@ -195,6 +228,27 @@ def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_goes_on_elsew
     assert int(saved.name[5:]) >= 2
     assert iwopd("train", *settings, f"rollout.urls=[{servers[0].url}]", "run.resume=true") == 0
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
+
+
+def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
+    servers: tuple[VllmServer, VllmServer], tmp_path: Path
+) -> None:
+    gate = Gate(servers[0].port)
+    two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
+    served = ("rollout=vllm_server", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
+    running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
+    wait_for_line(running, "step 2")
+    gate.shut()
+    out, errors = running.communicate(timeout=100)
+    assert running.returncode == 2, out + errors
+    assert errors.count("\n") == 1
+    assert "no server is left of 1" in errors
+    assert "is saved, resume with run.resume=true" in errors
+    found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert len(found) >= 2
+    assert max(row["sync/parity_max_gap"] for row in found) < 1e-4
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name[5:]) == found[-1]["step"]
 
 
 def test_a_server_killed_in_the_middle_is_left_out_and_the_run_goes_on(

@@ -15,7 +15,7 @@ import numpy
 import pytest
 import torch
 from support.running import SMALL, iwopd, process, refused, rows, start, wait_for_line, weights, without_times
-from support.vllm_engines import PROMPTS, assert_logprobs_of, disturb, load_student
+from support.vllm_engines import PROMPTS, assert_likeliest_of, assert_logprobs_of, disturb, load_student
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -30,7 +30,7 @@ from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.training.parity import check_parity
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, Signal
 from iwopd.vllm import in_process, worker
 from iwopd.vllm.in_process import InProcess, Settings
 
@@ -329,6 +329,28 @@ def teacher(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     log_file = tmp_path_factory.mktemp("teacher") / "vllm.log"
     with VllmTeacher(InProcess("scoring=vllm", settings, log_file, enable_prefix_caching=False), 60) as made:
         yield made
+
+
+@pytest.mark.parametrize("window", [WINDOWS["whole"], WINDOWS["last30"]], ids=["whole", "last30"])
+def test_a_vllm_teacher_gives_the_likeliest_tokens_that_transformers_does(
+    window: Callable[[int], tuple[int, int]], teacher: VllmTeacher, smoke_models: dict[str, Path], make_rollouts: Any
+) -> None:
+    rollouts, model = make_rollouts(8, seed=4, longest=40, vocabulary=200), load_student(smoke_models["teacher"]).lm
+    for asked in (Signal("top_k", 1), Signal("top_k", 20)):
+        assert_likeliest_of(model.model, teacher.score(rollouts, window, signal=asked), asked.k)
+        assert_likeliest_of(model.model, HfTeacher(model, CPU).score(rollouts, window, signal=asked), asked.k)
+
+
+def test_a_run_on_the_likeliest_tokens_of_a_vllm_teacher_is_that_of_one_in_transformers(tmp_path: Path) -> None:
+    """More of them than vLLM gives unless it is told so."""
+    loss = ("loss=reverse_kl", "loss.signal=top_k", "loss.top_k=40", "eval.every=0", "run.steps=2", "run.save_every=0")
+    found = []
+    for name, scoring in {"hf": (), "vllm": ("scoring=vllm", "scoring.engine.kv_cache_gib=0.25")}.items():
+        assert iwopd("train", *SMALL, *loss, *scoring, f"run.dir={tmp_path / name}") == 0
+        found.append([row for row in rows(tmp_path / name / "metrics.jsonl") if "train/loss" in row])
+    for one, other in zip(*found, strict=True):
+        for key in ("train/loss", "train/reverse_kl", "train/grad_norm", "train/advantage_mean"):
+            assert one[key] == pytest.approx(other[key], rel=1e-3)
 
 
 def test_scores_are_the_same_with_overlap(

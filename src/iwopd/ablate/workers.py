@@ -18,7 +18,7 @@ from typing import Any
 from iwopd.errors import RunFolderError
 from iwopd.machine.runtime import WORKERS
 from iwopd.runs.files import read_object, write_whole
-from iwopd.runs.interrupts import FOLLOW
+from iwopd.runs.interrupts import FOLLOW, Collapsed
 
 # Beside metrics.jsonl, once a run has ended: what its process needed.
 PROCESS_FILE = "process.json"
@@ -71,7 +71,12 @@ def train(
         lines = [line for line in errors.read().splitlines() if line.strip()]
     if folder.is_dir():
         _note(folder, peak_mib=peak, seconds=time.time() - began)
-    said = next((line for line in lines if line.startswith("iwopd: ")), lines[-1] if lines else "it left no message")
+    silent = (
+        "its responses stopped ending; see its train.log"
+        if process.returncode == Collapsed.STATUS
+        else "it left no message"
+    )
+    said = next((line for line in lines if line.startswith("iwopd: ")), lines[-1] if lines else silent)
     return Outcome(process.returncode, said.removeprefix("iwopd: ") if process.returncode else "")
 
 

@@ -48,11 +48,11 @@ def teacher(config: Config, served: Served, device: torch.device) -> Teacher:
         case HfScoringConfig():
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
-            return vllm_teacher(scoring, served)
+            return vllm_teacher(scoring, served, config.loss.teacher_signal)
         case VllmServerScoringConfig() as scoring if world().size > 1:
-            return LedTeacher(lambda: vllm_server_teacher(scoring, served))
+            return LedTeacher(lambda: vllm_server_teacher(scoring, served, config.loss.teacher_signal))
         case VllmServerScoringConfig() as scoring:
-            return vllm_server_teacher(scoring, served)
+            return vllm_server_teacher(scoring, served, config.loss.teacher_signal)
         case other:
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
 

@@ -11,7 +11,7 @@ from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, ModelError, loading_error
 from iwopd.models.rope import context_limit
 from iwopd.preflight.models import adapters_refused
-from iwopd.types import Tokenizer
+from iwopd.types import Signal, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,22 @@ def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Tokenizer
         raise ModelError(
             f"{name}.path={path}: the model has {vocabulary} rows for a tokenizer of {len(tokenizer)} tokens; "
             "resize its embeddings, or name another"
+        )
+
+
+def check_top_k(signal: Signal, key: str, vocabulary: int) -> None:
+    """No more of the likeliest tokens than there are.
+
+    Args:
+        key: the scorer's section, for messages.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if signal.k > vocabulary:
+        raise ConfigError(
+            f"loss.top_k={signal.k}: the vocabulary of {key} has {vocabulary} tokens; lower it, or with scoring=hf "
+            "take all of them with loss.signal=full"
         )
 
 

@@ -9,12 +9,12 @@ import torch
 from iwopd.assembly.engines import base, engine, teachers
 from iwopd.assembly.evaluation import benchmarks
 from iwopd.assembly.inputs import check_scorer_tokenizer, prompt_stream, student_tokenizer
-from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
+from iwopd.assembly.model_configs import check_context, check_top_k, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
-from iwopd.config import Config
+from iwopd.config import Config, ScorerConfig, StudentConfig
 from iwopd.config.checks import warnings
 from iwopd.data import Prompts
 from iwopd.evaluation.evaluate import Benchmark
@@ -75,7 +75,7 @@ def training_run(
         teacher=teacher,
         base=reference,
         engine=sampler,
-        objective=Objective.of(config),
+        objective=Objective.of(config, inputs.vocabulary),
         stream=inputs.stream,
         benchmarks=inputs.benchmarks,
         tokenizer=inputs.tokenizer,
@@ -84,6 +84,7 @@ def training_run(
         eval_sampling=eval_sampling(config),
         parity=parity(config.rollout),
         gaps=gap_watch(config.rollout),
+        stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
     return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
@@ -120,6 +121,7 @@ class Inputs:
         dropped: training prompts left out as too long.
         context: the longest prompt and response together, tokens.
         vocabulary: the smallest of the models that score.
+        stop_ids: end-of-sequence ids of the student and of each teacher, by their sections.
     """
 
     folders: dict[str, str]
@@ -129,6 +131,7 @@ class Inputs:
     benchmarks: list[Benchmark]
     context: int
     vocabulary: int
+    stop_ids: dict[str, tuple[int, ...]]
 
 
 def read(config: Config, checked: Checked, folder: RunFolder, display: Display) -> Inputs:
@@ -146,7 +149,17 @@ def read(config: Config, checked: Checked, folder: RunFolder, display: Display) 
     graded = benchmarks(config.eval, checked.benchmarks, tokenizer)
     world().alone(lambda: keep_inputs(folder, training_inputs(config, folders, stream.prompts, graded)))
     context, vocabulary = _check_models(config, folders, tokenizer, stream, graded)
-    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary)
+    ends = _stop_ids(config, folders, tokenizer)
+    return Inputs(folders, tokenizer, stream, dropped, graded, context, vocabulary, ends)
+
+
+def _stop_ids(config: Config, folders: dict[str, str], tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
+    """Of a teacher, those that its generation config names, if it names any: the tokenizer is the student's."""
+    sections: dict[str, StudentConfig | ScorerConfig] = {"student": config.student, **scorer_sections(config)}
+    sections.pop("base", None)
+    return {
+        key: stop_ids(f"{key}.path", section, folders[f"{key}.path"], tokenizer) for key, section in sections.items()
+    }
 
 
 def load_student(
@@ -190,7 +203,7 @@ def start_engine(config: Config, inputs: Inputs, student: Student, folder: RunFo
         config.student,
         inputs.context,
         folder.path / "vllm.log",
-        stop_ids("student.path", config.student, path, inputs.tokenizer),
+        inputs.stop_ids["student"],
         smallest if smallest < rows else None,
         "student",
         rows,
@@ -219,6 +232,7 @@ def _check_models(
         check_context(key, scorer, "rollout.max_tokens", longest, response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
+        check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
     student = model_config("student.path", config.student, folders["student.path"])
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:

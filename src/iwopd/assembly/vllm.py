@@ -26,6 +26,7 @@ from iwopd.rollout.vllm import WORKER, VllmEngine
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.types import Signal
 from iwopd.vllm.in_process import InProcess, Settings
 from iwopd.vllm.servers import Servers
 from iwopd.vllm.transfer import DeviceTransport, SharedFile, to_workers_of
@@ -88,13 +89,18 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
     return VllmEngine(vllm, served.stop_ids, served.vocabulary, send)
 
 
-def vllm_teacher(scoring: VllmScoringConfig, served: Served) -> VllmTeacher:
+def vllm_teacher(scoring: VllmScoringConfig, served: Served, signal: Signal) -> VllmTeacher:
     """Starts vLLM in this process.
+
+    Args:
+        signal: what it will be asked for.
 
     Raises:
         EngineError: it does not start.
     """
-    options = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
+    options: dict[str, Any] = {"enable_prefix_caching": False}  # prompt log-probs cannot come from a cache
+    if signal.k:
+        options["max_logprobs"] = signal.k
     section: Any = served.section
     settings = _settings(scoring.engine, served, section.dtype)
     settings = replace(settings, context=served.context + SCORED, sleep=section.offload)
@@ -143,11 +149,11 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
 
 
-def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> VllmServerTeacher:
+def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served, signal: Signal) -> VllmServerTeacher:
     """Reaches the servers, and sees that they serve the teacher.
 
     Raises:
-        EngineError: one does not answer, or serves another model.
+        EngineError: one does not answer, serves another model, or does not give the signal.
         ConfigError: one takes fewer tokens than are needed.
     """
     section: Any = served.section
@@ -156,7 +162,7 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served) -> Vll
     servers = _servers(key, urls, scoring.http, served, served.context + SCORED)
     named = getattr(section, "served_as", None) or scoring.served_as
     names = [named] if named else [str(section.path), served.folder]
-    return VllmServerTeacher(servers, scoring.overlap, names)
+    return VllmServerTeacher(servers, scoring.overlap, names, signal)
 
 
 def _servers(key: str, urls: list[str], http: HttpConfig, served: Served, context: int) -> Servers:

@@ -126,6 +126,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
+    yield from _control_problems(config)
     if isinstance(config.tracking, WandbTracking):
         yield from _wandb_problems(config.tracking)
 
@@ -177,30 +178,44 @@ def _model_problems(config: "Config") -> Iterator[str]:
 
 
 def _loss_problems(config: "Config") -> Iterator[str]:
-    loss = config.loss
-    if not loss.over_vocabulary:
-        return
-    if config.scoring.student_logprobs == "sampler":
+    loss, weighting, signal = config.loss, config.weighting, config.loss.teacher_signal
+    yield from loss.problems()
+    if loss.over_vocabulary and config.scoring.student_logprobs == "sampler":
         yield (
             f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    if loss.exopd_lambda != 1:
-        yield f"loss.exopd_lambda={loss.exopd_lambda:g}: ExOPD is a policy gradient; use loss=policy_gradient"
-    if config.teachers:
+    if signal.kind not in config.scoring.signals:
         yield (
-            f"teachers={{{', '.join(config.teachers)}}}: loss.kind={loss.kind} needs one distribution for all; "
-            "use loss=policy_gradient"
+            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and vLLM reports "
+            "log-probs; use loss.signal=top_k, or scoring=hf"
+        )
+    if weighting.measures and signal.kind == "sampled":
+        yield (
+            f"weighting={weighting.name}: needs the teacher's distribution, and loss.signal={loss.signal} has the "
+            "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
+        )
+
+
+def _control_problems(config: "Config") -> Iterator[str]:
+    """A scheme that brings an advantage of its own."""
+    loss, scheme = config.loss, config.weighting.name
+    if config.weighting.advantage is None:
+        return
+    if loss.over_vocabulary:
+        yield (
+            f"weighting.scheme={scheme}: brings an advantage of its own, and loss.kind={loss.kind} has none; use "
+            "loss=policy_gradient"
+        )
+    elif loss.exopd_lambda != 1:
+        yield (
+            f"loss.exopd_lambda={loss.exopd_lambda:g}: changes the advantage, and weighting.scheme={scheme} brings one "
+            "of its own; set loss.exopd_lambda=1"
         )
 
 
 def _engine_problems(config: "Config") -> Iterator[str]:
     rollout, scoring = config.rollout, config.scoring
-    if config.loss.signal not in scoring.signals:
-        yield (
-            f"loss.kind={config.loss.kind}: compares whole distributions, and vLLM reports the log-probs of single "
-            "tokens; use scoring=hf or loss=policy_gradient"
-        )
     cut = _cut_off(rollout)
     changed = [*([f"rollout.temperature={rollout.temperature}"] if rollout.temperature != 1 else []), *cut]
     if changed and config.loss.importance_cap is None and not config.loss.over_vocabulary:

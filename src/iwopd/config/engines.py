@@ -119,7 +119,7 @@ class ScoringConfig:
         "trainer", "student log-probs in the advantage: recomputed, or the engine's", choices=("trainer", "sampler")
     )
 
-    signals = ("sampled",)  # what such a teacher can say of a token; see `iwopd.losses`
+    signals = ("sampled", "top_k")  # what such a teacher can say of a token; see `iwopd.types.Signal`
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,7 +130,7 @@ class HfScoringConfig(ScoringConfig):
         None, "tokens scored at one time, padding included; null for 32768 on a GPU, 2048 on a CPU", low=1
     )
 
-    signals = ("sampled", "full")
+    signals = ("sampled", "top_k", "full")
 
 
 @dataclass(kw_only=True, slots=True)

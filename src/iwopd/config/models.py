@@ -30,6 +30,11 @@ class RunConfig:
     deterministic: bool = setting(True, "on a GPU, only kernels that give the same bits at every run")
     device: str = setting("auto", "where the student trains: auto takes a GPU if there is one, or cpu, cuda, cuda:1")
     samples: int = setting(4, "rollouts written to samples.jsonl at each evaluation", low=0)
+    on_collapse: str = setting(
+        "warn",
+        "when responses stop ending: warn, with the likely cause; or stop as Ctrl-C does, with status 3; or ignore it",
+        choices=("warn", "stop", "ignore"),
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,7 +13,9 @@ from iwopd.diagnose.records import BINS, POINTS, QUANTILES, LogRatio, Spending, 
 from iwopd.errors import NonFiniteError
 from iwopd.models.batch import collate, token_batches
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.readouts import comparison_with
+from iwopd.models.readouts import measured_against
+from iwopd.numerics import Head, comparison_measures
+from iwopd.numerics.divergence import MEASURES
 from iwopd.numerics.position import (
     absolute_bins,
     binned_mean,
@@ -27,7 +29,7 @@ from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
-from iwopd.types import Rollout, ScoredRollout, as_logprobs
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, as_logprobs
 from iwopd.weighting import SCHEMES, Weighting
 
 POSITIONS = 100  # bins of absolute position, at most
@@ -55,7 +57,7 @@ def measure(
     teacher: Teacher,
     rollouts: Sequence[Rollout],
     *,
-    full: bool,
+    objective: Objective,
     top_k: int,
     batch_tokens: int,
     progress: Progress = no_progress,
@@ -63,17 +65,19 @@ def measure(
     """Score rollouts with teacher and student.
 
     Args:
-        full: the teacher gives hidden states, so whole distributions can be compared.
+        objective: its signal is what the teacher gives; beyond the sampled one, distributions are compared.
+        top_k: size of the sets of most likely tokens.
         batch_tokens: tokens per forward pass, padding included.
 
     Raises:
         NonFiniteError: a log-prob is NaN or infinite.
     """
-    scored = teacher.score(rollouts, lambda length: (0, length), hidden=full)
+    scored = teacher.score(rollouts, lambda length: (0, length), signal=objective.signal)
+    heads = teacher.heads() if objective.signal.kind == "full" else {}
     rows: dict[int, dict[str, Tensor]] = {}
     lm.model.eval()
     for group in token_batches([len(item.prompt_ids) + len(item.response_ids) for item in rollouts], batch_tokens):
-        found = _compare(lm, teacher, [scored[index] for index in group], full, top_k)
+        found = _compare(lm, heads, [scored[index] for index in group], objective, top_k)
         for place, index in enumerate(group):
             rows[index] = {name: values[place] for name, values in found.items()}
         progress(len(rows), len(rollouts))
@@ -96,6 +100,9 @@ def measure(
             record,
             teacher_logprobs=as_logprobs(row["teacher_logprobs"].numpy()),
             trainer_logprobs=as_logprobs(row["logprobs"].numpy()),
+            trainer_measures={name: as_logprobs(row[name].numpy()) for name in MEASURES if name in row},
+            teacher_topk_ids=None,
+            teacher_topk_logprobs=None,
             teacher_hidden=None,
         )
         for record, row in zip(scored, ordered, strict=True)
@@ -105,16 +112,15 @@ def measure(
 
 @torch.no_grad()
 def _compare(
-    lm: LanguageModel, teacher: Teacher, scored: Sequence[ScoredRollout], full: bool, top_k: int
+    lm: LanguageModel, heads: Mapping[str, Head], scored: Sequence[ScoredRollout], objective: Objective, top_k: int
 ) -> dict[str, list[Tensor]]:
     """Values of each token, a tensor per rollout."""
     batch = collate(scored, seeds=range(len(scored)), device=lm.device)
     tokens = batch.tokens
-    if not full:
+    if objective.signal.kind == "sampled":
         flat = {"logprobs": lm.token_logprobs(tokens), "teacher_logprobs": batch.teacher_logprobs[tokens.mask]}
     else:
-        assert batch.teacher_hidden is not None, "score() keeps them when asked to"
-        flat = vars(lm(tokens, comparison_with(batch.teacher_hidden, teacher.head(), top_k)))
+        flat = lm(tokens, measured_against(objective.signals(batch, heads), {}, comparison_measures(top_k)))
     return {name: tokens.to_rows(values.float().cpu()) for name, values in flat.items()}
 
 
@@ -165,18 +171,21 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
     for name, scheme in schemes.items():
         rows, _ = Objective(scheme).of_whole_batch(measured.records, seeds, progress=0.0)
         weights = pad_sequence(rows, batch_first=True)
+        advantages = measured.advantages if scheme.advantage is None else torch.full_like(weights, scheme.advantage)
         found[name] = Spending(
             weight=shares(binned_sum(weights.abs(), tenths, mask, BINS)).tolist(),
-            advantage=shares(binned_sum((weights * measured.advantages).abs(), tenths, mask, BINS)).tolist(),
+            advantage=shares(binned_sum((weights * advantages).abs(), tenths, mask, BINS)).tolist(),
             effective_sample_size=effective_sample_size(weights, mask),
         )
     return found
 
 
-def compared_schemes(chosen: Weighting) -> dict[str, Weighting]:
-    """Every scheme at its presets' settings, by preset name, and the one chosen."""
+def compared_schemes(chosen: Weighting, signal: Signal = SAMPLED) -> dict[str, Weighting]:
+    """Every scheme at its presets' settings, by preset name, and the one chosen; those that need distributions only
+    where the signal has them."""
     listed = {name: made for kind in SCHEMES.values() for name, made in kind.presets().items()}
-    return listed if chosen.name in listed else {**listed, chosen.name: chosen}
+    every = listed if chosen.name in listed else {**listed, chosen.name: chosen}
+    return {name: made for name, made in every.items() if signal.kind != "sampled" or not made.measures}
 
 
 def plain(values: Tensor) -> Values:

@@ -18,6 +18,7 @@ from iwopd.rollout.base import Engine
 from iwopd.runs.console import Display
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
+from iwopd.training.objective import Objective
 from iwopd.types import Rollout
 
 
@@ -53,6 +54,10 @@ class Work:
         scored = assembly.Served(teacher_folder, config.teacher, context, log_file)
         self.teacher: Teacher = stack.enter_context(assembly.teacher(config, scored, self.device))
         self.local = self.teacher if isinstance(self.teacher, HfTeacher) else None
+        # Whole distributions wherever the teacher is here; else what the loss asks for.
+        loss = replace(config.loss, signal="full") if self.local else config.loss
+        smallest = min(teacher_config.vocab_size, student_config.vocab_size)
+        self.objective = Objective(config.weighting, loss, vocabulary=smallest)
 
     def diagnose(self, subject: Subject) -> Diagnosis:
         """All numbers of one student."""
@@ -75,7 +80,7 @@ class Work:
                     lm,
                     self.teacher,
                     rollouts,
-                    full=self.local is not None,
+                    objective=self.objective,
                     top_k=settings.top_k,
                     batch_tokens=config.optim.micro_batch_tokens,
                     progress=advance,
@@ -89,11 +94,11 @@ class Work:
             tokens=sum(lengths),
             length=sum(lengths) / len(lengths),
             truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-            full_vocabulary=self.local is not None,
+            full_vocabulary=self.objective.signal.kind == "full",
             top_k=settings.top_k,
             **by_position(measured),
             log_ratio=log_ratio(measured, self.tokenizer, settings.examples),
-            weighting=spending(measured, compared_schemes(config.weighting)),
+            weighting=spending(measured, compared_schemes(config.weighting, self.objective.signal)),
             continuation=continuation,
         )
         self.display.line(_line(found))

@@ -35,6 +35,7 @@ def elsewhere(plan: Plan) -> Iterator[Place]:
 def _host(plan: Plan) -> Place:
     """Of one machine, with all its processes."""
     config, terms = plan.config, [Term("Python and libraries", plan.program, "of this process")]
+    terms += plan.records()
     for scorer in (*plan.in_transformers, *plan.in_vllm):
         if scorer.section.offload or scorer.section.device == "cpu":
             terms.append(weights_of(scorer))

@@ -108,6 +108,8 @@ def advice(plan: Plan, place: Place) -> list[str]:
         ("gathered weights", "parallel.gather=bfloat16", plan.sharding.gather == "float32"),
         ("gathered weights", "parallel.reshard=true", not plan.sharding.reshard),
         ("student's vLLM engine", "a smaller rollout.engine.gpu_memory, or rollout=vllm_server", True),
+        ("the teacher's likeliest tokens", "a smaller loss.top_k or data.batch_size", True),
+        ("the teacher's hidden states", "loss.signal=top_k, or a smaller data.batch_size", True),
         ("prompt log-probs", "a smaller scoring.engine.batch_tokens", True),
         ("keys and values", "a smaller rollout.batch_size, or rollout=vllm", True),
     ]

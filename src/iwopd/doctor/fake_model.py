@@ -24,11 +24,12 @@ from iwopd.errors import ModelError, first_line
 from iwopd.models.batch import Tokens
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel, chunk_tokens, keep_attention_cap
-from iwopd.models.readouts import divergence_from
-from iwopd.numerics import Divergence
+from iwopd.models.readouts import measured_against
+from iwopd.numerics import TokenSignal, full_signal, top_k_signal
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.decoding import cache_argument
 from iwopd.rollout.hf import draw, sampling_logprobs
+from iwopd.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,13 @@ class FakeModel:
         """The parameters that get gradients."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def update(
-        self, work: Work, *, first: bool, divergence: Divergence | None = None, teacher_width: int | None = None
-    ) -> Pass:
+    def update(self, work: Work, *, first: bool, objective: Objective | None = None, teacher_width: int = 1) -> Pass:
         """Forward and backward of one micro-batch.
 
         Args:
             first: no gradients are there yet; else all are, and are not counted.
-            divergence: of a loss over the vocabulary; None for one of sampled tokens.
-            teacher_width: of the teacher's hidden states, for such a divergence.
+            objective: whose signal says what is made of the logits; None for the log-probs of sampled tokens.
+            teacher_width: of the teacher's hidden states, for the signal "full".
         """
         with self._estimating("an update"):
             trained, kept = self.trained(), list[int]()
@@ -149,12 +148,12 @@ class FakeModel:
 
                 def readout(lm: LanguageModel, states: Tensor, targets: Tensor) -> Tensor:
                     kept.append(live.now)
-                    if divergence is None or teacher_width is None:
+                    if objective is None or objective.signal.kind == "sampled":
                         return lm.logprobs_of(states, targets)
-                    matrix = torch.empty(lm.vocabulary, teacher_width)
-                    hidden = torch.empty(len(targets), teacher_width)
-                    whole = divergence_from(hidden, lambda states: states @ matrix.T, divergence)
-                    return whole(lm, states, targets)[0]
+                    signal = _signal(objective, len(targets), lm.vocabulary, teacher_width)
+                    trained, known = objective.measures()
+                    found = measured_against([signal], trained, known)(lm, states, targets)
+                    return torch.stack([found[name] for name in trained])
 
                 self.lm(tokens, readout).sum().backward()
             for parameter in trained:
@@ -257,6 +256,15 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     finally:
         if found is not None:
             setattr(owner, name, found)
+
+
+def _signal(objective: Objective, tokens: int, vocabulary: int, width: int) -> TokenSignal:
+    """Of a teacher with the student's vocabulary."""
+    k = objective.signal.k
+    if k:
+        return top_k_signal(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k), torch.empty(tokens))
+    matrix = torch.empty(vocabulary, width)
+    return full_signal(torch.empty(tokens, width), lambda states: states @ matrix.T)
 
 
 def _tokens(work: Work) -> Tokens:

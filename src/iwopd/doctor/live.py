@@ -127,16 +127,18 @@ def _own_teacher(
     )
     teacher, watched = HfTeacher(copy, student.device), _Watched(weighting)
     objective = Objective(watched, config.loss, config.scoring.student_logprobs)
-    full = objective.loss.signal == "full"
+    signal = objective.signal
     own = score(
         teacher,
         rollouts,
         weighting.window(0.0),
         student=student if objective.needs_student_first(config.optim.updates_per_batch) else None,
         base=teacher if objective.loss.exopd_lambda != 1 else None,
-        hidden=full,
+        signal=signal,
+        objective=objective,
     )
-    found = update(student, own, objective, seeds=range(len(own)), teacher_head=teacher.head() if full else None)
+    heads = teacher.heads() if signal.kind == "full" else None
+    found = update(student, own, objective, seeds=range(len(own)), teacher_heads=heads)
     gaps = watched.gaps
     dtype = "bfloat16" if config.optim.autocast else config.student.dtype
     said = (
@@ -157,6 +159,7 @@ class _Watched(Weighting):
     def __init__(self, scheme: Weighting):
         self.inner, self.gaps = scheme, list[float]()
         self.scheme, self.needs_batch, self.keeps_all = scheme.scheme, scheme.needs_batch, scheme.keeps_all
+        self.measures = scheme.measures
 
     def weights(self, given: WeightInput) -> Tensor:
         """Those of the scheme."""

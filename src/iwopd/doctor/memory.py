@@ -114,6 +114,12 @@ def prompt_logprobs(tokens: int, vocabulary: int) -> Term:
     return Term("prompt log-probs", tokens * vocabulary * 10, how)
 
 
+def records(tokens: int, each: int, signal: str) -> Term:
+    """What records of the longest responses keep of the teacher's distribution at each token."""
+    what = {"top_k": "the teacher's likeliest tokens", "full": "the teacher's hidden states"}[signal]
+    return Term(what, tokens * each, f"{tokens:,} tokens × {each:,} bytes, at the longest")
+
+
 def checkpoint_bytes(parameters: int, each: int, trained: int, trained_each: int) -> int:
     """Of one checkpoint: the weights, or those of adapters where they alone are trained, and two moments of each."""
     saved = trained * trained_each if trained < parameters else parameters * each

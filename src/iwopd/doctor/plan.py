@@ -15,6 +15,7 @@ from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.doctor.sharding import Sharding
 from iwopd.scoring.hf import BATCH_TOKENS
+from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # points of the training at which windows that grow are looked at
@@ -110,11 +111,21 @@ class Plan:
         elif self.sharding.ranks > 1:
             where, limit = f"host memory, a share for each of {self.sharding.local}", limit / self.sharding.local
         place = Place(stage, where, limit, [base, *self._resident(stage), *compiled])
+        if self.machine.kind == "cpu" and stage != "rollout":
+            place.terms += self.records()
         try:
             place.terms += terms_of()
         except NotEstimatedError as error:
             place.unknown = str(error)
         return place
+
+    def records(self) -> list[Term]:
+        """What a batch's records keep in host memory of the teacher's distributions."""
+        signal, config = self.config.loss.teacher_signal, self.config
+        state = max(scorer.model.shape.width * scorer.model.computes_in for scorer in self.scorers)
+        each, rollouts = signal.bytes_per_token(state), config.data.batch_size * config.rollout.n
+        start, stop = max((self.window(self.lengths.response, at) for at in PROGRESS), key=lambda own: own[1] - own[0])
+        return [memory.records(rollouts * (stop - start), each, signal.kind)] if each else []
 
     @property
     def _compiles(self) -> bool:
@@ -260,9 +271,8 @@ class Plan:
         return max(candidates, key=lambda terms: sum(term.bytes for term in terms))
 
     def _micro_batch_terms(self, work: Work, *, first: bool) -> list[Term]:
-        loss, width = self.config.loss, self.teacher.shape.width
-        divergence = loss.divergence() if loss.signal == "full" else None
-        found = self.student.fake.update(work, first=first, divergence=divergence, teacher_width=width)
+        width = self.teacher.shape.width
+        found = self.student.fake.update(work, first=first, objective=Objective.of(self.config), teacher_width=width)
         if not found.gradients:
             return _activations(found, work, self.student)
         grown = Term("gradients", found.gradients, "those that backward has made by then")

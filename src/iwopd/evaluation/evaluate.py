@@ -170,7 +170,8 @@ def measure(outcomes: Sequence[Outcome], k: int) -> dict[str, float]:
     """The figures of an evaluation.
 
     ``accuracy`` (mean@k: the mean over problems of their share of right samples) and ``pass_at_k`` with ``_low`` and
-    ``_high`` of a 95 % interval over problems, ``greedy_accuracy`` where there are greedy answers, ``response_length``
+    ``_high`` of a 95 % interval over problems, ``greedy_accuracy`` where there are greedy answers,
+    ``accuracy_finished`` (the share of right ones among the samples that ended, where any did), ``response_length``
     (tokens, mean) with ``_median``, ``_p90`` and ``_max``, ``truncated`` (share cut by length), ``grading_timeouts``
     (answers that were given up, and so counted as wrong), ``problems``, ``samples``, ``k``.
     """
@@ -184,6 +185,8 @@ def measure(outcomes: Sequence[Outcome], k: int) -> dict[str, float]:
     greedy = [item for item in outcomes if item.greedy]
     if greedy:
         metrics["greedy_accuracy"] = _share(greedy)
+    if finished := [item for item in sampled if not item.truncated]:
+        metrics["accuracy_finished"] = _share(finished)
     lengths = sorted(item.tokens for item in sampled)
     return metrics | {
         "response_length": sum(lengths) / len(lengths),
@@ -266,6 +269,8 @@ def evaluation_metrics(found: Sequence[Evaluation]) -> dict[str, float]:
         for evaluation in found
         for name, value in evaluation.metrics.items()
     }
-    for name in ("accuracy", "pass_at_k"):
-        metrics[f"eval/{name}"] = sum(evaluation.metrics[name] for evaluation in found) / len(found)
+    for name in ("accuracy", "pass_at_k", "accuracy_finished"):
+        values = [evaluation.metrics[name] for evaluation in found if name in evaluation.metrics]
+        if values:
+            metrics[f"eval/{name}"] = sum(values) / len(values)
     return metrics

@@ -1,4 +1,4 @@
-"""The generalised Jensen-Shannon divergence over the whole vocabulary (GKD, arXiv 2306.13649)."""
+"""The generalised Jensen-Shannon divergence over the vocabulary (GKD, arXiv 2306.13649)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,12 @@ class Jsd(DivergenceLoss):
     kind: str = setting("jsd", NAME)
     beta: float = setting(0.5, "share of the teacher in the mixture; 0 is forward_kl, 1 is reverse_kl", low=0, high=1)
 
+    called = "Jensen-Shannon divergence"
+
     def divergence(self) -> "Divergence":
         """See `Loss`."""
         return partial(numerics.jsd, beta=self.beta)
+
+    def describe(self) -> str:
+        """See `Loss`."""
+        return DivergenceLoss.describe(self).replace(self.called, f"{self.called} (β = {self.beta:g})", 1)

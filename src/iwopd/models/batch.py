@@ -54,16 +54,32 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of scored rollouts: `tokens`, and log-probs in nats as [batch, time]."""
+    """A micro-batch of scored rollouts: `tokens`, and log-probs in nats as [batch, time].
+
+    Attributes:
+        trainer_measures: [batch, time] each, by name.
+        teacher_topk_ids, teacher_topk_logprobs: [tokens, k].
+        teacher_hidden: by teacher, [its tokens, hidden].
+        teachers: of each row.
+    """
 
     tokens: Tokens
     sampler_logprobs: Tensor
     teacher_logprobs: Tensor
     trainer_logprobs: Tensor | None
     base_logprobs: Tensor | None
-    teacher_hidden: Tensor | None
+    trainer_measures: dict[str, Tensor] | None
+    teacher_topk_ids: Tensor | None
+    teacher_topk_logprobs: Tensor | None
+    teacher_hidden: dict[str, Tensor] | None
+    teachers: list[str]
     seeds: list[int]
     names: list[str]
+
+    def places_of(self, teacher: str) -> Tensor | None:
+        """[its tokens]: the indices, among all tokens, of those whose rows a teacher scored; None where it is all."""
+        own = [each == teacher for each in self.teachers]
+        return None if all(own) else torch.tensor(own, device=self.tokens.rows.device)[self.tokens.rows].nonzero()[:, 0]
 
 
 def collate_tokens(
@@ -121,16 +137,37 @@ def collate(
     def spread(rows: list[Logprobs]) -> Tensor:
         return tokens.to_padded(torch.from_numpy(numpy.concatenate(rows)).to(device))
 
-    trainer = [record.trainer_logprobs for record in scored if record.trainer_logprobs is not None]
-    base = [record.base_logprobs for record in scored if record.base_logprobs is not None]
-    hidden = [record.teacher_hidden for record in scored if record.teacher_hidden is not None]
+    def together(name: str) -> Tensor | None:
+        rows = [getattr(record, name) for record in scored if getattr(record, name) is not None]
+        return torch.from_numpy(numpy.concatenate(rows)).to(device) if rows else None
+
+    def optional(name: str) -> Tensor | None:
+        flat = together(name)
+        return None if flat is None else tokens.to_padded(flat)
+
+    measures = [record.trainer_measures for record in scored if record.trainer_measures is not None]
+    hidden = {
+        name: torch.cat(states).to(device)
+        for name in dict.fromkeys(record.teacher for record in scored)
+        if (
+            states := [
+                each.teacher_hidden for each in scored if each.teacher == name and each.teacher_hidden is not None
+            ]
+        )
+    }
     return Batch(
         tokens=tokens,
         sampler_logprobs=spread([record.rollout.sampler_logprobs[record.start : record.stop] for record in scored]),
         teacher_logprobs=spread([record.teacher_logprobs for record in scored]),
-        trainer_logprobs=spread(trainer) if trainer else None,
-        base_logprobs=spread(base) if base else None,
-        teacher_hidden=torch.cat(hidden).to(device) if hidden else None,
+        trainer_logprobs=optional("trainer_logprobs"),
+        base_logprobs=optional("base_logprobs"),
+        trainer_measures={name: spread([each[name] for each in measures]) for name in measures[0]}
+        if measures
+        else None,
+        teacher_topk_ids=together("teacher_topk_ids"),
+        teacher_topk_logprobs=together("teacher_topk_logprobs"),
+        teacher_hidden=hidden or None,
+        teachers=[record.teacher for record in scored],
         seeds=list(seeds),
         names=[record.rollout.name for record in scored],
     )

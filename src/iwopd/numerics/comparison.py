@@ -1,14 +1,14 @@
 """Student and teacher compared over the whole vocabulary, a chunk of tokens at a time."""
 
-# torch's own annotations are partial.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from iwopd.numerics._shapes import Float, Int
+from iwopd.numerics.categories import Measure, chunked_measures, full_signal
+from iwopd.numerics.divergence import MEASURES, overlap
 from iwopd.numerics.logprobs import Head
 
 
@@ -20,6 +20,7 @@ class Comparison:
         logprobs, teacher_logprobs: of the token itself, nats.
         reverse_kl: KL(π_θ ‖ π_T), nats.
         entropy, teacher_entropy: of the next token's distribution, nats.
+        teacher_rank: of the student's likeliest token, 0 where it is the teacher's too.
         overlap: share of the student's k most likely tokens that are among the teacher's k most likely ones.
     """
 
@@ -28,7 +29,17 @@ class Comparison:
     reverse_kl: Tensor
     entropy: Tensor
     teacher_entropy: Tensor
+    teacher_rank: Tensor
     overlap: Tensor
+
+
+def comparison_measures(k: int) -> dict[str, Measure]:
+    """What a comparison consists of, by name.
+
+    Args:
+        k: size of the sets of most likely tokens (top-k overlap, as in arXiv 2605.07804).
+    """
+    return {**MEASURES, "overlap": partial(overlap, k=k)}
 
 
 @torch.no_grad()
@@ -45,32 +56,7 @@ def chunked_comparison(
 
     Args:
         chunk: tokens whose logits exist at one time.
-        k: size of the sets of most likely tokens (top-k overlap, as in arXiv 2605.07804).
+        k: see `comparison_measures`.
     """
-    parts: list[Tensor] = []
-    for states, teacher_states, ids in zip(
-        hidden.split(chunk), teacher_hidden.split(chunk), targets.split(chunk), strict=True
-    ):
-        logits, teacher_logits = head(states), teacher_head(teacher_states)
-        shared = min(logits.shape[-1], teacher_logits.shape[-1])  # padded vocabularies may differ in size
-        student, teacher = (_log_softmax(given[:, :shared]) for given in (logits, teacher_logits))
-        best, teacher_best = (given.topk(min(k, shared), dim=-1).indices for given in (student, teacher))
-        common = (best[:, :, None] == teacher_best[:, None, :]).any(-1)
-        probabilities = student.exp()
-        parts.append(
-            torch.stack(
-                [
-                    student.gather(-1, ids[:, None])[:, 0],
-                    teacher.gather(-1, ids[:, None])[:, 0],
-                    (probabilities * (student - teacher)).sum(-1),
-                    -(probabilities * student).sum(-1),
-                    -(teacher.exp() * teacher).sum(-1),
-                    common.to(student.dtype).mean(-1),
-                ]
-            )
-        )
-    return Comparison(*torch.cat(parts, dim=-1))
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    signal = full_signal(teacher_hidden, teacher_head)
+    return Comparison(**chunked_measures(hidden, targets, head, chunk, signal, {}, comparison_measures(k)))

@@ -1,6 +1,6 @@
 """The clipped policy-gradient loss, and what its sums are divided by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,9 @@ class LossInput:
         weights: w_t.
         mask: the tokens that count.
         divergence: nats, of losses over the vocabulary.
+        gated: nats, a divergence that is added to any loss, weighted like it; gradients flow to it.
+        baseline: nats, added to the shaped A_t.
+        reward: of the task, added to A_t; [batch, 1] will do.
     """
 
     logprobs: Float[Tensor, "batch time"]
@@ -41,6 +44,9 @@ class LossInput:
     weights: Float[Tensor, "batch time"]
     mask: Bool[Tensor, "batch time"]
     divergence: Float[Tensor, "batch time"] | None = None
+    gated: Float[Tensor, "batch time"] | None = None
+    baseline: Float[Tensor, "batch time"] | None = None
+    reward: Float[Tensor, "batch ones"] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,12 @@ def divergence_token_losses(given: LossInput) -> TokenLosses:
     if given.divergence is None:
         raise ValueError("the loss needs a divergence, and the forward pass made none")
     nothing = torch.zeros_like(given.mask)
-    return TokenLosses(given.weights * given.divergence, nothing, nothing)
+    return with_gate(TokenLosses(given.weights * given.divergence, nothing, nothing), given)
+
+
+def with_gate(found: TokenLosses, given: LossInput) -> TokenLosses:
+    """With w_t · gated_t added, where there is one."""
+    return found if given.gated is None else replace(found, losses=found.losses + given.weights * given.gated)
 
 
 def policy_loss(

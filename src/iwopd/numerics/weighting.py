@@ -8,8 +8,8 @@ are detached and 0 outside the mask. To add a scheme, see CONTRIBUTING.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,7 @@ class WeightInput:
         teacher_logprobs: nats.
         progress: share of the training done, 0 at the first step, 1 at the last.
         seeds: one per row, from (seed, step, prompt, sample).
+        measures: [batch, time] each, what the scheme's `measures` names of both models' distributions (`MEASURES`).
     """
 
     advantages: Float[Tensor, "batch time"]
@@ -43,6 +44,7 @@ class WeightInput:
     teacher_logprobs: Float[Tensor, "batch time"]
     progress: float = 0.0
     seeds: Sequence[int] = ()
+    measures: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 # ---------------------------------------------------------------------------------------------- windows

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,16 +45,17 @@ class Ranks(World):
     Args:
         store: where processes leave notes for each other, alive or not.
         mesh: of the ranks, for sharding: one dimension, or (replicate, shard).
-        wait: how long a rank may wait for another in the control group.
+        limits: how long a collective call may take, by the fields of `parallel`: "timeout_s" in a pass, "wait_s" in the
+            control group.
     """
 
-    def __init__(self, store: Store, mesh: DeviceMesh, wait: timedelta):
+    def __init__(self, store: Store, mesh: DeviceMesh, limits: Mapping[str, timedelta]):
         super().__init__()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.mesh = mesh
         self._store = store
-        self._wait = wait
-        self._control = dist.new_group(backend="gloo", timeout=wait)
+        self.limits = limits
+        self._control = dist.new_group(backend="gloo", timeout=limits["wait_s"])
         self._calls = 0
 
     def gather(self, item: Item) -> list[Item]:
@@ -69,7 +70,7 @@ class Ranks(World):
             self._store.set(f"call/{self.rank}", str(self._calls))
             dist.all_gather_object(found, item, group=self._control)
         except RuntimeError as error:
-            raise self.lost(error) from error
+            raise self.lost(error, "wait_s") from error
         return found  # pyright: ignore[reportReturnType]
 
     def together(self, function: Callable[[], Item], *, stoppable: bool = False) -> Item:
@@ -125,27 +126,35 @@ class Ranks(World):
         """Leave a note of why this process ends, unless one was left before."""
         if isinstance(error, ProcessError):
             return
-        note = json.dumps({"rank": self.rank, "reason": first_line(error), "ours": isinstance(error, IwopdError)})  # pyright: ignore
+        said = first_line(error) if isinstance(error, IwopdError) else f"{type(error).__name__}: {first_line(error)}"
+        note = json.dumps({"rank": self.rank, "reason": said})
         with suppress(RuntimeError):  # the store may be gone with the leader
             self._store.compare_set(FAILED, "", note)
 
-    def lost(self, error: Exception) -> ProcessError:
-        """The error to raise where a collective call failed."""
-        with suppress(RuntimeError):
+    def lost(self, error: Exception, limit: str = "timeout_s") -> ProcessError:
+        """The error to raise where a collective call failed.
+
+        Args:
+            limit: the field of `parallel` that says how long such a call may take.
+        """
+        reason, who = None, "another"
+        with suppress(RuntimeError):  # the store is gone with the leader
             if self._store.check([FAILED]):
                 note = json.loads(self._store.get(FAILED))
-                return ProcessError(f"process {note['rank']} of {self.size} failed: {note['reason']}")
-            late = self._late()
-            if "imed out" in str(error) and late:
-                who = ", ".join(map(str, late))
-                return ProcessError(
-                    f"process {who} of {self.size} did not answer within {self._wait.total_seconds():.0f} s; if its "
-                    "work takes so long, raise parallel.wait_s"
-                )
-        return ProcessError(
-            f"another of the {self.size} processes ended without a word ({first_line(error)}); it may have been "
-            "killed, by the system where memory ran out"
-        )
+                reason = f"process {note['rank']} of {self.size} failed: {note['reason']}"
+            elif late := self._late():
+                who = f"process {', '.join(map(str, late))}"
+        if reason is None and "imed out" in str(error):
+            reason = (
+                f"{who} of {self.size} processes did not answer within {self.limits[limit].total_seconds():.0f} s; if "
+                f"its work takes so long, raise parallel.{limit}"
+            )
+        elif reason is None:
+            reason = (
+                f"{who} of {self.size} processes ended without a word; it may have been killed, by the system where "
+                "memory ran out"
+            )
+        return ProcessError(reason)
 
     def _late(self) -> list[int]:
         """Ranks that did not come to the call that this one waits in."""
@@ -184,7 +193,8 @@ def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> 
     if processes() == 1:
         yield World()
         return
-    with entered(_open(replicate, timedelta(seconds=timeout_s), timedelta(seconds=wait_s), on_gpu)) as ranks:
+    limits = {"timeout_s": timedelta(seconds=timeout_s), "wait_s": timedelta(seconds=wait_s)}
+    with entered(_open(replicate, limits, on_gpu)) as ranks:
         assert isinstance(ranks, Ranks)
         try:
             yield ranks
@@ -202,7 +212,7 @@ def opened(*, replicate: int, timeout_s: float, wait_s: float, on_gpu: bool) -> 
                 dist.destroy_process_group()
 
 
-def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> Ranks:
+def _open(replicate: int, limits: Mapping[str, timedelta], on_gpu: bool) -> Ranks:
     if on_gpu:
         place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # srun may show each task one GPU
         os.environ["LOCAL_RANK"] = str(place)  # vLLM takes that device, too
@@ -214,13 +224,13 @@ def _open(replicate: int, timeout: timedelta, wait: timedelta, on_gpu: bool) -> 
             store=PrefixStore("groups", store),
             rank=rank,
             world_size=size,
-            timeout=timeout,
+            timeout=limits["timeout_s"],
         )
         shape, names = (
             ((replicate, size // replicate), ("replicate", "shard")) if replicate > 1 else ((size,), ("shard",))
         )
         mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=names)
-        return Ranks(PrefixStore("notes", store), mesh, wait)
+        return Ranks(PrefixStore("notes", store), mesh, limits)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ProcessError(

@@ -48,6 +48,16 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + number
 
 
+class Collapsed(Stopped):
+    """Responses stop ending, and `run.on_collapse` says to stop there."""
+
+    STATUS = 3
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.status = self.STATUS
+
+
 class ForcedStop(Stopped):
     """Ctrl-C twice within a change to the weights: nothing can be saved."""
 

@@ -6,30 +6,37 @@ from typing import Protocol, Self
 from iwopd.models.batch import Window
 from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class Teacher(Protocol):
     """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """The teacher's log-probs of each rollout's window, in the order given.
 
         Args:
             window: from a response's length to the ``[start, stop)`` that can have weight; nothing else is computed.
-            hidden: also keep the last hidden states, for full-vocabulary losses.
+            signal: what the records are to hold of each token.
             progress: called with (finished, all) rollouts.
+
+        Raises:
+            ValueError: it cannot give that signal.
         """
         ...
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """This rollout will be scored: begin with it, where that can be done while others are still being written."""
 
     def head(self) -> Head:
-        """From hidden states to logits, for full-vocabulary losses; on the student's device."""
-        raise ValueError(f"{type(self).__name__} gives log-probs only: full-vocabulary losses need scoring=hf")
+        """From hidden states to logits, for the signal "full"; on the student's device."""
+        raise ValueError(f"{type(self).__name__} gives log-probs only: the signal full needs scoring=hf")
+
+    def heads(self) -> dict[str, Head]:
+        """`head` of every teacher, by the name that its records have."""
+        return {"": self.head()}
 
     def close(self) -> None:
         """Free what the teacher holds."""

@@ -7,11 +7,11 @@ import numpy
 from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class FakeTeacher(Teacher):
-    """Gives every token the same log-prob (nats); has no distribution, so no full-vocabulary losses."""
+    """Gives every token the same log-prob (nats); has no distribution, so no signal beyond sampled log-probs."""
 
     def __init__(self, logprob: float = -1.0):
         self.logprob = logprob
@@ -19,11 +19,11 @@ class FakeTeacher(Teacher):
         self.closed = False
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`."""
-        if hidden:
-            raise ValueError("a fake teacher has no hidden states")
+        if signal != SAMPLED:
+            raise ValueError("a fake teacher has no distribution")
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
         self.scored += len(rollouts)
         progress(len(rollouts), len(rollouts))

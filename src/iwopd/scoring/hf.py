@@ -13,14 +13,14 @@ from iwopd._compat import onednn_linear
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.readouts import logprobs_and_states
+from iwopd.models.readouts import likeliest, logprobs_and_states
 from iwopd.models.sharding import is_sharded
 from iwopd.numerics.logprobs import Head
 from iwopd.parallel import world
 from iwopd.parallel.deal import limit_for
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout, as_logprobs
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, as_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,13 @@ def in_token_batches(
     windows: Sequence[tuple[int, int]],
     batch_tokens: int,
     device: torch.device,
-    function: Callable[[Tokens], Sequence[Tensor]],
+    function: Callable[[Tokens, Sequence[int]], Sequence[Tensor]],
     progress: Progress = no_progress,
     *,
     sharded: bool = False,
 ) -> list[tuple[Tensor, ...]]:
-    """Apply `function` (tokens to [tokens, ...] tensors) in length-sorted batches; per rollout, its share of each.
+    """Apply `function` (tokens, and which rollouts they are of, to [tokens, ...] tensors) in length-sorted batches; per
+    rollout, its share of each.
 
     Like lengths stand together, so little is computed for padding. Several processes divide the batches, and each gets
     all results.
@@ -55,7 +56,7 @@ def in_token_batches(
     def score(group: list[int]) -> None:
         tokens, columns = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device), None
         try:
-            columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens)]
+            columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens, group)]
         except torch.OutOfMemoryError as error:
             if len(group) == 1 or sharded:
                 raise OutOfMemoryError(
@@ -75,7 +76,7 @@ def in_token_batches(
     def idle() -> None:
         if sharded:
             shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
-            function(collate_tokens([rollouts[shortest]], [windows[shortest]], device=device))
+            function(collate_tokens([rollouts[shortest]], [windows[shortest]], device=device), [shortest])
 
     groups = token_batches(lengths, limit_for(batch_tokens, lengths, world().size))
     world().passes(groups, lengths, score, idle)
@@ -116,7 +117,7 @@ class HfTeacher(Teacher):
 
     @torch.no_grad()
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 
@@ -126,21 +127,27 @@ class HfTeacher(Teacher):
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
         with self.loaded() as model, _onednn(model.model, self.device):
 
-            def function(tokens: Tokens) -> Sequence[Tensor]:
-                return model(tokens, logprobs_and_states) if hidden else [model.token_logprobs(tokens)]
+            def function(tokens: Tokens, _: Sequence[int]) -> Sequence[Tensor]:
+                match signal.kind:
+                    case "sampled":
+                        return [model.token_logprobs(tokens)]
+                    case "top_k":
+                        return model(tokens, likeliest(signal.k))
+                    case "full":
+                        return model(tokens, logprobs_and_states)
 
             results = in_token_batches(
                 rollouts, windows, self.batch_tokens, self.device, function, progress, sharded=is_sharded(model)
             )
         scored = []
-        for rollout, (start, stop), (logprobs, *states) in zip(rollouts, windows, results, strict=True):
+        for rollout, (start, stop), (logprobs, *more) in zip(rollouts, windows, results, strict=True):
             if not logprobs.isfinite().all():
                 raise NonFiniteError(
                     f"the teacher's log-probs of rollout {rollout.name} are NaN or infinite; its weights are damaged "
                     "or overflow: try teacher.dtype=float32"
                 )
             own = as_logprobs(logprobs.float().numpy())
-            scored.append(ScoredRollout(rollout, start, stop, own, teacher_hidden=states[0] if states else None))
+            scored.append(ScoredRollout(rollout, start, stop, own, **_fields(signal, more)))
         return scored
 
     def head(self) -> Head:
@@ -148,6 +155,18 @@ class HfTeacher(Teacher):
         called within the student's forward pass however its weights came there."""
         self.model.output_embeddings.to(self.device)
         return self.model.head
+
+
+def _fields(signal: Signal, more: Sequence[Tensor]) -> dict[str, Any]:
+    """Fields of a record, beside the log-probs."""
+    match signal.kind:
+        case "sampled":
+            return {}
+        case "top_k":
+            ids, logprobs = more
+            return {"teacher_topk_ids": ids.int().numpy(), "teacher_topk_logprobs": logprobs.float().numpy()}
+        case "full":
+            return {"teacher_hidden": more[0]}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from iwopd.models.batch import Window
 from iwopd.parallel import world
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class LedTeacher(Teacher):
@@ -22,20 +22,25 @@ class LedTeacher(Teacher):
         self.own = made[0] if made else None
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self,
+        rollouts: Sequence[Rollout],
+        window: Window,
+        *,
+        signal: Signal = SAMPLED,
+        progress: Progress = no_progress,
     ) -> list[ScoredRollout]:
         """See `Teacher.score`."""
 
         def score() -> list[ScoredRollout]:
             assert self.own is not None, "the leader has it"
-            return self.own.score(rollouts, window, hidden=hidden, progress=progress)
+            return self.own.score(rollouts, window, signal=signal, progress=progress)
 
         return world().alone(score)
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`: of those that the leader has answered, or its servers."""
         if self.own is not None:
-            self.own.expect(rollout, window)
+            self.own.expect(rollout, window, signal)
 
     def close(self) -> None:
         """See `Teacher.close`."""

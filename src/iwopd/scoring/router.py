@@ -1,12 +1,14 @@
 """Several teachers, such as one for maths and one for code: a problem's `teacher` says which scores its answers."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from iwopd.models.batch import Window
+from iwopd.numerics.logprobs import Head
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class PromptRef(Protocol):
@@ -37,26 +39,30 @@ class TeacherRouter(Teacher):
         self._of = {prompt.id: teachers[prompt.teacher] for prompt in prompts if prompt.teacher is not None}
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`. One teacher after the other, so that those in host memory take turns on the GPU."""
         found: dict[int, ScoredRollout] = {}
-        for teacher in self.teachers.values():
+        for name, teacher in self.teachers.items():
             chosen = [index for index, rollout in enumerate(rollouts) if self._for(rollout) is teacher]
             if not chosen:
                 continue
             scored = teacher.score(
                 [rollouts[index] for index in chosen],
                 window,
-                hidden=hidden,
+                signal=signal,
                 progress=_after(found.values(), len(rollouts), progress),
             )
-            found |= zip(chosen, scored, strict=True)
+            found |= zip(chosen, (replace(record, teacher=name) for record in scored), strict=True)
         return [found[index] for index in range(len(rollouts))]
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`."""
-        self._for(rollout).expect(rollout, window)
+        self._for(rollout).expect(rollout, window, signal)
+
+    def heads(self) -> dict[str, Head]:
+        """See `Teacher.heads`."""
+        return {name: teacher.head() for name, teacher in self.teachers.items()}
 
     def close(self) -> None:
         """See `Teacher.close`."""

@@ -6,8 +6,8 @@ from typing import Any
 from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.scoring.prompt_logprobs import scored_rollout
-from iwopd.types import Rollout, ScoredRollout
+from iwopd.scoring.prompt_logprobs import of_flat
+from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 from iwopd.vllm.in_process import InProcess
 
 
@@ -26,35 +26,41 @@ class VllmTeacher(Teacher):
         self.vllm = vllm
         self.begin_at = begin_at
         self._expected: list[tuple[Rollout, Window]] = []
-        self._done: dict[int, ScoredRollout] = {}
+        self._done: dict[tuple[int, Signal], ScoredRollout] = {}
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`: as soon as a batch is full it is scored."""
         if self.begin_at is None:
             return
         self._expected.append((rollout, window))
         if sum(len(item.prompt_ids) + len(item.response_ids) for item, _ in self._expected) >= self.begin_at:
             waiting, self._expected = self._expected, []
-            self._run(waiting)
+            self._run(waiting, signal)
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 
         Raises:
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
-        if hidden:
+        if signal.kind == "full":
             self.head()  # says that there is none
         self._expected.clear()
-        missing = [(rollout, window) for rollout in rollouts if id(rollout) not in self._done]
-        self._run(missing, progress, len(rollouts))
-        scored = [self._done[id(rollout)] for rollout in rollouts]
+        missing = [(rollout, window) for rollout in rollouts if (id(rollout), signal) not in self._done]
+        self._run(missing, signal, progress, len(rollouts))
+        scored = [self._done[id(rollout), signal] for rollout in rollouts]
         self._done.clear()
         return scored
 
-    def _run(self, items: Sequence[tuple[Rollout, Window]], progress: Progress = no_progress, total: int = 0) -> None:
+    def _run(
+        self,
+        items: Sequence[tuple[Rollout, Window]],
+        signal: Signal,
+        progress: Progress = no_progress,
+        total: int = 0,
+    ) -> None:
         from vllm import SamplingParams
 
         windows = [window(len(rollout.response_ids)) for rollout, window in items]
@@ -63,14 +69,17 @@ class VllmTeacher(Teacher):
 
         def take(place: int, output: Any) -> None:
             nonlocal tokens
-            rollout = items[place][0]
-            self._done[id(rollout)] = scored_rollout(rollout, windows[place], list(output.prompt_logprobs.logprobs))
+            rollout, found = items[place][0], output.prompt_logprobs
+            record = of_flat(rollout, windows[place], signal, found.token_ids, found.logprobs)
+            self._done[id(rollout), signal] = record
             tokens += len(rollout.prompt_ids) + windows[place][1]
             progress(len(self._done), max(total, before + len(items)), tokens, most)
 
         self.vllm.wake()
         # One token is sampled because vLLM always samples; nobody looks at it.
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=signal.k, flat_logprobs=True, detokenize=False
+        )
         prompts = [rollout.ids(stop).tolist() for (rollout, _), (_, stop) in zip(items, windows, strict=True)]
         self.vllm.run(prompts, [params.clone() for _ in prompts], take)
         self.vllm.sleep()

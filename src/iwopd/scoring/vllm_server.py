@@ -10,8 +10,8 @@ from iwopd.errors import EngineError
 from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
-from iwopd.scoring.prompt_logprobs import scored_rollout
-from iwopd.types import Ids, Rollout, ScoredRollout
+from iwopd.scoring.prompt_logprobs import likeliest_of, scored_rollout
+from iwopd.types import SAMPLED, Ids, Rollout, ScoredRollout, Signal
 from iwopd.vllm.servers import BadAnswer, Server, Servers
 
 FIXED_PROMPT = list(range(3, 15))  # ids that every vocabulary has
@@ -25,16 +25,18 @@ class VllmServerTeacher(Teacher):
         servers: all serve the teacher.
         overlap: begin with a rollout as soon as it is expected.
         names: what the servers may call it, folders or hub names; empty where that is not compared.
+        signal: what it will be asked for.
 
     Raises:
-        EngineError: a server serves another model.
+        EngineError: a server serves another model, or does not give the signal.
     """
 
-    def __init__(self, servers: Servers, overlap: bool = True, names: Sequence[str] = ()):
+    def __init__(self, servers: Servers, overlap: bool = True, names: Sequence[str] = (), signal: Signal = SAMPLED):
         self.servers = servers
+        self.signal = signal
         self.overlap = overlap
         self.names = names
-        self._under_way: dict[int, Future[ScoredRollout]] = {}
+        self._under_way: dict[tuple[int, Signal], Future[ScoredRollout]] = {}
         self._reference: list[float] | None = None
         try:
             self._check_model(servers.alive)
@@ -61,6 +63,8 @@ class VllmServerTeacher(Teacher):
                 if server.alive or not self.servers.alive:
                     raise
                 continue  # it is left out, until it is back
+            if self.signal.k:
+                self._check_limit(server)
             self._reference = self._reference or found
             gap = fmean(abs(ours - theirs) for ours, theirs in zip(found, self._reference, strict=True))
             if not gap <= SAME_MODEL:
@@ -69,18 +73,37 @@ class VllmServerTeacher(Teacher):
                     f"{server.root or server.model} scored before; it serves other weights: start it with the teacher"
                 )
 
-    def expect(self, rollout: Rollout, window: Window) -> None:
+    def _check_limit(self, server: Server) -> None:
+        """A server must give as many log-probs a token as the signal has.
+
+        Raises:
+            EngineError: it does not; says with which flag to start it.
+        """
+        k = self.signal.k
+
+        def read(choice: dict[str, Any]) -> None:
+            _likeliest(FIXED_PROMPT, k, choice)
+
+        try:
+            self.servers.complete_on(server, _body(FIXED_PROMPT, k), read)
+        except EngineError as error:
+            raise EngineError(
+                f"{self.servers.key}={server.url}: does not give the {k} likeliest tokens of loss.top_k={k}: "
+                f"{error.__cause__ or error}; start it with --max-logprobs {k}, or lower loss.top_k"
+            ) from error
+
+    def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`."""
         if self.overlap:
-            self._under_way[id(rollout)] = self._submit(rollout, window)
+            self._under_way[id(rollout), signal] = self._submit(rollout, window, signal)
 
-    def _submit(self, rollout: Rollout, window: Window) -> "Future[ScoredRollout]":
+    def _submit(self, rollout: Rollout, window: Window, signal: Signal) -> "Future[ScoredRollout]":
         bounds = window(len(rollout.response_ids))
         ids = rollout.ids(bounds[1])
-        return self.servers.submit(_body(ids), len(ids), partial(_read, rollout, bounds))
+        return self.servers.submit(_body(ids, signal.k), len(ids), partial(_read, rollout, bounds, signal))
 
     def score(
-        self, rollouts: Sequence[Rollout], window: Window, *, hidden: bool = False, progress: Progress = no_progress
+        self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
     ) -> list[ScoredRollout]:
         """See `Teacher.score`.
 
@@ -88,11 +111,13 @@ class VllmServerTeacher(Teacher):
             EngineError: no server is left, or none gives a usable answer.
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
-        if hidden:
+        if signal.kind == "full":
             self.head()  # says that there is none
         self._check_model(self.servers.revive())
         under_way, self._under_way = self._under_way, {}
-        futures = [under_way.pop(id(rollout), None) or self._submit(rollout, window) for rollout in rollouts]
+        futures = [
+            under_way.pop((id(rollout), signal), None) or self._submit(rollout, window, signal) for rollout in rollouts
+        ]
         lengths = [len(rollout.prompt_ids) + window(len(rollout.response_ids))[1] for rollout in rollouts]
         places = {future: place for place, future in enumerate(futures)}
         tokens, most = 0, sum(lengths)
@@ -112,17 +137,27 @@ class VllmServerTeacher(Teacher):
         self.servers.close()
 
 
-def _body(ids: Sequence[int] | Ids) -> dict[str, Any]:
+def _body(ids: Sequence[int] | Ids, k: int = 0) -> dict[str, Any]:
     # One token is sampled because vLLM always samples; nobody looks at it.
-    return {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+    return {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
 
 
 def _read_fixed_prompt(choice: dict[str, Any]) -> list[float]:
     return _prompt_logprobs(FIXED_PROMPT, choice)
 
 
-def _read(rollout: Rollout, window: tuple[int, int], choice: dict[str, Any]) -> ScoredRollout:
-    return scored_rollout(rollout, window, _prompt_logprobs(rollout.ids(window[1]).tolist(), choice))
+def _read(rollout: Rollout, window: tuple[int, int], signal: Signal, choice: dict[str, Any]) -> ScoredRollout:
+    ids = rollout.ids(window[1]).tolist()
+    logprobs = _prompt_logprobs(ids, choice)
+    return scored_rollout(rollout, window, logprobs, _likeliest(ids, signal.k, choice) if signal.k else None)
+
+
+def _likeliest(ids: Sequence[int], k: int, choice: dict[str, Any]) -> tuple[Any, Any]:
+    """Ids and log-probs [tokens, k] of the likeliest in the place of all tokens but the first."""
+    try:
+        return likeliest_of(choice["prompt_logprobs"][1:], ids[1:], k)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadAnswer(f"prompt log-probs without the {k} likeliest tokens") from error
 
 
 def _prompt_logprobs(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:

@@ -8,6 +8,7 @@ from iwopd.models.student import Student
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.interrupts import Interrupts
 from iwopd.seeding import derive_seed
+from iwopd.training.collapse import Context, alarm, endings
 from iwopd.training.metrics import gpu_memory, sizes
 from iwopd.training.parity import check_parity
 from iwopd.training.schedule import Schedule
@@ -23,6 +24,7 @@ class Loop:
 
     Attributes:
         metrics: of the step under way.
+        collapse: why its responses are an alarm; None where they are not. See `iwopd.training.collapse`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Loop:
         self.stage = stages
         self.interrupts = interrupts
         self.metrics: dict[str, float] = {}
+        self.collapse: str | None = None
         components.student.schedule = lambda update: schedule.learning_rate(state, update)
 
     def step(self) -> None:
@@ -56,7 +59,7 @@ class Loop:
         parts, state = self.components, self.state
         progress = self.schedule.progress(state)
         horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
-        window = parts.objective.weighting.window(progress)
+        window, signal = parts.objective.weighting.window(progress), parts.objective.signal
         with self.stage("rollout") as advance:
             rollouts = parts.engine.generate(
                 prompts,
@@ -64,7 +67,7 @@ class Loop:
                 seed=self.config.seed,
                 stream=state.step,
                 progress=advance,
-                finished=lambda rollout: parts.teacher.expect(rollout, window),
+                finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
             )
             parts.engine.sleep()
         self.metrics["train/horizon"] = horizon
@@ -72,14 +75,16 @@ class Loop:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """The teacher's log-probs of the rollouts' tokens, and what else the loss and the weighting need."""
+        objective = self.components.objective
         with self.stage("score") as advance:
             return score(
                 self.components.teacher,
                 rollouts,
-                self.components.objective.weighting.window(self.schedule.progress(self.state)),
+                objective.weighting.window(self.schedule.progress(self.state)),
                 student=self._student_that_scores,
                 base=self.components.base,
-                hidden=self.components.objective.loss.signal == "full",
+                signal=objective.signal,
+                objective=objective,
                 progress=advance,
             )
 
@@ -104,14 +109,29 @@ class Loop:
                 seeds=[derive_seed(seed, state.step, item.prompt_id, item.sample) for item in rollouts],
                 progress=progress,
                 updates=self.config.optim.updates_per_batch,
-                teacher_head=parts.teacher.head() if parts.objective.loss.signal == "full" else None,
+                teacher_heads=parts.teacher.heads() if parts.objective.signal.kind == "full" else None,
                 advance=advance,
             )
             parts.gaps.see(self.metrics["train/sampler_gap_mean"])
             self.metrics |= {"train/lr": learning_rate, "train/progress": progress, **sizes(scored)}
             self.metrics |= gpu_memory(parts.student.device)
             self.schedule.advance(state, int(self.metrics["tokens/generated"]))
+            self._watch(scored)
             self.metrics["train/epoch"] = state.step / parts.stream.steps_per_epoch
+
+    def _watch(self, scored: Sequence[ScoredRollout]) -> None:
+        """Note how the responses end; `collapse` says what is wrong with that, if something is."""
+        parts, state, rollout = self.components, self.state, self.config.rollout
+        limit, reverse_kl = int(self.metrics["train/horizon"]), self.metrics["train/reverse_kl"]
+        found = endings(scored, step=state.step, limit=limit, reverse_kl=reverse_kl)
+        self.metrics |= found.metrics
+        if limit < rollout.max_tokens:
+            return  # cut on purpose
+        state.watched.see(found)
+        context = Context(parts.stop_ids, parts.objective.loss.bounded, state.accuracy, state.first_accuracy)
+        self.collapse = alarm(state.watched, context)
+        if self.collapse:
+            state.watched.restart()
 
     def sync(self, prompts: Sequence[Prompt]) -> None:
         """Give the engine the student's weights, and see that it has them.

@@ -1,7 +1,7 @@
 """One micro-batch: the student's forward pass, w_t · ℓ_t, and backward."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,28 +10,16 @@ from torch import Tensor, nn
 from iwopd.errors import IwopdError
 from iwopd.models.batch import Batch, Tokens
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.readouts import divergence_from
+from iwopd.models.readouts import measured_against
 from iwopd.numerics import Head, LossInput, loss_scale
 from iwopd.training.objective import Objective, check_finite
 from iwopd.training.sums import Sums
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one forward pass says, nats, [batch, time].
-
-    Attributes:
-        logprobs, teacher_logprobs: of the sampled tokens; for a loss over the vocabulary, among the tokens that both
-            models have, so that A_t and the divergence speak of the same distributions.
-        divergence, reverse_kl: of a loss over the vocabulary.
-    """
-
-    logprobs: Tensor
-    teacher_logprobs: Tensor
-    divergence: Tensor | None = None
-    reverse_kl: Tensor | None = None
+# What one forward pass says, [batch, time] each, by name: "logprobs" and "teacher_logprobs" of the sampled tokens,
+# nats; beyond the sampled signal among the tokens that both models have, so that A_t and divergences speak of the same
+# distributions, and with "reverse_kl" and what loss and weighting ask for.
+Forward = Mapping[str, Tensor]
 
 
 def train_on(
@@ -41,23 +29,24 @@ def train_on(
     *,
     weights: Tensor | None,
     progress: float,
-    teacher_head: Head | None,
+    teacher_heads: Mapping[str, Head],
     dropouts: Sequence[nn.Module],
 ) -> Sums:
     """Add the gradient of Σ scale · loss, to be divided by the batch's whole denominator afterwards.
 
     Args:
         weights: [batch, time], of a scheme that saw the whole batch; None to make them here.
+        teacher_heads: for the signal "full", by teacher.
         dropouts: the adapters', applied to the pass that gradients flow through and to no other.
 
     Raises:
         NonFiniteError: a log-prob, an advantage or the loss is NaN or infinite; names the rollouts.
     """
-    trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_head))
+    trained, exact = _passes(dropouts, lambda: _forward(lm, batch, objective, teacher_heads))
     try:
         total, sums = _loss(batch, objective, trained, exact, weights, progress)
     except IwopdError:  # other processes may be waiting for this one's share of the backward pass
-        _without_loss(trained.logprobs if trained.divergence is None else trained.divergence)
+        _without_loss(next(each for each in trained.values() if each.requires_grad))
         raise
     total.backward()
     return sums
@@ -81,16 +70,16 @@ def _loss(
     Raises:
         NonFiniteError: see `train_on`.
     """
-    check_finite(exact.logprobs.detach(), "student's log-prob", batch)
-    batch = replace(batch, teacher_logprobs=exact.teacher_logprobs)
-    given = _loss_input(batch, objective, trained, exact.logprobs.detach(), weights, progress)
+    check_finite(exact["logprobs"].detach(), "student's log-prob", batch)
+    batch = replace(batch, teacher_logprobs=exact["teacher_logprobs"])
+    given = _loss_input(batch, objective, trained, exact, weights, progress)
     found, mask = objective.loss.token_losses(given), given.mask
     kept = objective.kept(given.weights, mask)
     normalize: Any = objective.loss.normalize  # its choices are checked by the schema
     scale, denominator = loss_scale(given.weights, mask, batch.tokens.lengths, normalize, kept)
     total = (found.losses * scale).sum()
     check_finite(found.losses.detach(), "loss", batch)
-    reverse_kl = objective.reverse_kl(batch, given.old_logprobs) if exact.reverse_kl is None else exact.reverse_kl
+    reverse_kl = exact["reverse_kl"] if "reverse_kl" in exact else objective.reverse_kl(batch, given.old_logprobs)
     inside = given.weights[mask]
     return total, _sums(
         denominator,
@@ -110,19 +99,25 @@ def _loss(
 
 
 def _loss_input(
-    batch: Batch, objective: Objective, trained: Forward, now: Tensor, weights: Tensor | None, progress: float
+    batch: Batch, objective: Objective, trained: Forward, exact: Forward, weights: Tensor | None, progress: float
 ) -> LossInput:
-    """A_t, w_t and the log-probs they belong to; `now` are the student's without dropout."""
+    """A_t, w_t and the log-probs they belong to; `exact` is the pass without dropout."""
+    now = exact["logprobs"].detach()
     old = now if batch.trainer_logprobs is None else batch.trainer_logprobs
     advantages = objective.advantages(batch, old)
+    if weights is None:
+        weights = objective.weights(batch, advantages, progress, batch.trainer_measures or exact)
+    fixed = objective.weighting.advantage
     return LossInput(
-        logprobs=now + (trained.logprobs - trained.logprobs.detach()),  # dropout's gradient, not its value
+        logprobs=now + (trained["logprobs"] - trained["logprobs"].detach()),  # dropout's gradient, not its value
         old_logprobs=old,
         sampler_logprobs=batch.sampler_logprobs,
-        advantages=advantages,
-        weights=objective.weights(batch, advantages, progress) if weights is None else weights,
+        advantages=advantages if fixed is None else fixed * batch.tokens.mask.to(advantages),
+        weights=weights,
         mask=batch.tokens.mask,
-        divergence=trained.divergence,
+        divergence=trained.get("divergence"),
+        gated=trained.get("gated"),
+        baseline=exact.get("baseline"),
     )
 
 
@@ -146,11 +141,9 @@ def _passes(dropouts: Sequence[nn.Module], forward: Callable[[], Made]) -> tuple
     return forward(), exact
 
 
-def _forward(lm: LanguageModel, batch: Batch, objective: Objective, teacher_head: Head | None) -> Forward:
-    tokens, loss = batch.tokens, objective.loss
-    if loss.signal == "sampled":
-        return Forward(tokens.to_padded(lm.token_logprobs(tokens)), batch.teacher_logprobs)
-    assert batch.teacher_hidden is not None, "score() keeps hidden states for losses over the vocabulary"
-    assert teacher_head is not None, "update() is given the teacher's head for losses over the vocabulary"
-    scores = lm(tokens, divergence_from(batch.teacher_hidden, teacher_head, loss.divergence()))
-    return Forward(**{name: tokens.to_padded(flat) for name, flat in scores._asdict().items()})
+def _forward(lm: LanguageModel, batch: Batch, objective: Objective, teacher_heads: Mapping[str, Head]) -> Forward:
+    tokens = batch.tokens
+    if objective.signal.kind == "sampled":
+        return {"logprobs": tokens.to_padded(lm.token_logprobs(tokens)), "teacher_logprobs": batch.teacher_logprobs}
+    found = lm(tokens, measured_against(objective.signals(batch, teacher_heads), *objective.measures()))
+    return {name: tokens.to_padded(flat) for name, flat in found.items()}

@@ -1,8 +1,8 @@
 """What an update minimises: which tokens count, with which loss, and whose log-probs A_t is made of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,8 +12,18 @@ from iwopd.errors import ConfigError, NonFiniteError
 from iwopd.losses import Loss
 from iwopd.losses.policy_gradient import PolicyGradient
 from iwopd.models.batch import Batch, collate
-from iwopd.numerics import WeightInput, exopd_advantage, opd_advantage
-from iwopd.types import ScoredRollout
+from iwopd.numerics import (
+    Head,
+    Measure,
+    TokenSignal,
+    WeightInput,
+    exopd_advantage,
+    full_signal,
+    opd_advantage,
+    top_k_signal,
+)
+from iwopd.numerics.divergence import MEASURES
+from iwopd.types import ScoredRollout, Signal
 from iwopd.weighting import Weighting
 
 
@@ -25,16 +35,53 @@ class Objective:
         weighting: w_t.
         loss: what w_t multiplies.
         student_logprobs: "trainer" or "sampler": which log-probs of the student enter A_t.
+        vocabulary: ids below it are tokens that all models have; None for all of the student's.
     """
 
     weighting: Weighting
     loss: Loss = field(default_factory=PolicyGradient)
     student_logprobs: str = "trainer"
+    vocabulary: int | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def of(cls, config: Config, vocabulary: int | None = None) -> Self:
         """A run's."""
-        return cls(config.weighting, config.loss, config.scoring.student_logprobs)
+        return cls(config.weighting, config.loss, config.scoring.student_logprobs, vocabulary)
+
+    @property
+    def signal(self) -> Signal:
+        """What the teacher is asked for."""
+        return self.loss.teacher_signal
+
+    def weight_measures(self) -> dict[str, Measure]:
+        """What the weighting needs of both distributions, by name."""
+        return {name: MEASURES[name] for name in self.weighting.measures}
+
+    def measures(self) -> tuple[dict[str, Measure], dict[str, Measure]]:
+        """What a forward pass makes beyond the sampled signal, by name: that which gradients flow to, and the rest."""
+        trained = self.loss.trained()
+        always = {
+            name: MEASURES[name] for name in ("reverse_kl", "logprobs", "teacher_logprobs") if name not in trained
+        }
+        return trained, {**always, **self.loss.known(), **self.weight_measures()}
+
+    def signals(self, batch: Batch, heads: Mapping[str, Head]) -> list[TokenSignal]:
+        """What the teachers said of a batch's tokens, to be made into categories.
+
+        Args:
+            heads: for the signal "full", by teacher.
+        """
+        if self.signal.kind == "top_k":
+            ids, logprobs = batch.teacher_topk_ids, batch.teacher_topk_logprobs
+            assert ids is not None, "score() keeps what the loss asks for"
+            assert logprobs is not None, "they come with the ids"
+            tail: Any = self.loss.tail  # its choices are checked by the schema
+            own = batch.teacher_logprobs[batch.tokens.mask]
+            return [top_k_signal(ids, logprobs, own, tail, self.vocabulary)]
+        assert batch.teacher_hidden is not None, "score() keeps what the loss asks for"
+        return [
+            full_signal(states, heads[name], batch.places_of(name)) for name, states in batch.teacher_hidden.items()
+        ]
 
     def needs_student_first(self, updates: int) -> bool:
         """Whether `score` must record the student's log-probs, because those of the update's own forward pass would
@@ -70,18 +117,28 @@ class Objective:
             raise ValueError("the advantage needs the trainer's log-probs, and nothing recorded them")
         return chosen
 
-    def weights(self, batch: Batch, advantages: Tensor, progress: float) -> Tensor:
+    def weights(
+        self, batch: Batch, advantages: Tensor, progress: float, measures: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """w_t [batch, time], detached, 0 outside the mask.
 
         Args:
             progress: share of the training done.
+            measures: [batch, time] each, what the scheme asks for.
 
         Raises:
             ConfigError: the scheme returned something else than finite weights of that shape.
         """
         tokens = batch.tokens
         given = WeightInput(
-            advantages, tokens.mask, tokens.positions, tokens.lengths, batch.teacher_logprobs, progress, batch.seeds
+            advantages,
+            tokens.mask,
+            tokens.positions,
+            tokens.lengths,
+            batch.teacher_logprobs,
+            progress,
+            batch.seeds,
+            measures or {},
         )
         return checked_weights(self.weighting, given)
 
@@ -99,9 +156,12 @@ class Objective:
             NonFiniteError: likewise.
             ConfigError: see `weights`.
         """
-        batch = collate(scored, seeds)
+        light = [
+            replace(each, teacher_hidden=None, teacher_topk_ids=None, teacher_topk_logprobs=None) for each in scored
+        ]
+        batch = collate(light, seeds)
         advantages = self.advantages(batch, batch.trainer_logprobs)
-        weights = self.weights(batch, advantages, progress)
+        weights = self.weights(batch, advantages, progress, batch.trainer_measures)
         counts = batch.tokens.mask.sum(-1).tolist()
 
         def rows(padded: Tensor) -> list[Tensor]:
@@ -135,7 +195,8 @@ def try_weighting(weighting: Weighting) -> Weighting:
     """
     mask = torch.tensor([[True, True, True], [True, True, False]])
     values = torch.full(mask.shape, -0.5) * mask
-    given = WeightInput(values, mask, torch.arange(3).expand(2, 3), mask.sum(-1), values, 0.0, [0, 1])
+    measures = dict.fromkeys(weighting.measures, values.abs())
+    given = WeightInput(values, mask, torch.arange(3).expand(2, 3), mask.sum(-1), values, 0.0, [0, 1], measures)
     checked_weights(weighting, given)
     return weighting
 

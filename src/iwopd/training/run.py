@@ -1,5 +1,6 @@
 """A training run around the loop: evaluations and checkpoints between steps, stops, what is logged and said."""
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from iwopd.rollout.horizon import running_mean_length
 from iwopd.runs.card import write_card
 from iwopd.runs.console import Display, evaluation_line, step_line
 from iwopd.runs.folder import RunFolder
-from iwopd.runs.interrupts import ForcedStop, Interrupts, Stopped
+from iwopd.runs.interrupts import Collapsed, ForcedStop, Interrupts, Stopped
 from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.training.loop import Loop
 from iwopd.training.samples import sample_rows
 from iwopd.training.schedule import Schedule
 from iwopd.training.stages import Stages
 from iwopd.training.state import Components, State
+
+log = logging.getLogger(__name__)
 
 
 class TrainingRun:
@@ -66,8 +69,22 @@ class TrainingRun:
                     break
                 with self._recorded():
                     self.loop.step()
+                self._heed()
             self._export()
         return state.accuracy
+
+    def _heed(self) -> None:
+        """An alarm of the step that was taken.
+
+        Raises:
+            Collapsed: it is to be stopped for.
+        """
+        found, what = self.loop.collapse, self.config.run.on_collapse
+        if found is None or what == "ignore":
+            return
+        log.warning("%s: %s", self.schedule.said(self.state), found)
+        if what == "stop" and not self.schedule.ended(self.state):
+            raise Collapsed
 
     # ------------------------------------------------------------------------------------------ around a step
 
@@ -102,7 +119,7 @@ class TrainingRun:
         """Asked to stop, or left by an engine: the last whole step is saved, and how to resume is said.
 
         Raises:
-            SystemExit: with the status of the signal.
+            SystemExit: with the status of the signal, or of an alarm.
             EngineError: with what was saved.
         """
         try:
@@ -112,8 +129,9 @@ class TrainingRun:
         except Stopped as stop:
             with self.interrupts.finishing():
                 self.save()
+                by = " by run.on_collapse=stop" if isinstance(stop, Collapsed) else ""
                 self.display.line(
-                    f"stopped after {self.schedule.said(self.state)}, saved; resume with: "
+                    f"stopped{by} after {self.schedule.said(self.state)}, saved; resume with: "
                     f"iwopd train … run.dir={self.folder.path} run.resume=true"
                 )
             sys.exit(stop.status)

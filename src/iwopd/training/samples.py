@@ -10,7 +10,7 @@ from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.types import Tokenizer
+from iwopd.types import SAMPLED, Tokenizer
 
 DIGITS = 5  # of the floats in samples.jsonl
 
@@ -30,7 +30,15 @@ def sample_rows(
     if not graded:
         return []
     rollouts = [item.rollout for item in graded]
-    scored = score(teacher, rollouts, objective.weighting.window(progress), student=student, base=base)
+    scored = score(
+        teacher,
+        rollouts,
+        objective.weighting.window(progress),
+        student=student,
+        base=base,
+        signal=objective.signal if objective.weighting.measures else SAMPLED,
+        objective=objective,
+    )
     seeds = [derive_seed("samples", rollout.name) for rollout in rollouts]
     own = replace(objective, student_logprobs="trainer")
     weights, advantages = own.of_whole_batch(scored, seeds, progress)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iwopd.config.stored import SCHEMA
 from iwopd.errors import RunFolderError
+from iwopd.training.collapse import Watched
 from iwopd.training.schedule import Position
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class State(Position):
         mean_response_length: running mean length of whole responses, tokens, for `rollout.horizon`; None before an
             evaluation. Of regular evaluations: one that is due to the run's end must not change how a lengthened run
             continues.
+        watched: how responses ended in the first steps and the last.
     """
 
     evaluated: int = -1
@@ -42,6 +44,7 @@ class State(Position):
     log_offsets: dict[str, int] = field(default_factory=dict[str, int])
     micro_batch_tokens: int | None = None
     mean_response_length: float | None = None
+    watched: Watched = field(default_factory=Watched)
 
     @classmethod
     def load(cls, file: Path) -> "State":
@@ -60,7 +63,7 @@ class State(Position):
                 f"{file}: is of schema {schema}{more}, and this iwopd has schema {SCHEMA}; resume the run with the "
                 "iwopd that began it, which about.json names, or train anew in another folder"
             )
-        return cls(**held)
+        return cls(**{**held, "watched": Watched(**held["watched"])})
 
     def save(self, file: Path) -> None:
         """Into a checkpoint's trainer.json."""
@@ -77,6 +80,7 @@ class Components:
         sampling: the distribution that rollouts are sampled from, and evaluations by `eval_sampling`.
         parity: how engine and trainer are compared after each sync; None where they are not.
         gaps: watches the gap between sampler and trainer over the run.
+        stop_ids: end-of-sequence ids of the student and of each teacher, by their sections.
     """
 
     student: "Student"
@@ -92,3 +96,4 @@ class Components:
     eval_sampling: "Sampling"
     parity: "ParityConfig | None"
     gaps: "GapWatch"
+    stop_ids: dict[str, tuple[int, ...]]

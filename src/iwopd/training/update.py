@@ -1,7 +1,7 @@
 """Stage 3: weights, loss, gradients over micro-batches, one optimiser step (or several) per rollout batch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ def update(
     seeds: Sequence[int],
     progress: float = 0.0,
     updates: int = 1,
-    teacher_head: Head | None = None,
+    teacher_heads: Mapping[str, Head] | None = None,
     advance: Progress = no_progress,
 ) -> dict[str, float]:
     """Train the student on one batch of scored rollouts; returns metrics with keys such as ``train/loss``.
@@ -48,7 +48,7 @@ def update(
         seeds: the rollouts' own, for schemes that draw at random.
         progress: share of the training done, for annealed schemes.
         updates: optimiser steps, each on an equal share of the batch in its order.
-        teacher_head: for losses over the vocabulary.
+        teacher_heads: for the signal "full", by teacher; see `Teacher.heads`.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; names the rollouts, and the step was not taken.
@@ -66,7 +66,13 @@ def update(
     for start in range(0, share * updates, share):
         chosen = slice(start, start + share)
         part = _Share(
-            student, scored[chosen], objective, seeds[chosen], weights and weights[chosen], progress, teacher_head
+            student,
+            scored[chosen],
+            objective,
+            seeds[chosen],
+            weights and weights[chosen],
+            progress,
+            teacher_heads or {},
         )
         try:
             found = part.backward(part_of(advance, start // share, updates))
@@ -96,7 +102,7 @@ class _Share:
     seeds: Sequence[int]
     weights: list[Tensor] | None
     progress: float
-    teacher_head: Head | None
+    teacher_heads: Mapping[str, Head]
 
     def backward(self, advance: Progress) -> Sums:
         """Forward and backward over all micro-batches. Out of GPU memory, it starts again with micro-batches half as
@@ -155,7 +161,7 @@ class _Share:
                     self.objective,
                     weights=weights,
                     progress=self.progress,
-                    teacher_head=self.teacher_head,
+                    teacher_heads=self.teacher_heads,
                     dropouts=dropout.layers,
                 )
             )

@@ -6,7 +6,7 @@ formula.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from omegaconf import MISSING
 
@@ -28,12 +28,17 @@ class Weighting:
         needs_batch: `weights` must see the whole rollout batch at once, so the student scores it before the update.
         keeps_all: every token of the window counts, however small its weight: it is in the mean also where float32 has
             no number small enough. Else the tokens of weight 0 are those that the scheme leaves out.
+        measures: what it needs of student's and teacher's distributions, names of `iwopd.numerics.MEASURES`; the loss
+            must then have a signal beyond the sampled one.
+        advantage: of every token in a policy gradient, nats, in place of A_t: a control without a teacher. None: A_t.
     """
 
     scheme: str = setting(MISSING, NAME)
 
     needs_batch = False
     keeps_all = False
+    measures = cast(tuple[str, ...], ())
+    advantage: ClassVar[float | None] = None
 
     def weights(self, given: "WeightInput") -> "Tensor":
         """[batch, time] weights, detached; what they are outside the mask does not matter."""

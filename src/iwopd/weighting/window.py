@@ -48,5 +48,5 @@ class Window(Weighting):
 
     @classmethod
     def presets(cls) -> Mapping[str, Weighting]:
-        """One of each side."""
-        return {made.name: made for side in SIDES for made in [cls(side=side)]}
+        """One of each side, and a random tenth."""
+        return {made.name: made for made in (*(cls(side=side) for side in SIDES), cls(side="random", fraction=0.1))}
