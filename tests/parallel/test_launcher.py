@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,8 +37,8 @@ def job(
     launcher = (
         "import os, signal, sys; from pathlib import Path; from iwopd.parallel import launcher;"
         "from iwopd.runs.interrupts import FOLLOW;"
-        f"launcher.SAVING = launcher.INSISTING = 0.5; "
-        f"job = launcher.Job({command!r}, {count}, {{FOLLOW: str(os.getpid())}}, Path({str(folder)!r}), {grace});"
+        f"launcher.SAVING = launcher.INSISTING = 0.5; job = launcher.Job({command!r}, {count}, "
+        f"{{FOLLOW: str(os.getpid())}}, Path({str(folder)!r}), {grace});"
         "sys.exit(job.run([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]))"
     )
     return subprocess.Popen(
@@ -47,7 +48,9 @@ def job(
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit status, standard output and error; and no rank is left."""
-    ranks = [each for each in psutil.process_iter() if each.ppid() == running.pid]
+    ranks = list[psutil.Process]()
+    with suppress(psutil.NoSuchProcess):  # it has ended already
+        ranks = psutil.Process(running.pid).children()
     try:
         out, errors = running.communicate(timeout=60)
     except subprocess.TimeoutExpired:

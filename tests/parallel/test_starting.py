@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,9 @@ def ranks(running: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
-    left = psutil.Process(running.pid).children(recursive=True)
+    left = list[psutil.Process]()
+    with suppress(psutil.NoSuchProcess):  # it has ended already
+        left = psutil.Process(running.pid).children(recursive=True)
     out, errors = running.communicate(timeout=120)
     _, alive = psutil.wait_procs(left, timeout=0)
     assert not alive

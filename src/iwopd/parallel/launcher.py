@@ -87,7 +87,7 @@ class Job:
     # ------------------------------------------------------------------------------------------ processes
 
     def _start(self, rank: int) -> None:
-        output = None if rank == 0 else self._closing.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  it is entered
+        output = None if rank == 0 else self._closing.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         process = subprocess.Popen(
             self._command,
             env={**self._environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},

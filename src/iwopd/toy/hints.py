@@ -6,13 +6,10 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iwopd.toy.task import Noise, make_problem, write_response
 from iwopd.toy.training import Advance, ModelRecipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,11 @@ def train_hinted(recipe: HintedRecipe, base: Path, folder: Path, advance: Advanc
     tokenizer.save_pretrained(folder)
 
 
-def _batch(recipe: HintedRecipe, tokenizer: "PreTrainedTokenizerBase", rng: random.Random) -> tuple[Any, Any]:
+def _batch(
+    recipe: HintedRecipe,
+    tokenizer: Any,  # noqa: ANN401  transformers types what it returns as everything it could be
+    rng: random.Random,
+) -> tuple[Any, Any]:
     """Token ids and labels ``[batch, time]``; prompts and padding are labelled -100."""
     import torch
 
