@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from iwopd.errors import IwopdError, ProcessError, first_line
 from iwopd.parallel.deal import deal
-from iwopd.parallel.world import World, entered, processes
+from iwopd.parallel.world import World, entered, processes, world
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,11 @@ def _open(replicate: int, limits: Mapping[str, timedelta], on_gpu: bool) -> Rank
 
 @contextmanager
 def groups_kept() -> Iterator[None]:
-    """While the block lasts, nobody takes process groups down: vLLM's shutdown would, whoever made them."""
+    """While the block lasts, nobody takes the world's process groups down: vLLM's shutdown would, whoever made them.
+    Those that vLLM makes for itself in a world of one it may."""
+    if world().size == 1:
+        yield
+        return
     found = dist.destroy_process_group
     dist.destroy_process_group = lambda *_, **__: None
     try:
