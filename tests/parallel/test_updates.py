@@ -31,7 +31,10 @@ LENGTHS = (3, 40, 17, 1, 26, 9)  # uneven, and one of a single token
 PLAIN: dict[str, Any] = {"model": "llama", "loss": "policy_gradient", "weighting": "iw"}
 WEIGHTINGS = [name for name in SCHEMES if name != "custom"]
 CASES: dict[str, dict[str, Any]] = {
-    **{f"weighting {name}": {"weighting": name} for name in WEIGHTINGS},
+    **{
+        f"weighting {name}": {"weighting": name, "signal": "top_k" if SCHEMES[name].measures else "auto"}
+        for name in WEIGHTINGS
+    },
     **{f"loss {name}": {"loss": name} for name in LOSSES},
     **{f"model {name}": {"model": name} for name in ("qwen2", "gemma2", "qwen3_moe", "phi", "opt")},
     **{f"top-k {name}": {"loss": name, "signal": "top_k"} for name in LOSSES if name != "policy_gradient"},
@@ -101,7 +104,7 @@ def weighting_of(name: str) -> Any:
 def trained(case: dict[str, Any], ranks: Ranks | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights after one step, with `first` and `second` moments (of the gradients), and the metrics."""
     case = PLAIN | case
-    loss, student = LOSSES[case["loss"]](signal=case.get("signal", "auto")), student_of(case, ranks)
+    loss, student = LOSSES[case["loss"]](signal=case.get("signal", "auto"), top_k=16), student_of(case, ranks)
     teacher_model = LanguageModel(make(case["model"], seed=1))
     if ranks is not None and "teacher" in case:
         shard(teacher_model, ranks.mesh, whole_head=True)
