@@ -195,7 +195,7 @@ def test_a_mistake_is_said_by_the_leader_alone(
     given, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iwopd.launch.LEADER_FIRST", 0.0)
-    mistakes = (["weighting.gamma=-1"], ["nonsense=1"], ["parallel=fsdp", "student.path=/none"], [])
+    mistakes = (["weighting.gamma=-1"], ["parallel=fsdp", "parallel.replicate=3"], [])
     for started in (TORCHRUN, SRUN):
         for mistake in mistakes:
             given(started, RANK="0", LOCAL_RANK="0", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0")
