@@ -1,6 +1,7 @@
 """Does iwopd work on this GPU, does it compute what the CPU computes, and how fast is it?
 
     python scripts/gpu_check.py          # exit status 0: good, 1: a check failed, 2: no CUDA device
+    python scripts/gpu_check.py --gpus 8 # also several processes, a GPU each
     python scripts/gpu_check.py --cpu    # the same code at tiny sizes on the CPU, to test this script
 
 Needs no network and no installation: iwopd comes from the src/ beside this folder; torch ≥ 2.11, transformers ≥ 5.17,
@@ -9,6 +10,7 @@ hydra-core, omegaconf and datasets must be there. Takes under eight minutes. Pri
 - smoke: `iwopd train +experiment=smoke` on the device; accuracy before and after.
 - numerics: a tiny float32 model on device and CPU; largest difference of log-probs (nats), of each parameter's gradient
   (share of its largest element) and of the loss; share of tokens that they sample differently from one seed.
+- parallel (--gpus N): the same smoke run by N processes; how far its final weights are from one process's, relative.
 - speed: one update, scoring and rollout of a randomly initialised Qwen3-0.6B: median seconds, response tokens per
   second, and memory (MiB) before, at the peak and after. `mfu` is the share of the device's peak that forward and
   backward need by count (matrices and causal attention; what gradient checkpointing recomputes is not counted).
@@ -35,6 +37,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
@@ -91,6 +94,7 @@ QWEN3_06B = Workload(QWEN3_06B_SHAPE, prompt=128, response=4096, sampled=128)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test this script")
+    parser.add_argument("--gpus", type=int, default=1, help="also train on so many, a process for each")
     parser.add_argument("--micro-batch-tokens", type=int, default=32768, help="of the timed update (%(default)s)")
     options = parser.parse_args()
     if not options.cpu and not torch.cuda.is_available():
@@ -108,8 +112,10 @@ def main() -> int:
         "numerics": section("numerics", lambda: numerics(device)),
         "speed": section("speed", lambda: speed(device, work, options.micro_batch_tokens)),
     }
+    if options.gpus > 1:
+        report["parallel"] = section("parallel", lambda: parallel(device, options.gpus))
     report["seconds"] = round(time.perf_counter() - start, 1)
-    report["ok"] = all(report[name]["ok"] for name in ("smoke", "numerics", "speed"))
+    report["ok"] = all(found["ok"] for found in report.values() if isinstance(found, dict))
     print(json.dumps(report, indent=2))
     return 0 if report["ok"] else 1
 
@@ -127,18 +133,35 @@ def section(name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]
     return found
 
 
+def train(run: Path, device: torch.device, *overrides: str) -> float:
+    """The smoke experiment from the command line; seconds."""
+    start = time.perf_counter()
+    given = ["+experiment=smoke", f"run.dir={run}", f"run.device={device}", *overrides]
+    command = [sys.executable, "-m", "iwopd", "train", *given]
+    subprocess.run(command, cwd=run.parent, stdout=sys.stderr, check=True, timeout=300)
+    return time.perf_counter() - start
+
+
 def smoke(device: torch.device) -> dict[str, Any]:
-    """The smoke experiment from the command line, toy models included."""
+    """The smoke experiment, toy models included."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        overrides = ["+experiment=smoke", f"run.dir={run}", f"run.device={device}"]
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "iwopd", "train", *overrides]
-        subprocess.run(command, cwd=folder, stdout=sys.stderr, check=True, timeout=300)
-        seconds = time.perf_counter() - start
+        seconds = train(run, device)
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracies = [row["eval/accuracy"] for row in metrics if "eval/accuracy" in row]
     return {"seconds": round(seconds, 1), "accuracy_first": accuracies[0], "accuracy_last": accuracies[-1]}
+
+
+def parallel(device: torch.device, gpus: int) -> dict[str, Any]:
+    """Several processes against one. On GPUs, a sampled token may differ by rounding, and what is learnt from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, several = (Path(folder) / name for name in ("one", "several"))
+        train(one, device)
+        seconds = train(several, device, "parallel=fsdp", f"parallel.processes={gpus}")
+        ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (several, one))
+    gap = sum((ours[name] - theirs[name]).double().square().sum() for name in theirs)
+    relative = float((gap / sum(weight.double().square().sum() for weight in theirs.values())) ** 0.5)
+    return {"processes": gpus, "seconds": round(seconds, 1), "weights_rel": relative, "ok": relative < 1e-2}
 
 
 def numerics(device: torch.device) -> dict[str, Any]:

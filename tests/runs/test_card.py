@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from support.composing import composed
 from support.running import SMALL, iwopd, rows
 
+from iwopd.machine import runtime
 from iwopd.runs.card import MODEL, write_card
 from iwopd.runs.manifest import damage
 from iwopd.runs.public import hub_name, shown
@@ -94,7 +95,7 @@ def test_the_transformers_example_runs(run: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
 def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in in_process.ENVIRONMENT.items():
+    for name, value in runtime.VLLM.items():
         monkeypatch.setenv(name, value)
     from vllm import LLM
 

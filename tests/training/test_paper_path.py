@@ -50,7 +50,15 @@ def train(experiment: str, run: Path, data: Path, benchmark: str, problems: Path
     """Three steps of an experiment on local problems; its metrics."""
     column = "question" if data == WORD_PROBLEMS else "problem"
     settings = [
-        *("run.steps=3", "run.save_every=0", "run.samples=1", "tracking=none", "data=file", "data.batch_size=6"),
+        *(
+            "parallel=single",
+            "run.steps=3",
+            "run.save_every=0",
+            "run.samples=1",
+            "tracking=none",
+            "data=file",
+            "data.batch_size=6",
+        ),
         *(f"run.dir={run}", f"data.path={data}", f"data.prompt_column={column}", "rollout.max_tokens=48"),
         *(f"benchmark=[{benchmark}]", f"eval.benchmarks.{benchmark}.path={problems}"),
         *(f"eval.benchmarks.{benchmark}.limit=6", "eval.k=2", "eval.every=0"),
