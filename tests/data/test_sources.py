@@ -269,7 +269,6 @@ def test_a_row_without_a_teacher_has_its_sources() -> None:
         (["+teachers.default.path=x"], "teachers.default: teacher.name is default too"),
         (["+teachers.x=y"], "teachers.x=y: not a section"),
         (["+teachers.x.path=/none"], "teachers.x.path=/none: does not exist"),
-        (["+teachers.x.path=toy://smoke/teacher", "loss=reverse_kl"], "needs one distribution for all"),
         (["+teachers.x={path: toy://smoke/teacher, device: gpu}"], "teachers.x.device=gpu: not a device"),
     ],
 )

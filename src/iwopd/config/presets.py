@@ -19,7 +19,7 @@ def groups() -> list[str]:
 
 
 def presets_with(group: str, name: str) -> list[str]:
-    """The presets of a group, those called as their schemas, that have a field of that name."""
+    """The presets of a group that have a field of that name, where they are those called as their schemas."""
     schemas = SCHEMAS.get(f"schema/{group}", {})
     having = [choice for choice, schema in schemas.items() if name in {entry.name for entry in fields(schema)}]
-    return [choice for choice in having if (config_folder() / group / f"{choice}.yaml").is_file()]
+    return having if all((config_folder() / group / f"{choice}.yaml").is_file() for choice in having) else []
