@@ -12,6 +12,7 @@ from iwopd.assembly.evaluation import benchmarks, grader
 from iwopd.assembly.inputs import check_scorer_tokenizer, longest_taught, prompt_stream, student_tokenizer
 from iwopd.assembly.model_configs import check_context, check_top_k, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, student
+from iwopd.assembly.parallel import opened_world as opened_world
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
 from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from iwopd.errors import ModelError
 from iwopd.toy import SCHEME, SMOKE, STANDARD, Noise, lookup
-from iwopd.toy.hints import HintedRecipe, train_hinted
+from iwopd.toy.hints import HintedRecipe
 from iwopd.toy.training import Advance, ModelRecipe, train_model
 
 Stage = Callable[[str], AbstractContextManager[Advance]]
@@ -121,6 +121,8 @@ def make_model(path: str, advance: Advance) -> None:
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             if isinstance(recipe, HintedRecipe):
+                from iwopd.toy.hint_training import train_hinted  # torch takes 5 s, and names of models do without
+
                 assert base is not None, "made above"
                 train_hinted(recipe, base, draft, advance)
             else:

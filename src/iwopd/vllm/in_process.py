@@ -89,9 +89,10 @@ class InProcess:
         given = self.settings
         if self.on_cpu:
             torch.compiler.set_stance("force_eager")  # else the first request with log-probs waits for a C++ compiler
-        from vllm import LLM, SamplingParams  # seconds, and only with engines is vLLM needed at all
+        import vllm  # seconds, and only with engines is it needed at all
 
-        self.params = SamplingParams
+        engine = vllm.LLM  # loads the rest
+        self.params, self.pooling_params = vllm.SamplingParams, vllm.PoolingParams
 
         leave_transformers_uncompiled()
 
@@ -122,17 +123,17 @@ class InProcess:
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], given.context)
         if given.pooling:
-            from vllm.config import PoolerConfig
-
             # The states after the model's final norm, as they are; a pooling engine wants its tokenizer.
-            pooler = PoolerConfig(task="token_embed", use_activation=False)
+            pooler = vllm.config.PoolerConfig(  # pyright: ignore[reportAttributeAccessIssue]  loaded by then
+                task="token_embed", use_activation=False
+            )
             arguments |= {
                 "runner": "pooling",
                 "convert": "embed",
                 "pooler_config": pooler,
                 "skip_tokenizer_init": False,
             }
-        return LLM(**(arguments | options | given.more))
+        return engine(**(arguments | options | given.more))
 
     def run(
         self,
@@ -166,13 +167,11 @@ class InProcess:
 
     def hidden_states(self, prompts: Sequence[list[int]]) -> list[torch.Tensor]:
         """The last hidden states [tokens, hidden] of each prompt, of an engine that was started for pooling."""
-        from vllm import PoolingParams
-
         self.wake()
         with self.log, _random_state():
             found = self.llm.encode(
                 [{"prompt_token_ids": ids} for ids in prompts],
-                pooling_params=PoolingParams(use_activation=False),
+                pooling_params=self.pooling_params(use_activation=False),
                 pooling_task="token_embed",
                 use_tqdm=False,
             )
