@@ -36,7 +36,7 @@ def test_the_oldest_supported_release_is_the_oldest_that_may_be_installed() -> N
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
     oldest = dict(found.groups() for line in required if (found := re.match(r"([\w-]+)>=([\d.]+)", line)))
-    assert {name: re.match(r">=([\d.]+),<", versions)[1] for name, versions in _compat.SUPPORTED.items()} == {  # type: ignore[index]
+    assert {name: re.match(r">=([\d.]+),<", versions)[1] for name, versions in _compat.SUPPORTED.items()} == {  # type: ignore[index]  # each has such a range
         name: oldest[name] for name in _compat.SUPPORTED
     }
 

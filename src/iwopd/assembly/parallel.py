@@ -1,6 +1,6 @@
 """Several processes, from config to objects."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -8,7 +8,7 @@ from iwopd.assembly.vllm import engine_dtype
 from iwopd.config import Config, FsdpConfig
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import shard
-from iwopd.parallel import World, processes, world
+from iwopd.parallel import World, world
 from iwopd.parallel.ranks import Ranks, opened
 
 
@@ -18,8 +18,6 @@ def opened_world(config: Config) -> AbstractContextManager[World]:
     Raises:
         ProcessError: they do not find each other, or one of them fails while the world is open.
     """
-    if processes() == 1:
-        return nullcontext(World())
     parallel = config.parallel
     assert isinstance(parallel, FsdpConfig), "check_processes sees to it"
     return opened(

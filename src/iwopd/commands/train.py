@@ -1,7 +1,7 @@
 """`iwopd train`."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from iwopd.config import Config
@@ -30,7 +30,7 @@ def run(config: Config) -> float | None:
 
     from iwopd.assembly.training import opened_world, training_run  # torch takes 5 s; errors so far came at once
 
-    with opened_world(config):
+    with opened_world(config) if several else nullcontext():
         if several:
             naming.agree(config.run)
         with Interrupts() as interrupts, Display(shown=world().leader) as display, ExitStack() as stack:

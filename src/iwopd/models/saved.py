@@ -1,49 +1,22 @@
-"""What checkpoints hold of a model: weights in HF format, written as they come, and the optimiser's state.
+"""What checkpoints hold of a model: weights in HF format, written as they come.
 
 A folder that was just written is checked before success is reported: the loader of transformers goes over the files as
 it would to load them, into a model without memory, so names, shapes and the conversion of fused weights are its own.
-One format for any number of processes: what some have saved, others load.
 """
 
 import json
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.optim import Optimizer
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from iwopd.errors import ModelError, first_line
-from iwopd.parallel import world
+from iwopd.models.sharding import Weights, led
 
-Weights = Iterator[tuple[str, Tensor]]
-Result = TypeVar("Result")
 FILE_BYTES = 2**31  # of weights in one file: what the process that writes them holds at one time
-
-
-def led(weights: Weights, take: Callable[[Weights], Result]) -> Result | None:
-    """Have the leader `take` weights that all processes gather; on the others, None.
-
-    However far the leader comes, all weights are gone through: nobody is left gathering one.
-    """
-
-    def go_through() -> Result | None:
-        try:
-            return take(weights) if world().leader else None
-        finally:
-            for _ in weights:
-                pass
-
-    return world().together(go_through)
 
 
 def save_weights(weights: Weights, folder: Path, limit: int = FILE_BYTES) -> None:
@@ -74,33 +47,6 @@ def _write(weights: Weights, folder: Path, limit: int) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for place, name in enumerate(names, 1):
         (folder / f"{place}.safetensors").rename(folder / name)
-
-
-def save_optimizer(model: nn.Module, optimizer: Optimizer, updates: int, folder: Path) -> None:
-    """Every process writes its part of the optimiser's state into `folder`, by the parameters' names."""
-    state = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": updates}
-    with _plain_errors():
-        save(state, checkpoint_id=folder, no_dist=world().size == 1)
-
-
-def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> int:
-    """Take what `save_optimizer` wrote, however many processes wrote it; how many updates they had taken."""
-    state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": 0}
-    with _plain_errors():
-        load(state, checkpoint_id=folder, no_dist=world().size == 1)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    return state["updates"]
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What torch.distributed.checkpoint wraps, such as what the disk said; one process is nothing to warn of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process")
-        try:
-            yield
-        except CheckpointException as error:
-            raise next(iter(error.failures.values()))[0] from None
 
 
 if TYPE_CHECKING:

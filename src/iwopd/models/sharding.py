@@ -2,24 +2,39 @@
 
 FSDP2 (`fully_shard`) around `LanguageModel`: its forward is the only way to what is differentiable, so that is where
 weights are gathered, and tied weights, chunked heads, soft caps and adapters need no second path. With one process
-nothing is sharded, and everything here does nothing.
+nothing is sharded. The optimiser's state has one format for any number: what some have saved, others load.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.parallel import world
 from iwopd.types import Rollout, as_ids, as_logprobs
+
+Weights = Iterator[tuple[str, Tensor]]
+Result = TypeVar("Result")
 
 
 def shard(lm: LanguageModel, mesh: DeviceMesh, *, gather: torch.dtype | None = None, whole_head: bool = False) -> None:
@@ -124,6 +139,57 @@ def kept_gathered(lm: LanguageModel, *, keep: bool = True) -> Iterator[None]:
         for part in parts(lm):
             part.set_reshard_after_forward(True, recurse=False)
             part.reshard()
+
+
+def as_held(value: Tensor, like: Tensor) -> Tensor:
+    """`value` as this process holds `like`: a share where that is one, else all of it, for which see `whole`."""
+    return value if isinstance(like, DTensor) else whole(value)
+
+
+def taken(weights: Weights, take: Callable[[Weights], Result]) -> Result:
+    """Have every process `take` weights that all gather. However far one of them comes, all weights are gone through:
+    nobody is left gathering one."""
+
+    def go_through() -> Result:
+        try:
+            return take(weights)
+        finally:
+            for _ in weights:
+                pass
+
+    return world().together(go_through)
+
+
+def led(weights: Weights, take: Callable[[Weights], Result]) -> Result | None:
+    """`taken` by the leader alone; on the others, None."""
+    return taken(weights, lambda given: take(given) if world().leader else None)
+
+
+def save_optimizer(model: nn.Module, optimizer: Optimizer, updates: int, folder: Path) -> None:
+    """Every process writes its part of the optimiser's state into `folder`, by the parameters' names."""
+    state = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": updates}
+    with _plain_errors():
+        save(state, checkpoint_id=folder, no_dist=world().size == 1)
+
+
+def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> int:
+    """Take what `save_optimizer` wrote, however many processes wrote it; how many updates they had taken."""
+    state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": 0}
+    with _plain_errors():
+        load(state, checkpoint_id=folder, no_dist=world().size == 1)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    return state["updates"]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What torch.distributed.checkpoint wraps, such as what the disk said; one process is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process")
+        try:
+            yield
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from None
 
 
 def _head_parameters(lm: LanguageModel) -> Iterator[nn.Parameter]:

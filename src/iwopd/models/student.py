@@ -14,8 +14,8 @@ from iwopd._compat import revert_weight_conversion
 from iwopd.config import OptimConfig
 from iwopd.errors import NonFiniteError
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.saved import check_adapters, check_model, load_optimizer, save_optimizer, save_weights
-from iwopd.models.sharding import whole
+from iwopd.models.saved import check_adapters, check_model, save_weights
+from iwopd.models.sharding import load_optimizer, save_optimizer, whole
 from iwopd.parallel import world
 from iwopd.types import Tokenizer
 

@@ -5,7 +5,6 @@ of gloo, in which a rank may wait for hours while others sample, grade or save.
 """
 
 import json
-import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from iwopd.errors import IwopdError, ProcessError, first_line
+from iwopd.errors import IwopdError, OutOfMemoryError, ProcessError, first_line
 from iwopd.parallel.deal import deal
 from iwopd.parallel.world import World, entered, processes, world
-
-log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 FAILED = "failed"  # key of the store: who was the first to fail, and why
@@ -71,6 +68,7 @@ class Ranks(World):
             dist.all_gather_object(found, item, group=self._control)
         except RuntimeError as error:
             raise self.lost(error, "wait_s") from error
+        found[self.rank] = item  # the very object: a teacher recognises the rollouts that it expects
         return found  # pyright: ignore[reportReturnType]
 
     def together(self, function: Callable[[], Item], *, stoppable: bool = False) -> Item:
@@ -103,6 +101,8 @@ class Ranks(World):
                 continue
             try:
                 make(group)
+            except OutOfMemoryError:  # in the midst of a pass, which the others cannot finish with this rank
+                raise
             except IwopdError as found:
                 error = found
         self._raise_first(_Outcome(error=error), self.gather(_Outcome(error=_portable(error))))
@@ -146,13 +146,13 @@ class Ranks(World):
                 who = f"process {', '.join(map(str, late))}"
         if reason is None and "imed out" in str(error):
             reason = (
-                f"{who} of {self.size} processes did not answer within {self.limits[limit].total_seconds():.0f} s; if "
-                f"its work takes so long, raise parallel.{limit}"
+                f"{who} of the {self.size} processes did not answer within {self.limits[limit].total_seconds():.0f} s; "
+                f"if its work takes so long, raise parallel.{limit}"
             )
         elif reason is None:
             reason = (
-                f"{who} of {self.size} processes ended without a word; it may have been killed, by the system where "
-                "memory ran out"
+                f"{who} of the {self.size} processes ended without a word; it may have been killed, by the system "
+                "where memory ran out"
             )
         return ProcessError(reason)
 

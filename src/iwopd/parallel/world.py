@@ -46,6 +46,10 @@ class World:
         """The result of `function`, which the leader alone calls; its error is raised on all."""
         return function()
 
+    def share(self, items: Sequence[Item], neighbours: int = 1) -> list[Item]:
+        """The items that are this rank's to do, dealt one by one; `neighbours` ranks that work together have the same."""
+        return list(items[self.rank // neighbours :: self.size // neighbours])
+
     def passes(
         self,
         groups: Sequence[Sequence[int]],

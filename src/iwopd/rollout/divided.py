@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.saved import led
-from iwopd.models.sharding import gathered
+from iwopd.models.sharding import gathered, led, taken
 from iwopd.parallel import world
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.types import Prompt, Rollout
@@ -41,7 +40,7 @@ class DividedEngine(Engine):
     ) -> list[Rollout]:
         """See `Engine.generate`; `finished` is called with this rank's."""
         ranks, engines = world(), world().size // self.neighbours
-        mine = list(prompts)[ranks.rank // self.neighbours :: engines]
+        mine = ranks.share(prompts, self.neighbours)
 
         def answer() -> list[Rollout]:
             if not mine:
@@ -58,16 +57,7 @@ class DividedEngine(Engine):
         if not self.has_own_weights:
             self.own.sync_weights(student, version)
             return
-        weights = student.named_weights()
-
-        def take() -> None:
-            try:
-                self.own.sync_weights(_Once(weights), version)
-            finally:
-                for _ in weights:  # others are gathering them still
-                    pass
-
-        world().together(take)
+        taken(student.named_weights(), lambda weights: self.own.sync_weights(_Once(weights), version))
 
     def check_logprobs(self, sampling: Sampling, prompt: Prompt) -> None:
         """See `Engine.check_logprobs`."""

@@ -21,7 +21,7 @@ class PromptedTeacher(Teacher):
 
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
-        # By identity: a teacher knows a rollout that it was told to expect by the object it was given.
+        # By identity: a teacher recognises a rollout that it expects as the object it was given.
         self._asked: dict[int, tuple[Rollout, Rollout]] = {}
 
     def score(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from iwopd.models.language_model import LanguageModel
-from iwopd.models.sharding import whole
+from iwopd.models.sharding import as_held
 from iwopd.models.student import Student, named_weights, write_model
 from iwopd.numerics.logprobs import Head
 from iwopd.scoring.hf import HfTeacher
@@ -46,8 +45,7 @@ class AverageTeacher(HfTeacher):
         """θ_T ← decay · θ_T + (1 − decay) · θ, of each parameter by itself."""
         theirs = dict(student.model.named_parameters())
         for name, own in self.model.model.named_parameters():
-            new = theirs[name].detach()
-            new = new if isinstance(own, DTensor) else whole(new)  # a teacher may be whole where the student is sharded
+            new = as_held(theirs[name].detach(), own)  # a teacher may be whole where the student is sharded
             own.mul_(self.decay).add_(new.to(own.device, own.dtype), alpha=1 - self.decay)
 
     def save(self, folder: Path) -> None:

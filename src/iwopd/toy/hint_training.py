@@ -44,9 +44,9 @@ def _batch(
     """Token ids and labels ``[batch, time]``; prompts and padding are labelled -100."""
     task, rows = recipe.base.task, list[tuple[list[int], int]]()
     for _ in range(recipe.batch_size):
-        problem, told = make_problem(task, rng), rng.random() < 0.5
-        response = write_response(problem, task, rng, Noise() if told else recipe.base.noise)
-        asked = hinted(problem.prompt, problem.answer) if told else problem.prompt
+        problem, shown = make_problem(task, rng), rng.random() < 0.5
+        response = write_response(problem, task, rng, Noise() if shown else recipe.base.noise)
+        asked = hinted(problem.prompt, problem.answer) if shown else problem.prompt
         chat = [{"role": "user", "content": asked}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.encode(prompt + response + tokenizer.eos_token, add_special_tokens=False)

@@ -150,7 +150,7 @@ def cache_folder() -> Path:
 
 def fingerprint(recipe: Recipe) -> str:
     """A hash of the recipe and of the code that carries it out."""
-    more = ["hints.py"] if isinstance(recipe, HintedRecipe) else []
+    more = ["hints.py", "hint_training.py"] if isinstance(recipe, HintedRecipe) else []
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for name in ("task.py", "tokenizer.py", "training.py", *more):
         digest.update((Path(__file__).parent / name).read_bytes())
