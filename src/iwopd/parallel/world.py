@@ -47,7 +47,7 @@ class World:
         return function()
 
     def share(self, items: Sequence[Item], neighbours: int = 1) -> list[Item]:
-        """The items that are this rank's to do, dealt one by one; `neighbours` ranks that work together have the same."""
+        """The items that are this rank's to do, dealt one by one; `neighbours` ranks working together have the same."""
         return list(items[self.rank // neighbours :: self.size // neighbours])
 
     def passes(
