@@ -23,7 +23,7 @@ from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
 from iwopd.machine import host, runtime
-from iwopd.overrides import grammar_advice, home_quoted, wrong
+from iwopd.overrides import grammar_advice, home_quoted, with_runs, wrong
 from iwopd.parallel import environment
 from iwopd.preflight.processes import starts_processes
 from iwopd.redact import clean, install
@@ -38,6 +38,8 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     runtime.before_hydra()
     install()
+    if verb == "report":
+        arguments = with_runs(*split_flags(arguments))
     arguments = [
         "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
     ]

@@ -123,7 +123,7 @@ class Tolerated:
 
 
 class Tracker:
-    """metrics.jsonl and samples.jsonl of a run folder, and mirrors of them.
+    """metrics.jsonl, samples.jsonl and positions.jsonl of a run folder, and mirrors of the first two.
 
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
@@ -143,6 +143,7 @@ class Tracker:
         self.check = check
         self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"), step)
         self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"), step)
+        self.by_position = JsonLines(folder / "positions.jsonl", sizes.get("positions"), step)
         self.mirrors = [Tolerated(mirror) for mirror in mirrors]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -159,10 +160,16 @@ class Tracker:
         for mirror in self.mirrors:
             mirror.samples(step, rows)
 
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
+        """Means of one step by position; see `iwopd.training.positions`."""
+        self.check()
+        self.by_position.append([{"step": step, **row}])
+
     @property
     def state(self) -> dict[str, int]:
         """For checkpoints: how much of the files belongs to the steps taken so far; it is on the disk by then."""
-        return {"metrics": self.metrics.sync(), "samples": self.rollouts.sync()}
+        files = {"metrics": self.metrics, "samples": self.rollouts, "positions": self.by_position}
+        return {name: file.sync() for name, file in files.items()}
 
     def close(self) -> None:
         """Close the mirrors."""
@@ -180,4 +187,7 @@ class NoTracker:
         """See `Tracker`."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""
+
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
         """See `Tracker`."""
