@@ -41,7 +41,8 @@ def half(finished: Path, tmp_path: Path) -> Iterator[Path]:
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {entry.name for entry in finished.iterdir() if not entry.name.startswith(".")}
     assert left == {
-        *("config.yaml", "about.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "train.log"),
+        *("config.yaml", "about.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "positions.jsonl", "train.log"),
+        "report.html",
         *("checkpoints", "final"),
     }
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["step-000002", "step-000004"]

@@ -301,10 +301,11 @@
     columns: () => (controls.elements.left ? [Number(chosen("left")), Number(chosen("right"))] : [0]),
 
     listed() {
-      const column = this.columns().at(-1), kind = chosen("filter");
+      const columns = this.columns(), kind = chosen("filter");
       return index.problems.map((_, number) => number).filter((number) => {
-        if (kind === "all") return true;
-        const place = index.problems[number].responses[column], about = index.responses[place];
+        const places = index.problems[number].responses;
+        if (kind === "all") return columns.some((column) => places[column] !== null);
+        const about = index.responses[places[columns.at(-1)]];
         return about !== undefined && (kind === "cut" ? about.cut : about.correct === (kind === "right"));
       });
     },

@@ -13,7 +13,7 @@ from iwopd.report import run_figures
 from iwopd.report.charts import Chart, count, drawn
 from iwopd.report.page import page, table
 from iwopd.report.run_data import RunData, stages
-from iwopd.report.tokens import Packed, packed
+from iwopd.report.tokens import MOST_BYTES, Packed, packed
 
 MADE_BY = "iwopd report"  # <meta name="generator">: by it a page of ours is known
 # Nothing may be fetched, whatever a response holds.
@@ -133,7 +133,7 @@ def _responses(runs: Sequence[RunData]) -> Iterator[str]:
     if not any(column.responses for column in columns):
         yield "<p>No responses were kept: they are at an evaluation, where run.samples is above 0.</p>"
         return
-    made = packed(columns)
+    made = packed(columns, MOST_BYTES)
     yield f'<p class="soft">{escape(ABOUT)}</p>'
     if made.shown < made.problems:
         yield f"<p>{made.shown} of {made.problems} problems found room here; samples.jsonl has all responses.</p>"

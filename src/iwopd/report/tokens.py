@@ -2,7 +2,7 @@
 
 Arrays are quantised, their bytes laid out in planes (all high bytes, then all low ones), and each response deflated for
 itself; the browser inflates the two that are looked at. Log-probs are off by at most 1/8192 nat (1/512 below −12 nats),
-weights by 1/8190 of their range in the response, and not at all where a response has at most 256 different ones.
+weights by 1/8190 of their range in the response, and not at all where a response has few different ones.
 """
 
 import base64
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 FINE, COARSE, BEND = 4096, 256, 12  # steps per nat up to so many nats below 0, and beyond them
 MISSING = 65535  # a log-prob that there is not
 LEVELS = 4095  # between the smallest and the largest weight of a response
-PALETTE = 256  # different weights that are kept as they are
+PALETTE = 16  # different weights of a response that are kept as they are
 MOST_BYTES = 8_500_000  # of all responses on a page
 
 
@@ -67,7 +67,7 @@ class Packed:
     shown: int
 
 
-def packed(columns: Sequence[Column], most: int = MOST_BYTES) -> Packed:
+def packed(columns: Sequence[Column], most: int) -> Packed:
     """All columns' responses, side by side by problem; problems from the first on, as many as there is room for.
 
     Args:
@@ -81,7 +81,7 @@ def packed(columns: Sequence[Column], most: int = MOST_BYTES) -> Packed:
         found = [column.get(key) for column in by_key]
         made = [None if each is None else encoded(each, vocabulary, schemes) for each in found]
         size += sum(len(payload) for _, payload in filter(None, made))
-        if size + sum(len(text) + 4 for text in vocabulary) > most:
+        if size + sum(len(text.encode(errors="replace")) + 4 for text in vocabulary) > most:
             break
         one = next(each for each in found if each is not None)
         places = list[int | None]()

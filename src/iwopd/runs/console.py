@@ -56,7 +56,7 @@ class Display:
         self._file: Path | None = None
         self._progress = _Screen(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             _Said(table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             TimeElapsedColumn(),
             console=self.console,
@@ -136,7 +136,7 @@ class Display:
         """
         if self.live:
             if "run" not in self._tasks:
-                self._tasks["run"] = self._progress.add_task("whole run", total=total)
+                self._tasks["run"] = self._progress.add_task("whole run", total=total, said="")
             said = f"{min(done, total):,} of {total:,} {unit}" + (
                 "" if left is None else f", about {duration(left)} left"
             )
@@ -206,7 +206,8 @@ class _Said(ProgressColumn):
     """Beside a bar: what its meter says."""
 
     def render(self, task: Task) -> Text:
-        return Text(str(task.fields["said"]))
+        said = task.fields["said"]
+        return Text(said.short() if isinstance(said, Meter) else said)
 
 
 class _Lines(logging.Handler):
