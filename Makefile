@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
 
-.PHONY: help setup demo test test-fast lint typecheck docs audit lock smoke ablate campaign clean
+.PHONY: help setup demo test test-fast test-browser lint typecheck docs audit lock smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,8 +40,17 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 demo: setup  ## distil the toy student with iw and see its accuracy before and after
 	$(BIN)/iwopd train
 
-test: setup  ## run every test
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+test: setup  ## run every test but those of test-browser
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not browser'
+
+test-browser: setup  ## read the reports in a real Chromium, which is installed where that is allowed (root, Debian)
+	if [[ -z "$${CHROMIUM:-}" ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		[[ $$(id -u) = 0 ]] && command -v apt-get >/dev/null \
+			|| { echo 'there is no chromium: install it, or name it with CHROMIUM=PATH' >&2; exit 1; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes chromium fonts-dejavu-core >/dev/null; \
+	fi
+	$(LOCKED) requirements/browser.lock
+	$(BIN)/python -m pytest -m browser
 
 test-fast: setup  ## run the tests that start no process of their own
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'unit or cli'

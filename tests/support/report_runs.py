@@ -114,7 +114,7 @@ def sample(step: int, place: int, tokens: int, drawn: numpy.random.Generator) ->
     words = drawn.zipf(1.3, tokens) % 30000
     texts = [f" w{word}" if word else "\n" for word in words.tolist()]
     student, teacher = student.round(5), teacher.round(5)
-    shares = numpy.abs(teacher - student).cumsum() / numpy.abs(teacher - student).sum()
+    shares = numpy.abs(teacher - student).cumsum() / max(numpy.abs(teacher - student).sum(), 1e-9)
     return {
         "step": step,
         "benchmark": "maths",

@@ -1,4 +1,4 @@
-"""A run's report from its folder: weights are those of the weighting code, and what is damaged or missing stops nothing."""
+"""A run's report from its folder: weights are the weighting code's, and what is damaged or missing stops nothing."""
 
 import json
 import logging
@@ -157,10 +157,10 @@ def test_before_and_after_are_the_first_and_the_last_evaluation(tmp_path: Path) 
 
 def test_nothing_of_a_response_is_code(tmp_path: Path) -> None:
     folder = written_run(tmp_path / "run", steps=2, every=1, kept=1, tokens=3)
-    evil = "</script><!--<script>alert(1)//\u2028\x1b[31m\ud800"
+    evil = "</script><!--<script>alert(1)//\u2028\x1b[31m"
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     for row in rows:
-        row |= {"tokens": [evil, "<b>", "&amp;"], "prompt": evil, "answer": evil, "prompt_id": evil, "benchmark": evil}
+        row |= {"tokens": [evil, "<b>", "\ud800"], "prompt": evil, "answer": evil, "prompt_id": evil, "benchmark": evil}
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page(folder)
     assert "alert(1)" in text

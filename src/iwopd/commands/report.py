@@ -62,5 +62,5 @@ def _output(config: Config, folders: list[Path]) -> Path:
     except OSError as error:
         raise ConfigError(f"report.output={file}: cannot be read ({error.strerror}); name another file") from error
     if not ours:
-        raise ConfigError(f"report.output={file}: is there, and no report of runs; name another file")
+        raise ConfigError(f"report.output={file}: exists already and is no report of runs; name another file")
     return file

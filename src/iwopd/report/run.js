@@ -207,7 +207,7 @@
         if (Number(chunks[middle].dataset.start) <= i) low = middle;
         else high = middle - 1;
       }
-      this.fill(chunks[low]);
+      for (const near of [low - 1, low, low + 1]) if (chunks[near]) this.fill(chunks[near]); // their heights are known then
       return chunks[low].childNodes[i - Number(chunks[low].dataset.start)];
     }
 
@@ -218,7 +218,7 @@
       const span = this.span(i);
       span.classList.add("here");
       this.at = i;
-      const top = span.offsetTop - this.tokens.offsetTop, box = this.tokens;
+      const top = span.offsetTop, box = this.tokens; // which is what the offset counts from
       if (centre) box.scrollTop = top - box.clientHeight / 2;
       else if (top < box.scrollTop) box.scrollTop = top - 4;
       else if (top + span.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top + span.offsetHeight - box.clientHeight + 4;

@@ -199,7 +199,7 @@ class _Screen(Progress):
     def get_renderables(self) -> Iterator[RenderableType]:
         """As every progress display's."""
         yield from super().get_renderables()
-        yield from (Text(text, no_wrap=True, overflow="ellipsis") for text in self.facts.values())
+        yield from (Text(text, no_wrap=True, overflow="ellipsis") for text in list(self.facts.values()))
 
 
 class _Said(ProgressColumn):
