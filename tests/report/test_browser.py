@@ -213,7 +213,7 @@ def test_filters_choose_by_the_second_response(trained: Path, read: Any) -> None
     ):
         reader.tick("filter", value)
         assert reader.page.locator("select[name=problem] option").count() == len(wanted)
-        assert reader.text("#count") == f"{len(wanted)} of {len(after)} responses"
+        assert reader.text("#count") == f"{len(wanted)} of {len(after)} problems"
         if wanted:
             assert reader.text("#prompt") == wanted[0]["prompt"]
     first = reader.text("#prompt")

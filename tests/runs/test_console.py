@@ -10,15 +10,17 @@ from iwopd.runs.console import Display, PlainConsole, stages_line, step_line
 from iwopd.runs.meter import Meter
 
 STEP = {
-    **{"train/loss": 0.5, "train/reverse_kl": 0.25, "train/abs_advantage_mean": 0.3, "train/weight_mean": 1.25},
-    **{"train/response_length": 20.0, "tokens/generated": 3000},
-    **{
-        "time/rollout_s": 1.0,
-        "time/score_s": 0.25,
-        "time/update_s": 0.75,
-        "time/sync_s": 0.01,
-        "memory/rollout_mib": 9,
-    },
+    "train/loss": 0.5,
+    "train/reverse_kl": 0.25,
+    "train/abs_advantage_mean": 0.3,
+    "train/weight_mean": 1.25,
+    "train/response_length": 20.0,
+    "tokens/generated": 3000,
+    "time/rollout_s": 1.0,
+    "time/score_s": 0.25,
+    "time/update_s": 0.75,
+    "time/sync_s": 0.01,
+    "memory/rollout_mib": 9,
 }
 
 

@@ -77,7 +77,11 @@
     return { low: 0, high, root: true, shade: (value) => Math.sqrt(Math.min(1, value / high)) };
   }
 
-  const short = (value) => (Number.isFinite(value) ? value.toFixed(3).replace("-", "−") : "–");
+  function short(value) {
+    if (!Number.isFinite(value)) return "–";
+    const text = value.toFixed(Math.abs(value) < 0.01 ? 4 : 3);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+  }
 
   // ------------------------------------------------------------------------------------------ one response
 
@@ -320,7 +324,7 @@
         return option;
       }));
       if (numbers.includes(Number(before)) && before !== "") select.value = before;
-      element("count").textContent = `${numbers.length} of ${index.problems.length} responses`;
+      element("count").textContent = `${numbers.length} of ${index.problems.length} problems`;
       for (const name of ["problem", "previous", "next"]) controls.elements[name].disabled = !numbers.length;
     },
 
@@ -374,5 +378,8 @@
     return;
   }
   view.list();
-  view.show().then(() => (document.documentElement.dataset.ready = "true"));
+  view.show().then(() => {
+    performance.mark("responses-shown");
+    document.documentElement.dataset.ready = "true";
+  });
 })();

@@ -170,14 +170,15 @@ def _controls(made: Packed, first: int) -> str:
     names, schemes = made.index["columns"], made.index["schemes"]
     two = len(names) > 1
     filters = {"all": "all", "right": "right", "wrong": "wrong", "cut": "cut off"}
-    parts = [_radios("filter", "second response" if two else "response", filters)]
+    parts = [_radios("filter", "second response is" if two else "response is", filters)]
     if two:
         for name, label, place in (("left", "first", first), ("right", "second", len(names) - 1)):
             parts.append(_select(name, label, names, place))
     parts.append(
-        '<label class="field"><span>problem</span><span class="row"><select name="problem"></select></span></label>'
-        '<span class="row"><button type="button" name="previous" aria-label="previous problem">←</button>'
-        '<button type="button" name="next" aria-label="next problem">→</button></span>'
+        '<div class="field"><span><label for="problem">problem</label></span><span class="row">'
+        '<select name="problem" id="problem"></select>'
+        '<button type="button" name="previous" aria-label="previous problem">←</button>'
+        '<button type="button" name="next" aria-label="next problem">→</button></span></div>'
     )
     colours = {"advantage": "|A_t|", "weight": "weight", "both": "weight × |A_t|"}
     parts.append(_radios("colour", "colour", colours))
