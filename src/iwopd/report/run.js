@@ -349,7 +349,7 @@
       const bar = element("scale");
       bar.dataset.kind = kind;
       element("scale-name").textContent = kind === "advantage" ? how.name : `${how.name}, ${index.schemes[scheme]}`;
-      element("scale-low").textContent = short(scale.low);
+      element("scale-low").textContent = scale.low === 0 ? "0" : short(scale.low);
       element("scale-high").textContent = (scale.root ? "≥ " : "") + short(scale.high) + how.unit;
     },
 
