@@ -30,18 +30,33 @@ STUDENT = replace(TEACHER, noise=WEAK, seed=4)
 SMOKE_TEACHER = ModelRecipe(SMOKE, CLEAN, width=48, layers=2, heads=4, steps=450, lr=6e-3, seed=3)
 Recipe = ModelRecipe | HintedRecipe
 SMOKE_STUDENT = replace(SMOKE_TEACHER, noise=WEAK)
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+# Three students of each pair, from other weights and other problems: seeds, in the order of their names.
+STUDENTS: Mapping[str, tuple[ModelRecipe, tuple[int, int, int]]] = MappingProxyType(
     {
-        "standard/teacher": TEACHER,
-        "standard/student": STUDENT,
-        "cross_scale/student": replace(STUDENT, width=48, seed=1, steps=1300),
-        "late_errors/student": replace(STUDENT, noise=LATE),
-        "smoke/teacher": SMOKE_TEACHER,
-        "hinted/student": HintedRecipe(STUDENT),
-        "smoke/student": SMOKE_STUDENT,
-        "hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120),
+        "standard": (STUDENT, (4, 5, 6)),
+        "cross_scale": (replace(STUDENT, width=48, steps=1300), (1, 4, 5)),
+        "late_errors": (replace(STUDENT, noise=LATE), (4, 5, 6)),
+        "plan_errors": (replace(STUDENT, noise=Noise(plan=0.2)), (4, 5, 6)),
+        "execution_errors": (replace(STUDENT, noise=Noise(execution=0.12)), (4, 5, 6)),
+        "mixed_errors": (replace(STUDENT, noise=Noise(plan=0.15, execution=0.12)), (4, 5, 6)),
     }
 )
+NAMES = ("student", "student_2", "student_3")
+
+
+def _recipes() -> dict[str, Recipe]:
+    found: dict[str, Recipe] = {"standard/teacher": TEACHER}
+    for pair, (recipe, seeds) in STUDENTS.items():
+        found |= {f"{pair}/{name}": replace(recipe, seed=seed) for name, seed in zip(NAMES, seeds, strict=True)}
+    for name in NAMES:
+        base = found[f"standard/{name}"]
+        assert isinstance(base, ModelRecipe)
+        found[f"hinted/{name}"] = HintedRecipe(base)
+    found |= {"smoke/teacher": SMOKE_TEACHER, "smoke/student": SMOKE_STUDENT}
+    return found | {"hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120)}
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes())
 
 
 def check_model(key: str, path: str) -> None:
