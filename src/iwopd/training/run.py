@@ -20,7 +20,7 @@ from iwopd.runs.interrupts import Collapsed, ForcedStop, Interrupts, Stopped
 from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.training.loop import Loop
 from iwopd.training.pace import Pace
-from iwopd.training.report import refresh
+from iwopd.training.report import FILE, refresh
 from iwopd.training.samples import sample_rows
 from iwopd.training.schedule import Schedule
 from iwopd.training.stages import Stages
@@ -255,7 +255,8 @@ class TrainingRun:
             came = f"not evaluated, for there is no benchmark; {state.step} steps"
         else:
             came = f"accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after {state.step} steps"
-        self.display.line(f"{self.config.run.name}: {came}; the student is in {self.folder.final}")
+        left = f"the student is in {self.folder.final}, the report in {self.folder.path / FILE}"
+        self.display.line(f"{self.config.run.name}: {came}; {left}")
 
     def _write_final(self, folder: Path) -> None:
         tokenizer, state = self.components.tokenizer, self.state
