@@ -240,8 +240,10 @@ def _numbers(chart: Chart, lines: Sequence[Line]) -> str:
         for place, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
             cells = [number(x), number(y)]
             if banded:
-                has = line.low is not None and line.high is not None
-                cells.append(f"{number(line.low[place])} to {number(line.high[place])}" if has else "–")
+                band = "–"
+                if line.low is not None and line.high is not None:
+                    band = f"{number(line.low[place])} to {number(line.high[place])}"
+                cells.append(band)
             rows.append(
                 f'<tr><th scope="row">{escape(line.label)}</th>'
                 + "".join(f"<td>{escape(cell)}</td>" for cell in cells)

@@ -142,8 +142,8 @@ def most_memory(runs: Sequence[RunData]) -> Chart:
     """The most of any stage, of the GPU where there is one, by run."""
     lines = []
     for run in runs:
-        found = [(row["step"], _most(row)) for row in run.steps]
-        lines.append(Line(run.name, *([pair[end] for pair in found if pair[1] is not None] for end in (0, 1))))
+        found = [(float(row["step"]), most) for row in run.steps if (most := _most(row)) is not None]
+        lines.append(Line(run.name, [step for step, _ in found], [most for _, most in found]))
     return Chart("memory", "Memory", STEP, "MiB", lines, "The most of any stage; a GPU's where there is one.", y_from=0)
 
 
