@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,6 +46,7 @@ class Order:
     folder: str
     new_session: bool
     ignored: Sequence[signal.Signals]
+    parent: int
 
 
 class Popen(subprocess.Popen):
@@ -57,29 +59,30 @@ class Popen(subprocess.Popen):
         cwd, env, streams, new_session = rest[4], rest[5], rest[9:15], rest[-2]
         sys.audit("subprocess.Popen", sys.executable, args, cwd, env)
         ignored = [each for each in signal.valid_signals() if signal.getsignal(each) == signal.SIG_IGN]
-        order = Order(
-            args[args.index("iwopd") + 1 :], dict(env or os.environ), str(cwd or Path.cwd()), new_session, ignored
-        )
+        arguments, environment = args[args.index("iwopd") + 1 :], dict(os.environ if env is None else env)
+        order = Order(arguments, environment, str(cwd or Path.cwd()), new_session, ignored, os.getpid())
         given = [number if stream < 0 else stream for number, stream in enumerate((streams[0], streams[3], streams[5]))]
         self.pid = _fork(order, given) if _made else _order(order, given)
         self._child_created = True
         self._close_pipe_fds(*streams)
 
 
+_ordering = threading.Lock()
 _made = False  # true in processes that were forked, which fork for themselves
 _kept: set[str] = set()  # descriptors that the prepared process had before it was asked for anything
 
 
 def _order(order: Order, streams: Sequence[int]) -> int:
     """Have a process forked, as a child of this one."""
-    connection = _prepared()
     prctl = ctypes.CDLL(None).prctl
-    prctl(SUBREAPER, 1, 0, 0, 0)  # the child of one that ends at once becomes ours
-    try:
-        socket.send_fds(connection, [pickle.dumps(order)], list(streams))
-        return int(connection.recv(64))
-    finally:
-        prctl(SUBREAPER, 0, 0, 0, 0)
+    with _ordering:
+        connection = _prepared()
+        prctl(SUBREAPER, 1, 0, 0, 0)  # the child of one that ends at once becomes ours
+        try:
+            socket.send_fds(connection, [pickle.dumps(order)], list(streams))
+            return int(connection.recv(64))
+        finally:
+            prctl(SUBREAPER, 0, 0, 0, 0)
 
 
 @cache
@@ -143,6 +146,8 @@ def _become(order: Order, streams: Sequence[int]) -> None:
     """What an exec would have done."""
     global _made
     _made = True
+    while os.getppid() != order.parent:  # until the process between has ended
+        time.sleep(0.001)
     subprocess.Popen = Popen
     atexit._clear()
     weakref.finalize._registry.clear()

@@ -41,16 +41,19 @@ def _mode_if_given(self: Hydra, config_name: str | None, overrides: list[str]) -
 
 
 def iwopd(verb: str, *overrides: str) -> int:
-    """Run a verb in this process; the exit status."""
+    """Run a verb in this process, and what trains in processes of its own in forked ones; the exit status."""
     check_command()
     Hydra.get_mode = _mode_if_given
     before = sys.argv
-    try:
-        launch(verb, VERBS[verb][0], overrides)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
+    with pytest.MonkeyPatch.context() as patch:
+        if forks.POSSIBLE:
+            patch.setattr(subprocess, "Popen", forks.Popen)
+        try:
+            launch(verb, VERBS[verb][0], overrides)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:
+            sys.argv = before
     return 0
 
 
