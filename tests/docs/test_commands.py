@@ -25,6 +25,7 @@ from support.paths import REPOSITORY
 from support.running import iwopd
 
 from iwopd.ablate.arms import CommandLine, study_arms, study_runs
+from iwopd.ablate.students import study_students
 from iwopd.cli import VERBS
 from iwopd.launch import split_flags
 from iwopd.toy import toy_rows
@@ -142,10 +143,14 @@ def test_iwopd_commands_pass_the_checks_of_their_config(command: Command) -> Non
     for given in settings(command):
         overrides = [word for word in given if not word.startswith(("hydra/", "hydra."))]
         config = composed(*overrides)
-        if command.words[1] == "ablate" and any(re.match(r"ablate\.arms|weighting", word) for word in overrides):
+        if command.words[1] == "ablate" and any(
+            re.match(r"ablate\.arms|weighting|.*which_way", word) for word in overrides
+        ):
             config.run.dir = "runs/study"
             line = CommandLine([], overrides, lambda more: composed(*more))
-            assert study_runs(config, study_arms(config, overrides), [1], line)
+            arms, seeds = study_arms(config, overrides), [1, 2, 3]
+            students = study_students(config, arms, seeds, overrides)
+            assert study_runs(config, arms, seeds, line, students)
 
 
 @pytest.mark.parametrize("command", run_here(), ids=str)
