@@ -172,7 +172,7 @@ def _become(order: Order, streams: Sequence[int]) -> None:
     sys.path[:] = [order.folder, *given, *(each for each in sys.path[1:] if each not in before)]
     sys.argv = ["iwopd", *order.arguments]
     sys.stdout, sys.stderr = (
-        io.TextIOWrapper(open(number, "wb", 0, closefd=False), "utf-8", write_through=True) for number in (1, 2)
+        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", write_through=True) for number in (1, 2)
     )
     from hydra.core.global_hydra import GlobalHydra
 
