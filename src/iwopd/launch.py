@@ -39,7 +39,8 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     runtime.before_hydra()
     install()
     arguments = [
-        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
+        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else NO_TRACKER.get(argument) or home_quoted(argument)
+        for argument in arguments
     ]
     sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
@@ -86,8 +87,10 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
         fail(ConfigError(f"{wrong(error, arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
 
 
+SEVERAL = ("benchmark", "tracking")  # groups of which several can be chosen
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
 NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
+NO_TRACKER = {"tracking=null": "tracking=none"}
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -250,9 +253,11 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
         return f"{shown}: not {kind}; give it one"
     if "is not a ListConfig" in reason:
         return f"{shown}: not a list; write {key}=[…]"
-    fix = (
-        "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
-    )
+    fix = "correct it, or see --help for what there is"
+    if "Ambiguous value" in reason:
+        name, _, values = wrong(error, overrides).partition("=")
+        several = f", or write {name}=[{values}] for all at once" if name in SEVERAL else ""
+        fix = f"add -m to sweep over values{several}"
     return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
 
 

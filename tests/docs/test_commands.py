@@ -58,7 +58,8 @@ RUN_ELSEWHERE = {
     "ablate": "tests/ablate",
     "diagnose": "tests/diagnose",
     "-m": "tests/runs",
-    "tracking=wandb": "tests/runs",
+    "tracking=wandb": "tests/tracking",
+    "tracking=[wandb,tensorboard]": "tests/tracking",
     "student.path=Qwen3-4B": "tests/doctor",
 }
 

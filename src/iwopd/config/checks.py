@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from iwopd import tracking
 from iwopd.config import reward, teachers
 from iwopd.config.engines import (
     RolloutConfig,
@@ -19,7 +20,6 @@ from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
 from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
-from iwopd.config.verbs import WandbTracking
 from iwopd.setting import is_section
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
     yield from _control_problems(config)
-    if isinstance(config.tracking, WandbTracking):
-        yield from _wandb_problems(config.tracking)
+    yield from tracking.problems(config.tracking)
 
 
 OF_ONE_SOURCE = ("path", "subset", "revision", "filter", "limit", "teacher_column")
@@ -284,20 +283,6 @@ def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[st
         yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
     elif end is not None and horizon is not None and end < horizon:
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
-
-
-def _wandb_problems(tracking: WandbTracking) -> Iterator[str]:
-    """What wandb would refuse, when models are loaded, and its service start, before it looks."""
-    wrong = sorted(set("/\\#?%:") & set(tracking.project))
-    if wrong:
-        yield (
-            f"tracking.project={tracking.project}: wandb allows no {' '.join(wrong)} in a project's name; use letters, "
-            "digits, - and _"
-        )
-    for key in ("project", "entity", "group"):
-        value = getattr(tracking, key)
-        if value is not None and not 1 <= len(value.strip()) <= 128:
-            yield f"tracking.{key}={value}: wandb wants a name of 1 to 128 characters; give it one"
 
 
 def _is_cuda(device: str) -> bool:
