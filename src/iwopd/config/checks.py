@@ -163,12 +163,12 @@ def _date_problems(date: str | None) -> Iterator[str]:
 
 
 def _model_problems(config: "Config") -> Iterator[str]:
-    if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
-        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
+    if config.run.device != "auto" and not _is_device(config.run.device):
+        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda, cuda:N or mps"
     teachers: dict[str, ScorerConfig] = {f"teachers.{name}": each for name, each in config.teachers.items()}
     for key, model in {"teacher": config.teacher, "base": config.base, **teachers}.items():
-        if model.device is not None and model.device != "cpu" and not _is_cuda(model.device):
-            yield f"{key}.device={model.device}: not a device; use cpu, cuda or cuda:N, or null for run.device"
+        if model.device is not None and not _is_device(model.device):
+            yield f"{key}.device={model.device}: not a device; use cpu, cuda, cuda:N or mps, or null for run.device"
     for name, each in config.teachers.items():
         if name == config.teacher.name:
             yield f"teachers.{name}: teacher.name is {name} too; give one of them another name"
@@ -285,5 +285,5 @@ def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[st
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
-def _is_cuda(device: str) -> bool:
-    return re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", device) is not None
+def _is_device(name: str) -> bool:
+    return re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]?))?", name) is not None
