@@ -1,4 +1,4 @@
-"""Does the package work where nothing but it is installed? Builds the sdist, the wheel from the sdist, installs that into
+"""Does the package work where nothing else is installed? Builds the sdist, the wheel from the sdist, installs that into
 a new environment with what it requires and no more, and uses it from another folder.
 
     python scripts/check_install.py                        # what it requires comes from the package index (minutes)

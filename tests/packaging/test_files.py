@@ -1,5 +1,4 @@
-"""What other people's machines read of this repository, which cannot be run here: it is what it should be, as far as can
-be told without them."""
+"""What other people's machines read of this repository: as it should be, as far as can be told without them."""
 
 import re
 import shlex
