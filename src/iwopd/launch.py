@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd import _compat
 from iwopd.ablate.arms import CommandLine
+from iwopd.ablate.students import begin_with_first
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.config.stored import interpolations
@@ -153,6 +154,8 @@ def check(composed: DictConfig, verb: str, overrides: Sequence[str] = (), *, cla
     """
     if verb == "eval" and OmegaConf.select(composed, "eval.model") is None:
         raise ConfigError("eval.model=null: nothing to measure; name a folder, e.g. eval.model=runs/NAME/final")
+    if verb == "ablate":
+        begin_with_first(composed)
     config = typed(composed, overrides)
     sweep = HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
     naming.settle(config, verb, HydraConfig.get().job.num if sweep else None, claim=claim)

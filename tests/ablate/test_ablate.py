@@ -14,16 +14,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from support.composing import composed
 from support.running import SMALL, iwopd, process, refused, rows, start, weights, without_times
 
+from iwopd.ablate.arms import CommandLine, study_arms, study_runs
 from iwopd.ablate.curves import Curve, Point, area, common_grid, early_place, figures, study_figures, value_at
 from iwopd.ablate.results import COMPARED, Finished, comparisons, difference, mean_curve
+from iwopd.ablate.students import study_students
 from iwopd.ablate.summary import verdicts
 from iwopd.config import AblateConfig
+from iwopd.config.stored import stored
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 
-STUDY = (*SMALL, "ablate.early=2", "ablate.seeds=2", "eval.greedy=false")
+STUDENTS = ["toy://smoke/student", "toy://smoke/teacher"]
+STUDY = (*SMALL, "ablate.early=2", "ablate.seeds=2", "eval.greedy=false", f"ablate.students=[{','.join(STUDENTS)}]")
 ARMS = "ablate.arms=[uniform,{name: iw_1.0, weighting: iw, weighting.gamma: 1.0}]"
 
 
@@ -57,6 +62,45 @@ def test_what_a_study_leaves(study: Path) -> None:
         ours, theirs = (arm[name]["values"] for arm in reversed(found["arms"]))
         assert comparison[name]["values"] == pytest.approx([a - b for a, b in zip(ours, theirs, strict=True)])
         assert comparison[name]["p"] in (0.5, 1.0)
+
+
+def test_each_seed_has_its_student_in_all_arms_and_the_report_says_which(study: Path) -> None:
+    for seed, student in enumerate(STUDENTS, start=1):
+        for arm in ("uniform", "iw_1.0"):
+            text = (study / "runs" / arm / f"seed-{seed}" / "config.yaml").read_text()
+            assert f"student:\n  path: {student}\n" in text
+    assert json.loads((study / "study.json").read_text())["students"] == STUDENTS
+    said = (study / "study.md").read_text()
+    assert f"students {STUDENTS[0]} (seed 1), {STUDENTS[1]} (seed 2), teacher toy://smoke/teacher" in said
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("seeds", [[1, 2, 3, 4, 5], [7, 3, 11]])
+def test_students_take_turns_by_the_place_of_the_seed(seeds: list[int]) -> None:
+    """All runs as they would be carried out, composed as the command line composes them."""
+    students = ["toy://standard/student", "toy://standard/student_2", "toy://standard/student_3"]
+    line = CommandLine([], ["+experiment=which_way"], lambda overrides: composed(*overrides))
+    config = composed(*line.overrides, "run.dir=study")
+    arms = study_arms(config, line.overrides)
+    of_seeds = study_students(config, arms, seeds, line.overrides)
+    assert list(of_seeds.items()) == [(seed, students[place % 3]) for place, seed in enumerate(seeds)]
+    runs = study_runs(config, arms[:2], seeds, line, of_seeds)
+    assert [(run.arm, run.seed) for run in runs] == [(arm.name, seed) for seed in seeds for arm in arms[:2]]
+    for run in runs:
+        assert run.config.student.path == of_seeds[run.seed]
+        carried_out = composed(*run.overrides)
+        assert stored(carried_out, "train") == stored(run.config, "train")
+
+
+@pytest.mark.unit
+def test_without_students_an_arm_may_have_its_own() -> None:
+    given = ["ablate.arms=[uniform,{name: small, student: toy_cross_scale}]"]
+    line = CommandLine([], given, lambda overrides: composed(*overrides))
+    config = composed(*given, "run.dir=study")
+    arms = study_arms(config, given)
+    assert study_students(config, arms, [1], given) == {}
+    paths = {run.arm: run.config.student.path for run in study_runs(config, arms, [1], line, {})}
+    assert paths == {"uniform": "toy://standard/student", "small": "toy://cross_scale/student"}
 
 
 def test_figures_are_those_of_the_runs(study: Path) -> None:
@@ -330,7 +374,8 @@ def test_words_state_the_criterion_and_what_few_seeds_cannot_show(count: int, sm
     values = [0.1, 0.12, 0.09, 0.11, 0.1, 0.09, 0.08, 0.1][:count]
     found = {name: difference(values) for name in ("early", "best", "final", "auc")}
     results = {
-        "early_step": 10, "match": "steps", "baseline": "uniform", "comparisons": [{**item, **found}], "failed": {}
+        "early_step": 10, "match": "steps", "baseline": "uniform", "comparisons": [{**item, **found}], "failed": {},
+        "students": [*"abcabcab"[:count]],
     }  # fmt: skip
     said = " ".join(verdicts(results))
     assert "p ≤ 0.05 after correction for all 4 differences of this study" in said
@@ -340,6 +385,9 @@ def test_words_state_the_criterion_and_what_few_seeds_cannot_show(count: int, sm
         assert "nothing can be called larger than the noise. 6 seeds are the fewest that can" in said
     else:
         assert "iw against uniform: larger than the noise at step 10 (+0.099)" in said
+        assert "The seeds vary prompts, sampling and the student (3 of them), not the teacher." in said
+        said = " ".join(verdicts({**results, "students": ["a"] * count}))
+        assert "The seeds vary prompts and sampling, not the pair of models." in said
 
 
 # ---------------------------------------------------------------------------------------------- the page

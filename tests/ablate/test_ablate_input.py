@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.running import ONE_THREAD, process, refused
 
+ONE = "ablate.students=[toy://smoke/student]"
 WRONG = [
     ("ablate.arms=[uniform,firts30]", "ablate.arms=firts30: weighting=firts30", "did you mean first30?"),
     ("weighting=firts30", "weighting=firts30", "did you mean first30?"),
@@ -21,6 +22,12 @@ WRONG = [
     ("ablate.arms=[uniform,iw,iw]", "ablate.arms=[uniform,iw,iw]", "duplicate arm iw"),
     ("ablate.arms=[uniform,3]", "ablate.arms[1]=3", "neither a weighting nor a mapping"),
     ("ablate.arms=[first30,iw]", "ablate.baseline=uniform", "not among the arms first30, iw"),
+    (f"{ONE} ablate.arms=[uniform,{{name: a, student: toy}}]", "ablate.arms=a: student=toy", "names the students"),
+    (
+        f"{ONE} ablate.arms=[uniform,{{name: a, student.path: x}}]",
+        "ablate.arms=a: student.path=x",
+        "names the students",
+    ),
     ("ablate.arms=[uniform,{weighting: iw}]", "ablate.arms[1]={weighting: iw}", "no name"),
     ("ablate.arms=[uniform,{name: ../a, weighting: iw}]", "../a", "becomes a folder"),
     ("ablate.arms=[uniform,{name: a, seed: 3}]", "seed", "the study's to set"),
@@ -31,6 +38,14 @@ WRONG = [
     ("ablate.match=token", "ablate.match=token", "did you mean tokens?"),
     ("ablate.workers=0", "ablate.workers=0", "at least 1"),
     ("ablate.arm=[iw]", "ablate.arm=[iw]", "did you mean ablate.arms?"),
+    ("ablate.students=[]", "ablate.students=[]", "names no student"),
+    ("ablate.students=[toy://smoke/student,toy://smoke/student]", "ablate.students=[", "duplicate student"),
+    ("ablate.students=[/none]", "ablate.students=/none", "does not exist"),
+    ("ablate.students=[toy://smoke/studnt]", "ablate.students=toy://smoke/studnt", "did you mean toy://smoke/student?"),
+    ("ablate.students=toy://smoke/student", "ablate.students=toy://smoke/student", "not a list"),
+    ("ablate.students=['~nobody-here/a']", "ablate.students[0]=~nobody-here/a", "there is no user nobody-here"),
+    ("student.path=/none ablate.students=[toy://smoke/student]", "student.path=/none", "names the students already"),
+    ("student=hf ablate.students=[/none]", "ablate.students=/none", "does not exist"),
     ("seed=3", "seed=3", "ablate.seeds=[3,…]"),
     ("weighting=uniform", "weighting=uniform", "the baseline itself"),
     ("weighting.gamma=1", "weighting.gamma=1", "of which arm?"),
@@ -44,7 +59,7 @@ WRONG = [
 def test_a_mistake_is_one_line_before_anything_is_written(
     overrides: str, names: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = re.split(r" (?=[\w.]+=)", overrides) if "{" not in overrides else [overrides]
+    given = re.split(r" (?=[\w.]+=)", overrides)
     given = [part for item in given for part in (item.split() if item.startswith("-m") else [item])]
     line = refused(capsys, "ablate", f"run.dir={tmp_path / 'study'}", *given)
     assert names in line

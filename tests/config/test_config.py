@@ -194,6 +194,7 @@ def test_every_path_may_start_with_a_home_folder(monkeypatch: pytest.MonkeyPatch
             found = found[part] if isinstance(found, dict) else getattr(found, part)
         assert found == "/home/me/x", key
     mixed = composed("data.path=null", "+data.sources.a.path='~/x'", "rollout=vllm", "+rollout.engine.args.y='~/y'")
+    assert composed("ablate.students=[a,'~/x']").ablate.students == ["a", "/home/me/x"]
     assert mixed.data.sources["a"].path == "/home/me/x"
     assert mixed.rollout.engine.args == {"y": "/home/me/y"}  # type: ignore[attr-defined]  # vLLM's schema has it
     assert home_quoted("run.dir=~/my runs/a") == "run.dir='~/my runs/a'"

@@ -25,6 +25,7 @@ from support.paths import REPOSITORY
 from support.running import iwopd
 
 from iwopd.ablate.arms import CommandLine, study_arms, study_runs
+from iwopd.ablate.students import study_students
 from iwopd.cli import VERBS
 from iwopd.launch import split_flags
 from iwopd.toy import toy_rows
@@ -70,12 +71,12 @@ def run_here() -> list[Command]:
 
 
 def settings(command: Command) -> Iterator[list[str]]:
-    """The overrides of a command; of a sweep, those of each of its runs."""
+    """The overrides of a command; of a sweep, those of each of its runs, and of a search, of its first."""
     _, given = split_flags(command.words[2:])
     if "-m" not in command.words:
         yield given
         return
-    swept = [word.partition("=") for word in given]
+    swept = [re.sub(r"interval\(([^,]+),.*\)", r"\1", word).partition("=") for word in given]
     yield from (
         [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
         for values in product(*(value.split(",") for _, _, value in swept))
@@ -143,10 +144,14 @@ def test_iwopd_commands_pass_the_checks_of_their_config(command: Command) -> Non
     for given in settings(command):
         overrides = [word for word in given if not word.startswith(("hydra/", "hydra."))]
         config = composed(*overrides)
-        if command.words[1] == "ablate" and any(re.match(r"ablate\.arms|weighting", word) for word in overrides):
+        if command.words[1] == "ablate" and any(
+            re.match(r"ablate\.arms|weighting|.*which_way", word) for word in overrides
+        ):
             config.run.dir = "runs/study"
             line = CommandLine([], overrides, lambda more: composed(*more))
-            assert study_runs(config, study_arms(config, overrides), [1], line)
+            arms, seeds = study_arms(config, overrides), [1, 2, 3]
+            students = study_students(config, arms, seeds, overrides)
+            assert study_runs(config, arms, seeds, line, students)
 
 
 @pytest.mark.parametrize("command", run_here(), ids=str)

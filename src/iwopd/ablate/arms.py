@@ -1,7 +1,7 @@
 """From the `ablate` section and the command line to arms, and to one training run per arm and seed."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,8 +71,8 @@ def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:
         ConfigError: no arms, two of one name, a baseline that is none of them, or an arm that is not understood.
     """
     section = config.ablate
-    own = tuple(override for override in given if _key(override).partition(".")[0] == "weighting")
-    chosen = next((override.partition("=")[2] for override in own if _key(override) == "weighting"), None)
+    own = tuple(override for override in given if override_key(override).partition(".")[0] == "weighting")
+    chosen = next((override.partition("=")[2] for override in own if override_key(override) == "weighting"), None)
     if own and section.arms is not None:
         raise ConfigError(f"{own[0]}: ablate.arms lists the arms already; put it inside one of them")
     if own and chosen is None:
@@ -128,7 +128,7 @@ def study_seeds(config: Config, given: Sequence[str]) -> list[int]:
     Raises:
         ConfigError: none, not whole numbers, below 0, or one twice.
     """
-    stray = next((override for override in given if _key(override) == "seed"), None)
+    stray = next((override for override in given if override_key(override) == "seed"), None)
     if stray is not None:
         raise ConfigError(f"{stray}: a study has several seeds; use ablate.seeds=[{stray.partition('=')[2]},…]")
     seeds = config.ablate.seeds
@@ -146,36 +146,49 @@ def study_seeds(config: Config, given: Sequence[str]) -> list[int]:
     return list(seeds)
 
 
-def study_runs(config: Config, arms: Sequence[Arm], seeds: Sequence[int], line: CommandLine) -> list[Run]:
+def study_runs(
+    config: Config, arms: Sequence[Arm], seeds: Sequence[int], line: CommandLine, students: Mapping[int, str]
+) -> list[Run]:
     """One run per seed and arm, seed by seed; every arm's config is composed and checked.
+
+    Args:
+        students: the student.path of each seed; those not in it have the arms' own.
 
     Raises:
         ConfigError: an arm that does not compose, one line for each of its mistakes.
     """
     assert config.run.dir is not None, "launch settles it"
-    shared = [item for item in line.overrides if not OWN_KEYS.fullmatch(_key(item)) and not _is_weighting(item)]
+    shared = [item for item in line.overrides if not OWN_KEYS.fullmatch(override_key(item)) and not _is_weighting(item)]
     base = Path(config.run.dir).resolve() / "runs"
-    configs = {}
-    for arm in arms:
-        try:
-            configs[arm.name] = line.compose([*shared, *arm.overrides])
-        except ConfigError as error:
-            raise ConfigError(*(f"ablate.arms={arm.name}: {problem}" for problem in error.problems)) from None
-    date = config.run.date  # one for all, whenever each starts
-    return [
-        _run(arm, seed, base / arm.name / f"seed-{seed}", date, shared, configs[arm.name])
-        for seed in seeds
-        for arm in arms
-    ]
+    configs = dict[tuple[str, str | None], Config]()
+    found = []
+    for seed in seeds:
+        student = students.get(seed)
+        chosen = () if student is None else (override("student.path", student), "ablate.students=null")
+        for arm in arms:
+            own = (*shared, *arm.overrides, *chosen)
+            if (arm.name, student) not in configs:
+                configs[arm.name, student] = _composed(line, arm, own)
+            folder = base / arm.name / f"seed-{seed}"
+            found.append(_run(arm, seed, folder, config.run.date, own, configs[arm.name, student]))
+    return found
 
 
-def _run(arm: Arm, seed: int, folder: Path, date: str | None, shared: Sequence[str], config: Config) -> Run:
+def _composed(line: CommandLine, arm: Arm, overrides: Sequence[str]) -> Config:
+    try:
+        return line.compose(overrides)
+    except ConfigError as error:
+        raise ConfigError(*(f"ablate.arms={arm.name}: {problem}" for problem in error.problems)) from None
+
+
+def _run(arm: Arm, seed: int, folder: Path, date: str | None, own: Sequence[str], config: Config) -> Run:
+    """Args: date: one for all, whenever each starts; own: the overrides of its arm and student."""
     settled = (
         *(f"seed={seed}", override("run.dir", str(folder)), "run.name=null", "run.resume=true"),
         override("run.date", date),
     )
     run = replace(config.run, dir=str(folder), name=None, resume=True, date=date)
-    return Run(arm.name, seed, folder, (*shared, *arm.overrides, *settled), replace(config, seed=seed, run=run))
+    return Run(arm.name, seed, folder, (*own, *settled), replace(config, seed=seed, run=run))
 
 
 def with_budget(run: Run, tokens: int) -> Run:
@@ -216,9 +229,10 @@ def shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _key(item: str) -> str:
+def override_key(item: str) -> str:
+    """What an override sets."""
     return item.lstrip("+~").partition("=")[0]
 
 
 def _is_weighting(item: str) -> bool:
-    return _key(item).partition(".")[0] == "weighting"
+    return override_key(item).partition(".")[0] == "weighting"

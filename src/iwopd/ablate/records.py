@@ -70,7 +70,7 @@ class Comparison(TypedDict):
 
 
 class StudyResults(TypedDict):
-    """The whole study."""
+    """The whole study; `students` has the student.path of each of `seeds`, `student` the first of ablate.students."""
 
     name: str
     command: list[str]
@@ -83,6 +83,7 @@ class StudyResults(TypedDict):
     samples: int
     batch_size: int
     student: str
+    students: list[str]
     teacher: str
     arms: list[ArmResults]
     comparisons: list[Comparison]

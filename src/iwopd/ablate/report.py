@@ -10,6 +10,7 @@ from iwopd.ablate.arms import Arm, Run
 from iwopd.ablate.plots import draw
 from iwopd.ablate.records import ACCURACIES, COMPARED, StudyResults, Summary
 from iwopd.ablate.results import study_results
+from iwopd.ablate.students import by_student
 from iwopd.ablate.summary import figure_names, signed, verdicts
 from iwopd.config import Config
 from iwopd.errors import RunFolderError
@@ -125,10 +126,19 @@ def facts(results: StudyResults) -> str:
     length = f"{results['steps']} steps" if results["match"] == "steps" else f"the tokens of {results['baseline']}"
     return (
         f"{len(results['arms'])} arms × {len(results['seeds'])} seeds ({', '.join(map(str, results['seeds']))}), "
-        f"{length}, {results['batch_size']} prompts a step; student {results['student']}, teacher "
+        f"{length}, {results['batch_size']} prompts a step; {_students(results)}, teacher "
         f"{results['teacher']}. For a seed, all arms start from the same weights and see the same prompts and sampling "
         "noise."
     )
+
+
+def _students(results: StudyResults) -> str:
+    """One for all seeds, or each with its seeds."""
+    found = by_student(dict(zip(results["seeds"], results["students"], strict=True)))
+    if len(found) < 2:
+        return f"student {results['student']}"
+    each = [f"{path} (seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))})" for path, seeds in found.items()]
+    return f"students {', '.join(each)}"
 
 
 def markdown(results: StudyResults, figures: Sequence[Figure]) -> str:

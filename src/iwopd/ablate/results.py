@@ -34,6 +34,7 @@ def study_results(config: Config, arms: Sequence[Arm], runs: Sequence[Run], fail
     finished = finished_runs(runs, section.baseline, section.early, axis)
     steps = [place.step for item in finished.values() for place in item.curve.points if place.step <= section.early]
     compared = [arm.name for arm in arms if arm.name != section.baseline]
+    students = {run.seed: run.config.student.path for run in runs if run.arm == section.baseline}
     return {
         "name": str(config.run.name),
         "command": [*sys.argv[0].split(), *sys.argv[1:]],
@@ -45,7 +46,8 @@ def study_results(config: Config, arms: Sequence[Arm], runs: Sequence[Run], fail
         "benchmarks": list(config.eval.benchmarks),
         "samples": config.eval.n or config.eval.k,
         "batch_size": config.data.batch_size,
-        "student": config.student.path,
+        "student": next(iter(students.values()), config.student.path),
+        "students": [students[seed] for seed in sorted(students)],
         "teacher": config.teacher.path,
         "arms": [arm_results(arm, finished, axis) for arm in arms],
         "comparisons": comparisons(compared, section.baseline, finished),

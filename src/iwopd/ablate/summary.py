@@ -24,7 +24,7 @@ def verdicts(results: StudyResults) -> list[str]:
     tested = sum(len(COMPARED) for item in results["comparisons"] if item["seeds"])
     counts = {len(item["seeds"]) for item in results["comparisons"] if item["seeds"]}
     if counts:
-        sentences.append(_criterion(min(counts), tested))
+        sentences.append(_criterion(min(counts), tested, len(set(results["students"]))))
     sentences += [f"{name} failed and is not counted: {reason}" for name, reason in results["failed"].items()]
     return sentences
 
@@ -52,7 +52,7 @@ def _verdict(item: Comparison, names: Mapping[str, str]) -> str:
     return f"{pair}: {'; '.join(parts)}."
 
 
-def _criterion(seeds: int, tested: int) -> str:
+def _criterion(seeds: int, tested: int, students: int) -> str:
     """What "larger than the noise" means in this study, and whether anything can be."""
     formula = f"2/2{_superscript(seeds)} = " if 1 < seeds <= EXACT_LIMIT else ""
     smallest = f"the smallest p-value that {seeds} seed{'s' if seeds > 1 else ''} can give is {formula}"
@@ -67,7 +67,10 @@ def _criterion(seeds: int, tested: int) -> str:
             "then for differences of four times their standard deviation over seeds; 8 for twice that deviation "
             "(ablate.seeds=8)."
         )
-    return f"{said}. The 95 % intervals are not corrected. The seeds vary prompts and sampling, not the pair of models."
+    varied = f"prompts, sampling and the student ({students} of them), not the teacher"
+    if students < 2:
+        varied = "prompts and sampling, not the pair of models"
+    return f"{said}. The 95 % intervals are not corrected. The seeds vary {varied}."
 
 
 def signed(value: float | None, digits: int = 3) -> str:

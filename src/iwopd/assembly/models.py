@@ -15,6 +15,7 @@ from iwopd.config import Config, FsdpConfig
 from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, RunFolderError, first_line
 from iwopd.models import rope
+from iwopd.models.compiled import compile_layers
 from iwopd.models.language_model import LanguageModel, load_pretrained
 from iwopd.models.student import Student
 from iwopd.parallel import world
@@ -72,7 +73,10 @@ def language_model(
     )
     if context is not None:
         rope.pin(model, context, f"{key}={folder}")
-    return LanguageModel(model, autocast=autocast, name=key.removesuffix(".path"))
+    lm = LanguageModel(model, autocast=autocast, name=key.removesuffix(".path"))
+    if section.compile:
+        compile_layers(lm)
+    return lm
 
 
 def student(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iwopd.ablate.arms import Arm, CommandLine, Run, study_arms, study_runs, study_seeds
+from iwopd.ablate.students import study_students
 from iwopd.ablate.study import budgeted, carry_out, check_begun, prepare, write
 from iwopd.ablate.study_table import StudyTable
 from iwopd.config import Config
@@ -31,7 +32,8 @@ def run(config: Config, line: CommandLine) -> None:
             "to give them this budget"
         )
     arms, seeds = study_arms(config, line.overrides), study_seeds(config, line.overrides)
-    runs = study_runs(config, arms, seeds, line)
+    students = study_students(config, arms, seeds, line.overrides)
+    runs = study_runs(config, arms, seeds, line, students)
     folder = study_folder(config)
     check(config, arms, runs, folder)
 
@@ -67,8 +69,9 @@ def check(config: Config, arms: Sequence[Arm], runs: Sequence[Run], folder: RunF
     for one in budgeted(config, runs):
         RunFolder(one.folder, stored(one.config, "train"), resume=True).check()
     seen: list[Any] = []
-    for arm in arms:
-        one = next(one.config for one in runs if one.arm == arm.name)
+    by_name = {arm.name: arm for arm in arms}
+    for each in runs:
+        one, arm = each.config, by_name[each.arm]
         if not one.eval.benchmarks:
             raise ConfigError(
                 f"{f'ablate.arms={arm.name}: ' if config.eval.benchmarks else ''}benchmark=[]: a study compares "

@@ -22,6 +22,11 @@ def expand(section: "DataclassInstance", prefix: str = "") -> Iterator[str]:
             yield from expand(value, key + ".")
         elif isinstance(value, dict):
             yield from _expand_items(value, key, entry.metadata.get("path", False))  # pyright: ignore
+        elif isinstance(value, list) and entry.metadata.get("path"):
+            found = list[str]()
+            for index, item in enumerate(value):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+                found.append((yield from _expanded(str(item), f"{key}[{index}]")))  # pyright: ignore
+            setattr(section, entry.name, found)
         elif isinstance(value, str) and entry.metadata.get("path"):
             setattr(section, entry.name, (yield from _expanded(value, key)))
 

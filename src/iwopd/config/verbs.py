@@ -84,6 +84,12 @@ class AblateConfig:
         None, "weightings, or {name: …, KEY: VALUE} of any settings; null: uniform, first30, last30, iw"
     )
     seeds: Any = setting(8, "seeds of every arm: a list, or their number, counted from 1; 6 at least for a verdict")
+    students: list[str] | None = setting(
+        None,
+        "students (each as student.path) that the seeds train in turn: the first seed the first of them, all arms of a "
+        "seed the same; null: student.path for every seed",
+        path=True,
+    )
     baseline: str = setting("uniform", "the arm that the others are compared with")
     match: str = setting("steps", "what all arms have equal: steps, or tokens generated", choices=("steps", "tokens"))
     early: int = setting(10, "step of the early figure: the last evaluation up to it counts", low=1)

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from iwopd.numerics._shapes import Float, Int
 
 Head = Callable[[Tensor], Tensor]
-COPIED = 2**20  # numbers that are copied at one time from one dtype to another
+# Numbers that are added at one time to ones of another dtype: a CPU copies them first; a GPU needs large products.
+COPIED = {"cpu": 2**20, "cuda": 2**25}
 
 
 def _gather(logits: Tensor, targets: Tensor) -> Tensor:
@@ -87,11 +88,7 @@ class _LinearLogprobs(torch.autograd.Function):
         logprobs, normalizers = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=wide)
         for part in _parts(len(hidden), chunk):
-            logits = _logits(states[part], matrix, buffer)
-            picked = logits.gather(-1, targets[part, None]).squeeze(-1)
-            highest = logits.amax(-1)
-            normalizers[part] = logits.sub_(highest[:, None]).exp_().sum(-1).log_() + highest
-            logprobs[part] = picked - normalizers[part]
+            logprobs[part], normalizers[part] = _normalize(states[part], matrix, targets[part, None], buffer)
         ctx.save_for_backward(hidden, weight, targets, normalizers)
         ctx.chunk, ctx.dtype = chunk, dtype
         return logprobs
@@ -112,14 +109,13 @@ class _LinearLogprobs(torch.autograd.Function):
         buffer = normalizers.new_empty(min(ctx.chunk, len(hidden)), len(weight))
         for part in _parts(len(hidden), ctx.chunk):
             scale = gradient[part, None]
-            slope = _logits(states[part], matrix, buffer).sub_(normalizers[part, None]).exp_().mul_(-scale)
-            slope = slope.scatter_add_(-1, targets[part, None], scale).to(ctx.dtype)
+            probabilities = _softmax(states[part], matrix, normalizers[part, None], buffer)
+            slope = probabilities.mul_(-scale).scatter_add_(-1, targets[part, None], scale).to(ctx.dtype)
             hidden_gradient[part] = (slope @ matrix).to(hidden.dtype)
             if weight_gradient is not None and wide == ctx.dtype:
                 weight_gradient.addmm_(slope.T, states[part])
             elif weight_gradient is not None:
-                # Some rows at a time: a CPU adds numbers of another dtype by way of a copy.
-                rows = max(1, COPIED // weight.shape[1])
+                rows = max(1, COPIED.get(weight.device.type, COPIED["cuda"]) // weight.shape[1])
                 for sums, slopes in zip(weight_gradient.split(rows), slope.T.split(rows), strict=True):
                     sums += slopes @ states[part]
         weight_gradient = None if weight_gradient is None else weight_gradient.to(weight.dtype)
@@ -128,6 +124,28 @@ class _LinearLogprobs(torch.autograd.Function):
 
 def _parts(count: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+
+
+def _normalize(states: Tensor, matrix: Tensor, targets: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets [tokens, 1], and log Σ exp of the logits, [tokens] each.
+
+    On a GPU every pass over a chunk's logits takes as long as their product, and log_softmax is one pass.
+    """
+    if states.is_cuda:
+        logits = states @ matrix.T
+        logprobs = torch.log_softmax(logits, -1, dtype=buffer.dtype, out=buffer[: len(states)]).gather(-1, targets)
+        return logprobs.squeeze(-1), (logits.gather(-1, targets) - logprobs).squeeze(-1)
+    logits = _logits(states, matrix, buffer)
+    picked, highest = logits.gather(-1, targets).squeeze(-1), logits.amax(-1)
+    normalizers = logits.sub_(highest[:, None]).exp_().sum(-1).log_() + highest
+    return picked - normalizers, normalizers
+
+
+def _softmax(states: Tensor, matrix: Tensor, normalizers: Tensor, buffer: Tensor) -> Tensor:
+    """Probabilities [tokens, vocabulary], in the buffer."""
+    if states.is_cuda:
+        return torch.softmax(states @ matrix.T, -1, dtype=buffer.dtype, out=buffer[: len(states)])
+    return _logits(states, matrix, buffer).sub_(normalizers).exp_()
 
 
 def _logits(states: Tensor, matrix: Tensor, buffer: Tensor) -> Tensor:

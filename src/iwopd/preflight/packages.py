@@ -1,10 +1,14 @@
 """Packages that a config needs beyond those that iwopd always brings."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServerRolloutConfig
 from iwopd.errors import ConfigError
+from iwopd.machine import host
+from iwopd.preflight.paths import scorer_sections
 from iwopd.tracking import chosen
 from iwopd.vllm import check_installed
 
@@ -19,11 +23,21 @@ def missing(config: Config, verb: str = "train") -> Iterator[str]:
     for setting, package, asked, extra in needed:
         if asked and find_spec(package) is None:
             yield f"{setting}: {package} is not installed; pip install 'iwopd[{extra}]'"
+    yield from _compilers(config)
     for setting in _vllm_settings(config, verb):
         try:
             check_installed(setting)
         except ConfigError as error:
             yield str(error)
+
+
+def _compilers(config: Config) -> Iterator[str]:
+    """torch.compile writes C++ for a CPU, and C around its kernels for a GPU."""
+    sections = {"student": config.student, **scorer_sections(config)}
+    asked = [key for key, section in sections.items() if section.compile]
+    variable, names = ("CC", ("gcc", "clang")) if host.has_gpu() else ("CXX", ("g++", "clang++"))
+    if asked and not any(map(shutil.which, filter(None, [os.environ.get(variable), *names]))):
+        yield f"{asked[0]}.compile=true: no compiler is installed; install {names[0]} or {names[1]}, or set it to false"
 
 
 def check_packages(config: Config, verb: str = "train") -> None:

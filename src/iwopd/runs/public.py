@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"""https?://[^\s,\]}'"]+""")
 # Settings that may be shown. All others may name machines, people or keys, and say nothing of what was computed.
 PUBLIC = re.compile(
     r"""seed|run\.(steps|tokens|deterministic)
-    |(student|teacher|teachers\.[^.]+|base)\.(path|name|revision|dtype|attention|trust_remote_code)
+    |(student|teacher|teachers\.[^.]+|base)\.(path|name|revision|dtype|attention|compile|trust_remote_code)
     |student\.(gradient_checkpointing|lora\.(rank|alpha|dropout|targets))
     |data\.(batch_size|max_prompt_tokens|overlong)
     |(data|data\.sources\.[^.]+|eval\.benchmarks\.[^.]+)\.(path|subset|split|revision|filter|limit|template|suffix|system

@@ -30,18 +30,33 @@ STUDENT = replace(TEACHER, noise=WEAK, seed=4)
 SMOKE_TEACHER = ModelRecipe(SMOKE, CLEAN, width=48, layers=2, heads=4, steps=450, lr=6e-3, seed=3)
 Recipe = ModelRecipe | HintedRecipe
 SMOKE_STUDENT = replace(SMOKE_TEACHER, noise=WEAK)
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+# Three students of each pair, in the order of their names: (seed, steps) of other weights and other problems.
+STUDENTS: Mapping[str, tuple[ModelRecipe, tuple[tuple[int, int], ...]]] = MappingProxyType(
     {
-        "standard/teacher": TEACHER,
-        "standard/student": STUDENT,
-        "cross_scale/student": replace(STUDENT, width=48, seed=1, steps=1300),
-        "late_errors/student": replace(STUDENT, noise=LATE),
-        "smoke/teacher": SMOKE_TEACHER,
-        "hinted/student": HintedRecipe(STUDENT),
-        "smoke/student": SMOKE_STUDENT,
-        "hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120),
+        "standard": (STUDENT, ((4, 900), (5, 900), (6, 900))),
+        "cross_scale": (replace(STUDENT, width=48), ((1, 1300), (4, 1300), (6, 1300))),
+        "late_errors": (replace(STUDENT, noise=LATE), ((4, 900), (6, 900), (5, 1500))),
+        "plan_errors": (replace(STUDENT, noise=Noise(plan=0.2)), ((4, 900), (5, 900), (6, 900))),
+        "execution_errors": (replace(STUDENT, noise=Noise(execution=0.12)), ((5, 900), (4, 1500), (6, 1500))),
+        "mixed_errors": (replace(STUDENT, noise=Noise(plan=0.15, execution=0.12)), ((4, 900), (5, 900), (6, 900))),
     }
 )
+NAMES = ("student", "student_2", "student_3")
+
+
+def _recipes() -> dict[str, Recipe]:
+    found: dict[str, Recipe] = {"standard/teacher": TEACHER}
+    hinted = dict[str, Recipe]()
+    for pair, (recipe, made) in STUDENTS.items():
+        for name, (seed, steps) in zip(NAMES, made, strict=True):
+            found[f"{pair}/{name}"] = student = replace(recipe, seed=seed, steps=steps)
+            if pair == "standard":
+                hinted[f"hinted/{name}"] = HintedRecipe(student)
+    found |= {**hinted, "smoke/teacher": SMOKE_TEACHER, "smoke/student": SMOKE_STUDENT}
+    return found | {"hinted_smoke/student": HintedRecipe(SMOKE_STUDENT, steps=120)}
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes())
 
 
 def check_model(key: str, path: str) -> None:
