@@ -59,7 +59,8 @@ RUN_ELSEWHERE = {
     "ablate": "tests/ablate",
     "diagnose": "tests/diagnose",
     "-m": "tests/runs",
-    "tracking=wandb": "tests/runs",
+    "tracking=wandb": "tests/tracking",
+    "tracking=[wandb,tensorboard]": "tests/tracking",
     "student.path=Qwen3-4B": "tests/doctor",
 }
 
@@ -70,12 +71,12 @@ def run_here() -> list[Command]:
 
 
 def settings(command: Command) -> Iterator[list[str]]:
-    """The overrides of a command; of a sweep, those of each of its runs."""
+    """The overrides of a command; of a sweep, those of each of its runs, and of a search, of its first."""
     _, given = split_flags(command.words[2:])
     if "-m" not in command.words:
         yield given
         return
-    swept = [word.partition("=") for word in given]
+    swept = [re.sub(r"interval\(([^,]+),.*\)", r"\1", word).partition("=") for word in given]
     yield from (
         [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
         for values in product(*(value.split(",") for _, _, value in swept))

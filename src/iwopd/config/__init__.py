@@ -48,12 +48,11 @@ from iwopd.config.verbs import (
     BenchmarkConfig,
     DiagnoseConfig,
     EvalConfig,
-    TrackingConfig,
-    WandbTracking,
 )
 from iwopd.errors import ConfigError
 from iwopd.losses import LOSSES, Loss
 from iwopd.setting import setting
+from iwopd.tracking import TrackingConfig
 from iwopd.weighting import SCHEMES, Weighting
 
 __all__ = [
@@ -91,7 +90,6 @@ __all__ = [
     "VllmScoringConfig",
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
-    "WandbTracking",
     "describe_objective",
     "graded_as",
     "register_schemas",
@@ -139,7 +137,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/weighting": {**SCHEMES},
     "schema/loss": {**LOSSES},
     "schema/parallel": {"single": ParallelConfig, "fsdp": FsdpConfig},
-    "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 
 

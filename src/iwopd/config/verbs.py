@@ -1,4 +1,4 @@
-"""Evaluation, diagnosis, studies, and where metrics go."""
+"""Evaluation, diagnosis, studies."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,25 +74,6 @@ class DiagnoseConfig:
     )
     top_k: int = setting(10, "most likely tokens whose overlap is measured", low=1)
     examples: int = setting(4, "example trajectories of the prefix log-ratio", low=0)
-
-
-@dataclass(kw_only=True, slots=True)
-class TrackingConfig:
-    """Where metrics go besides metrics.jsonl; this one: nowhere."""
-
-
-@dataclass(kw_only=True, slots=True)
-class WandbTracking(TrackingConfig):
-    """Weights & Biases."""
-
-    project: str = setting("iwopd", "wandb project")
-    entity: str | None = setting(None, "wandb team or user")
-    group: str | None = setting(None, "wandb group")
-    mode: str = setting(
-        "auto",
-        "auto: online where wandb has a login, else offline; or as wandb's modes",
-        choices=("auto", "online", "offline", "disabled"),
-    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -41,9 +41,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     runtime.before_hydra()
     install()
-    arguments = [
-        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
-    ]
+    arguments = [understood(argument) for argument in arguments]
     completes = {"-sc", "--shell-completion"} & {*arguments}  # for every verb
     sys.argv = ["iwopd" if completes else f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
@@ -116,6 +114,13 @@ def carry_out(
 
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
 NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
+NO_TRACKER = {"tracking=null": "tracking=none"}
+
+
+def understood(argument: str) -> str:
+    """What Hydra understands, of what a user may write."""
+    return "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else NO_TRACKER.get(argument) or home_quoted(argument)
+
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),

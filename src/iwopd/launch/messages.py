@@ -11,6 +11,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.launch.overrides import grammar_advice, wrong
 
+SEVERAL = ("benchmark", "tracking")  # groups of which several can be chosen
+
 
 def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str:
     """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
@@ -56,9 +58,11 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
         return f"{shown}: not {kind}; give it one"
     if "is not a ListConfig" in reason:
         return f"{shown}: not a list; write {key}=[…]"
-    fix = (
-        "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
-    )
+    fix = "correct it, or see --help for what there is"
+    if "Ambiguous value" in reason:
+        name, _, values = wrong(error, overrides).partition("=")
+        several = f", or write {name}=[{values}] for all at once" if name in SEVERAL else ""
+        fix = f"add -m to sweep over values{several}"
     return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
 
 
