@@ -49,12 +49,11 @@ from iwopd.config.verbs import (
     DiagnoseConfig,
     EvalConfig,
     ReportConfig,
-    TrackingConfig,
-    WandbTracking,
 )
 from iwopd.errors import ConfigError
 from iwopd.losses import LOSSES, Loss
 from iwopd.setting import setting
+from iwopd.tracking import TrackingConfig
 from iwopd.weighting import SCHEMES, Weighting
 
 __all__ = [
@@ -93,7 +92,6 @@ __all__ = [
     "VllmScoringConfig",
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
-    "WandbTracking",
     "describe_objective",
     "graded_as",
     "register_schemas",
@@ -142,7 +140,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/weighting": {**SCHEMES},
     "schema/loss": {**LOSSES},
     "schema/parallel": {"single": ParallelConfig, "fsdp": FsdpConfig},
-    "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 
 
