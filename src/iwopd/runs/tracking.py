@@ -69,8 +69,8 @@ class _Guard:
 
 
 class Tracker:
-    """metrics.jsonl, samples.jsonl and positions.jsonl of a run folder, and trackers that mirror the first two; a context
-    manager.
+    """metrics.jsonl, samples.jsonl and positions.jsonl of a run folder, and trackers that mirror the first two; a
+    context manager.
 
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
