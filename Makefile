@@ -7,6 +7,8 @@ BIN := .venv/bin
 # Tests run beside each other, one thread each; a worker with vLLM engines takes some 4 GB.
 WORKERS ?= 2
 STAMP := .venv/.ready
+# Tests start many interpreters, each of which would compile everything anew where none may keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement
