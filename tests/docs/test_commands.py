@@ -45,6 +45,7 @@ GROUPS = {
 SIZES = {
     "train": ("run.samples=0", "data.batch_size=2", "rollout.max_tokens=8", "eval.greedy=false"),
     "eval": ("rollout.max_tokens=8", "eval.k=1", "eval.n=2", "eval.greedy=false"),
+    "report": (),
     "doctor": ("doctor.live=false", "data.batch_size=2", "rollout.max_tokens=8"),
 }
 
@@ -113,12 +114,13 @@ def made_files(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, smoke_models: dict[str, Path]) -> Path:
-    """A folder to type commands in: files, and a run runs/a that has ended."""
+    """A folder to type commands in: files, and runs that have ended."""
     folder = tmp_path_factory.mktemp("typed")
     made_files(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert iwopd("train", *small(Command("", ("iwopd", "train", "run.dir=runs/a")))) == 0
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     return folder
 
 

@@ -48,6 +48,7 @@ from iwopd.config.verbs import (
     BenchmarkConfig,
     DiagnoseConfig,
     EvalConfig,
+    ReportConfig,
 )
 from iwopd.errors import ConfigError
 from iwopd.losses import LOSSES, Loss
@@ -75,6 +76,7 @@ __all__ = [
     "ParallelConfig",
     "ParityConfig",
     "PushConfig",
+    "ReportConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
@@ -119,6 +121,7 @@ class Config:
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
     push: PushConfig = field(default_factory=PushConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
     # As they were written; no setting itself, see `iwopd.config.stored`.
     interpolations: dict[str, str] = field(default_factory=dict[str, str], metadata={"omegaconf_ignore": True})

@@ -77,6 +77,18 @@ class DiagnoseConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """What `iwopd report` shows."""
+
+    runs: list[str] = setting([], "folders of training runs, on one page; `iwopd report A B` sets it")
+    output: str | None = setting(
+        None,
+        "file to write; null for report.html in the run's folder, or where the command is typed for several runs",
+        path=True,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
 class AblateConfig:
     """What `iwopd ablate` compares."""
 

@@ -25,7 +25,7 @@ from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
 from iwopd.launch.examples import examples
 from iwopd.launch.messages import explain, first_line, known_keys
-from iwopd.launch.overrides import home_quoted, wrong
+from iwopd.launch.overrides import home_quoted, with_runs, wrong
 from iwopd.machine import host, runtime
 from iwopd.parallel import environment
 from iwopd.preflight.processes import starts_processes
@@ -41,10 +41,9 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     runtime.before_hydra()
     install()
-    arguments = [
-        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else NO_TRACKER.get(argument) or home_quoted(argument)
-        for argument in arguments
-    ]
+    if verb == "report":
+        arguments = with_runs(*split_flags(arguments))
+    arguments = [understood(argument) for argument in arguments]
     completes = {"-sc", "--shell-completion"} & {*arguments}  # for every verb
     sys.argv = ["iwopd" if completes else f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
@@ -118,6 +117,12 @@ def carry_out(
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
 NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
 NO_TRACKER = {"tracking=null": "tracking=none"}
+
+
+def understood(argument: str) -> str:
+    """What Hydra understands, of what a user may write."""
+    return "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else NO_TRACKER.get(argument) or home_quoted(argument)
+
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),

@@ -31,6 +31,12 @@ EXAMPLES = {
         "iwopd push push.run=runs/a push.repo=ME/NAME push.private=false",
         "iwopd push push.folder=runs/a/final push.repo=ME/NAME push.revision=draft",
     ),
+    "report": (
+        "docs/report.md",
+        "iwopd report runs/a",
+        "iwopd report runs/a runs/b",
+        "iwopd report runs/a report.output=a.html",
+    ),
     "doctor": (
         "docs/doctor.md",
         "iwopd doctor",

@@ -14,9 +14,9 @@ from iwopd.ablate.arms import CommandLine, override
 from iwopd.config import Config, register_schemas
 from iwopd.config.presets import config_folder, groups
 from iwopd.errors import ConfigError, ProcessError
-from iwopd.launch import NO_BENCHMARK, carry_out, check
+from iwopd.launch import carry_out, check, understood
 from iwopd.launch.messages import explain, first_line
-from iwopd.launch.overrides import home_quoted, wrong
+from iwopd.launch.overrides import wrong
 from iwopd.runs.files import read_rows
 from iwopd.runs.interrupts import Collapsed
 
@@ -99,7 +99,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 def _overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:
     for each in given:
         if isinstance(each, str):
-            yield "benchmark=[]" if NO_BENCHMARK.fullmatch(each) else home_quoted(each)
+            yield understood(each)
         else:
             yield from _of_mapping(each)
 

@@ -69,7 +69,8 @@ class _Guard:
 
 
 class Tracker:
-    """metrics.jsonl and samples.jsonl of a run folder, and trackers that mirror them; a context manager.
+    """metrics.jsonl, samples.jsonl and positions.jsonl of a run folder, and trackers that mirror the first two; a
+    context manager.
 
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
@@ -93,6 +94,7 @@ class Tracker:
         self.check = check
         self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"), step)
         self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"), step)
+        self.by_position = JsonLines(folder / "positions.jsonl", sizes.get("positions"), step)
         kept, plain = partial(kept_rows, self.metrics.path, self.rollouts.path), cleaned(config or {})
         self.mirrors = [
             Mirrored(each, TrackedRun(folder, name or folder.name, plain, known_id(folder, each)), kept)
@@ -113,10 +115,16 @@ class Tracker:
         for mirror in self.mirrors:
             mirror.put(samples_row(step, rows))
 
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
+        """Means of one step by position; see `iwopd.training.positions`."""
+        self.check()
+        self.by_position.append([{"step": step, **row}])
+
     @property
     def state(self) -> dict[str, int]:
         """For checkpoints: how much of the files belongs to the steps taken so far; it is on the disk by then."""
-        return {"metrics": self.metrics.sync(), "samples": self.rollouts.sync()}
+        files = {"metrics": self.metrics, "samples": self.rollouts, "positions": self.by_position}
+        return {name: file.sync() for name, file in files.items()}
 
     def __enter__(self) -> "Tracker":
         return self
@@ -138,4 +146,7 @@ class NoTracker:
         """See `Tracker`."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""
+
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
         """See `Tracker`."""
