@@ -15,7 +15,7 @@ LOCKED := $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation
 # vLLM is for NVIDIA's GPUs, and has a CPU build for this machine alone; elsewhere its tests are left out.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 VLLM := $(or $(GPU),$(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)))
-TIERS := -m 'not browser$(if $(VLLM),, and not vllm)'
+TIERS := not browser$(if $(VLLM),, and not vllm)
 # Of `make test-versions`, e.g. TORCH===2.11.0 TRANSFORMERS===5.17.0; the newest where nothing is said.
 TORCH ?=
 TRANSFORMERS ?=
@@ -52,7 +52,7 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 	$(BIN)/iwopd train
 
 test: setup  ## run every test but those of test-browser
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(TIERS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m '$(TIERS)'
 
 test-browser: setup  ## read the reports in a real Chromium, which is installed where that is allowed (root, Debian)
 	if [[ -z "$${CHROMIUM:-}" ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
