@@ -17,7 +17,7 @@ from typing import Any
 from iwopd.ablate.records import COMPARED
 from iwopd.ablate.summary import signed
 from iwopd.report.paired import LEVEL, adjusted_pvalues, bootstrap_interval, sign_flip_pvalue
-from iwopd.report.plots import COLOURS, pyplot, save, style
+from iwopd.report.plots import COLOURS, INK, pyplot, save, style
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "studies"
 PAIRS = ("same_size", "late_errors", "cross_scale", "self", "plan_errors", "execution_errors", "mixed_errors")
@@ -31,13 +31,13 @@ Key = tuple[str, str]  # pair, loss
 
 
 def read(folder: Path) -> dict[Key, Study]:
-    """Every study with finished runs, in the order of PAIRS; its arms by name, its comparisons by arm."""
+    """Every study with at least two seeds, in the order of PAIRS; its arms by name, its comparisons by arm."""
     found = dict[Key, Study]()
     for loss in LOSSES:
         for pair in PAIRS:
             file = folder / f"{pair}-{loss}" / "study.json"
             study = json.loads(file.read_text("utf-8")) if file.exists() else {"comparisons": []}
-            compared = {item["name"]: item for item in study["comparisons"] if item["seeds"]}
+            compared = {item["name"]: item for item in study["comparisons"] if len(item["seeds"]) > 1}
             if compared:
                 arms = {arm["name"]: arm for arm in study["arms"]}
                 found[pair, loss] = {**study, "arms": arms, "comparisons": compared}
@@ -112,11 +112,12 @@ def draw_differences(studies: dict[Key, Study], p: dict[tuple[str, str, str, str
                 sure = p.get((pair, loss, arm, "final"), 1.0) <= LEVEL
                 axes.plot(values["difference"], y, "o", color=colour, markersize=5, mfc=colour if sure else "white")
         axes.set_title(pair.replace("_", " "))
-        axes.set_xscale("symlog", linthresh=0.02, linscale=1)
+        axes.set_xscale("symlog", linthresh=0.02, linscale=1.5)
         axes.set_xticks([-0.5, -0.1, -0.02, 0, 0.02], ["−0.5", "−0.1", "−0.02", "0", "0.02"])
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=7, labelbottom=True)
         axes.minorticks_off()
     for place, loss in enumerate(LOSSES):
         panels.flat[-1].plot([], [], "o-", color=COLOURS[place], label=loss)
@@ -132,7 +133,7 @@ def draw_rule(found: dict[str, dict[str, float]], studies: dict[Key, Study], fol
         axes.axvline(0, color="#8f8f8f", linewidth=1), axes.axhline(0, color="#8f8f8f", linewidth=1)
         for (pair, loss), study in studies.items():
             values = contrast(study, first, last, "final")
-            if pair in found and values:
+            if pair in found and len(values) > 1:
                 x, colour = lean(found[pair]), COLOURS[LOSSES.index(loss)]
                 low, high = bootstrap_interval(values)
                 axes.plot([x, x], [low, high], color=colour, linewidth=1.5)
@@ -142,6 +143,10 @@ def draw_rule(found: dict[str, dict[str, float]], studies: dict[Key, Study], fol
                         pair.replace("_", " "), (x, fmean(values)), (4, 4), textcoords="offset points", fontsize=7
                     )
         axes.set(title=name, xlabel="lean, before training", ylabel="difference of final accuracy")
+    for place, loss in enumerate(LOSSES):
+        panels[0].plot([], [], "s-", color=COLOURS[place], label=loss)
+    panels[0].plot([], [], "o", color=INK, label="pairs it was not fixed on", mfc="white")
+    panels[0].legend(loc="lower left", fontsize=7)
     keep(drawn, folder, "which_way_rule", "What diagnose says before training, against which arm ended higher")
 
 

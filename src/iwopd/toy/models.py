@@ -33,7 +33,7 @@ SMOKE_STUDENT = replace(SMOKE_TEACHER, noise=WEAK)
 # Three students of each pair, in the order of their names: (seed, steps) of other weights and other problems.
 STUDENTS: Mapping[str, tuple[ModelRecipe, tuple[tuple[int, int], ...]]] = MappingProxyType(
     {
-        "standard": (STUDENT, ((4, 900), (5, 900))),
+        "standard": (STUDENT, ((4, 900), (5, 900), (6, 1300))),
         "cross_scale": (replace(STUDENT, width=48), ((1, 1300), (4, 1300), (6, 1300))),
         "late_errors": (replace(STUDENT, noise=LATE), ((4, 900), (6, 900), (10, 1300))),
         "plan_errors": (replace(STUDENT, noise=Noise(plan=0.2)), ((4, 900), (5, 900), (6, 900))),
@@ -48,7 +48,7 @@ def _recipes() -> dict[str, Recipe]:
     found: dict[str, Recipe] = {"standard/teacher": TEACHER}
     hinted = dict[str, Recipe]()
     for pair, (recipe, made) in STUDENTS.items():
-        for name, (seed, steps) in zip(NAMES, made, strict=False):
+        for name, (seed, steps) in zip(NAMES, made, strict=True):
             found[f"{pair}/{name}"] = student = replace(recipe, seed=seed, steps=steps)
             if pair == "standard":
                 hinted[f"hinted/{name}"] = HintedRecipe(student)
