@@ -26,6 +26,7 @@ LOSSES = ("policy_gradient", "reverse_kl")
 SEEDS = 8
 BAND = 0.2  # of the lean: useful disagreement of the windows within a factor of 1.5 says no direction
 CONTRASTS = {"iw − iw_reversed": ("iw", "iw_reversed"), "first30 − last30": ("first30", "last30")}
+BESIDE: Any = {"textcoords": "offset points", "fontsize": 7, "rotation": 90, "ha": "center"}
 Study = dict[str, Any]
 Key = tuple[str, str]  # pair, loss
 
@@ -113,7 +114,7 @@ def draw_differences(studies: dict[Key, Study], p: dict[tuple[str, str, str, str
                 axes.plot(values["difference"], y, "o", color=colour, markersize=5, mfc=colour if sure else "white")
         axes.set_title(pair.replace("_", " "))
         axes.set_xscale("symlog", linthresh=0.02, linscale=1.5)
-        axes.set_xticks([-0.5, -0.1, -0.02, 0, 0.02], ["−0.5", "−0.1", "−0.02", "0", "0.02"])
+        axes.set_xticks([-0.5, -0.02, 0, 0.02], ["−0.5", "−0.02", "0", "0.02"])
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -138,15 +139,14 @@ def draw_rule(found: dict[str, dict[str, float]], studies: dict[Key, Study], fol
                 low, high = bootstrap_interval(values)
                 axes.plot([x, x], [low, high], color=colour, linewidth=1.5)
                 axes.plot(x, fmean(values), "s" if pair in FIXED else "o", color=colour, markersize=5)
-                if loss == LOSSES[0]:
-                    axes.annotate(
-                        pair.replace("_", " "), (x, fmean(values)), (4, 4), textcoords="offset points", fontsize=7
-                    )
+                if (pair, LOSSES[-1]) not in studies or loss == LOSSES[-1]:
+                    axes.annotate(pair.replace("_", " "), (x, high), (0, 4), **BESIDE)
+        axes.margins(y=0.3)
         axes.set(title=name, xlabel="lean, before training", ylabel="difference of final accuracy")
     for place, loss in enumerate(LOSSES):
         panels[0].plot([], [], "s-", color=COLOURS[place], label=loss)
     panels[0].plot([], [], "o", color=INK, label="pairs it was not fixed on", mfc="white")
-    panels[0].legend(loc="lower left", fontsize=7)
+    panels[0].legend(loc="upper left", fontsize=7)
     keep(drawn, folder, "which_way_rule", "What diagnose says before training, against which arm ended higher")
 
 
