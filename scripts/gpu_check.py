@@ -43,9 +43,9 @@ import torch
 import transformers
 from gpu_parts.common import QWEN3_06B_SHAPE, TINY_SHAPE, Work, device_name, empty
 from gpu_parts.numerics import numerics
-from gpu_parts.runs import compiled, parallel, smoke
+from gpu_parts.runs import parallel, smoke, smoke_compiled
 from gpu_parts.sharded import sharded
-from gpu_parts.speed import kernels, rollout, scoring, updates
+from gpu_parts.speed import kernels, rollout, scoring, updates, ways
 from gpu_parts.trl import peer
 
 PARTS = ("smoke", "compiled", "numerics", "update", "kernels", "scoring", "rollout", "fsdp", "trl", "parallel")
@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test this script")
     parser.add_argument("--gpus", type=int, default=1, help="also train on so many, a process for each")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="without torch.compile, which takes minutes on a CPU")
     parser.add_argument("--out", type=Path, help="also write the JSON document here, after every part")
     options = parser.parse_args()
     if not options.cpu and not torch.cuda.is_available():
@@ -88,15 +89,16 @@ def parts(device: torch.device, options: argparse.Namespace) -> dict[str, Callab
     shape = TINY_SHAPE if options.cpu else QWEN3_06B_SHAPE
     long, short = (Work(2, 8, 64), Work(4, 8, 16)) if options.cpu else (Work(4, 128, 4096), Work(32, 128, 1024))
     sampled = Work(4, 8, 16) if options.cpu else Work(16, 128, 128)
+    compiled = not options.quick
     found = {
         "smoke": lambda: smoke(device),
-        "compiled": lambda: compiled(device),
+        "compiled": lambda: smoke_compiled(device),
         "numerics": lambda: numerics(device),
-        "update": lambda: updates(device, shape, long, short),
-        "kernels": lambda: kernels(device, shape, long),
-        "scoring": lambda: scoring(device, shape, [long, short]),
+        "update": lambda: updates(device, shape, ways(long, short, compiled)),
+        "kernels": lambda: kernels(device, shape, long, compiled),
+        "scoring": lambda: scoring(device, shape, [long, short], compiled),
         "rollout": lambda: rollout(device, shape, sampled),
-        "fsdp": lambda: sharded(device, shape, long),
+        "fsdp": lambda: sharded(device, shape, long, compiled),
         "trl": lambda: peer(device, shape, [long, short]),
     }
     return found if options.gpus == 1 else {**found, "parallel": lambda: parallel(device, options.gpus)}

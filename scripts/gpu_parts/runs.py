@@ -43,7 +43,7 @@ def smoke(device: torch.device) -> dict[str, Any]:
     }
 
 
-def compiled(device: torch.device) -> dict[str, Any]:
+def smoke_compiled(device: torch.device) -> dict[str, Any]:
     """The same with torch.compile, sequences of many lengths."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

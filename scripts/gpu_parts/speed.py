@@ -71,9 +71,9 @@ class Way:
         return ", ".join(filter(None, said))
 
 
-def ways(long: Work, short: Work) -> list[Way]:
+def ways(long: Work, short: Work, compiled: bool) -> list[Way]:
     """Those that are timed, the plainest first."""
-    return [
+    found = [
         Way(long),
         Way(long, deterministic=True),
         Way(long, compiled=True),
@@ -85,6 +85,7 @@ def ways(long: Work, short: Work) -> list[Way]:
         Way(short, compiled=True),
         Way(short, checkpointing=True),
     ]
+    return [way for way in found if compiled or not way.compiled]
 
 
 def scored_at_random(work: Work, vocabulary: int) -> list[ScoredRollout]:
@@ -162,22 +163,29 @@ def estimate(shape: dict[str, int], way: Way) -> float:
     return mib(sum(term.bytes for term in place.terms if not term.what.startswith(others)))
 
 
-def updates(device: torch.device, shape: dict[str, int], long: Work, short: Work) -> dict[str, Any]:
+def updates(device: torch.device, shape: dict[str, int], ways: list[Way]) -> dict[str, Any]:
     """Every way, each with a student of its own; one that fails leaves the others."""
     found = {}
-    for way in ways(long, short):
+    for way in ways:
         try:
             found[str(way)] = one_way(device, shape, way)
         except Exception as error:
             found[str(way)] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         torch.compiler.reset()
         empty(device)
-    return {"ok": "error" not in found[str(ways(long, short)[0])], **found}
+    return {"ok": "error" not in found[str(ways[0])], **found}
 
 
-def kernels(device: torch.device, shape: dict[str, int], work: Work, most: int = 14) -> dict[str, Any]:
+def kernels(device: torch.device, shape: dict[str, int], work: Work, compiled: bool) -> dict[str, Any]:
     """Where the time of one update goes: milliseconds by operator, on the device where it has its own clock."""
+    ways = {"plain": False, "compiled": True} if compiled else {"plain": False}
+    return {name: _kernels(device, shape, work, chosen) for name, chosen in ways.items()}
+
+
+def _kernels(device: torch.device, shape: dict[str, int], work: Work, compiled: bool, most: int = 14) -> dict[str, Any]:
     student = new_student(device, shape)
+    if compiled:
+        compile_layers(student.lm)
     scored = scored_at_random(work, shape["vocab_size"])
 
     def run() -> None:
@@ -200,12 +208,12 @@ def kernels(device: torch.device, shape: dict[str, int], work: Work, most: int =
     }
 
 
-def scoring(device: torch.device, shape: dict[str, int], works: list[Work]) -> dict[str, Any]:
+def scoring(device: torch.device, shape: dict[str, int], works: list[Work], compiled: bool) -> dict[str, Any]:
     """The teacher's pass, in bfloat16."""
     model = make_model(shape, 1, device=device, dtype=torch.bfloat16)
     lm, found = LanguageModel(model, name="teacher"), {}
     teacher = HfTeacher(lm, device)
-    for said in ("", ", compiled"):
+    for said in ("", ", compiled")[: 1 + compiled]:
         if said:
             compile_layers(lm)
         for work in works:

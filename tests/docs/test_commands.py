@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from support.composing import composed
-from support.documents import Command, blocks, commands
+from support.documents import Block, Command, blocks, commands
 from support.paths import REPOSITORY
 from support.running import iwopd
 
@@ -45,6 +45,7 @@ GROUPS = {
 SIZES = {
     "train": ("run.samples=0", "data.batch_size=2", "rollout.max_tokens=8", "eval.greedy=false"),
     "eval": ("rollout.max_tokens=8", "eval.k=1", "eval.n=2", "eval.greedy=false"),
+    "report": (),
     "doctor": ("doctor.live=false", "data.batch_size=2", "rollout.max_tokens=8"),
 }
 
@@ -59,7 +60,8 @@ RUN_ELSEWHERE = {
     "ablate": "tests/ablate",
     "diagnose": "tests/diagnose",
     "-m": "tests/runs",
-    "tracking=wandb": "tests/runs",
+    "tracking=wandb": "tests/tracking",
+    "tracking=[wandb,tensorboard]": "tests/tracking",
     "student.path=Qwen3-4B": "tests/doctor",
 }
 
@@ -70,12 +72,12 @@ def run_here() -> list[Command]:
 
 
 def settings(command: Command) -> Iterator[list[str]]:
-    """The overrides of a command; of a sweep, those of each of its runs."""
+    """The overrides of a command; of a sweep, those of each of its runs, and of a search, of its first."""
     _, given = split_flags(command.words[2:])
     if "-m" not in command.words:
         yield given
         return
-    swept = [word.partition("=") for word in given]
+    swept = [re.sub(r"interval\(([^,]+),.*\)", r"\1", word).partition("=") for word in given]
     yield from (
         [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
         for values in product(*(value.split(",") for _, _, value in swept))
@@ -112,12 +114,13 @@ def made_files(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, smoke_models: dict[str, Path]) -> Path:
-    """A folder to type commands in: files, and a run runs/a that has ended."""
+    """A folder to type commands in: files, and runs that have ended."""
     folder = tmp_path_factory.mktemp("typed")
     made_files(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert iwopd("train", *small(Command("", ("iwopd", "train", "run.dir=runs/a")))) == 0
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     return folder
 
 
@@ -197,8 +200,12 @@ def test_other_commands() -> None:
     assert seen == {"make", "python", "pip", "torchrun", "srun"}
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page)
-def test_programs_run(block) -> None:
+PROGRAMS = [block for block in blocks("python") if not block.text.startswith("# needs ")]
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.page)
+def test_programs_run(block: Block, smoke_models: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(block.text, block.page, "exec"), {"__name__": "shown"})
 
 

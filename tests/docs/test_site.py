@@ -21,7 +21,7 @@ from iwopd.launch import config_folder
 
 # Sections whose keys are names: what a user calls an entry.
 NAMED = re.compile(r"^(eval\.benchmarks|data\.sources|teachers)\.[^.]+")
-EMPTY = {"eval.benchmarks", "parallel", "tracking"}  # sections, where they have no keys
+EMPTY = {"eval.benchmarks", "parallel"}  # sections, where they have no keys
 ADDED = {"experiment", "debug"}  # they set fields of the other groups, +experiment=NAME
 ROW = re.compile(r"^\| `([^`]+)` \| `([^`]+)` \| (.+) \| (.+) \|$", re.MULTILINE)
 

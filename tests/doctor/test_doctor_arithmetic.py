@@ -8,7 +8,7 @@ from support.paths import DATA
 from transformers import AutoConfig, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from iwopd.config.gpus import CARDS, card_of
-from iwopd.doctor import memory
+from iwopd.doctor import cpu, memory
 from iwopd.doctor.compute import Shape, decode_seconds, matmul_seconds
 from iwopd.doctor.fake_model import FakeModel, Work
 from iwopd.doctor.live_bytes import LiveBytes
@@ -169,3 +169,13 @@ def test_live_bytes_counts_a_storage_once_and_until_it_is_freed() -> None:
         assert live.now == 0
         there.add_(1)
     assert (live.now, live.peak) == (0, 4000)
+
+
+def test_a_cpu_is_measured_in_what_a_model_computes_in() -> None:
+    card = cpu.measured()
+    assert card.float32 is not None
+    assert 1e-3 < card.float32 < 1e3, "10¹² per second"
+    assert 1e-3 < card.tflops < 1e3
+    assert 0.1 < card.bandwidth < 1e4
+    assert matmul_seconds(1e12, card, 1.0, each=4) == pytest.approx(1 / card.float32)
+    assert matmul_seconds(1e12, card, 1.0, each=2) == pytest.approx(1 / card.tflops)

@@ -13,6 +13,7 @@ from iwopd.models.evaluation_mode import evaluation_mode
 from iwopd.models.language_model import LanguageModel
 from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
+from iwopd.scoring.hf import HfTeacher
 from iwopd.types import Prompt
 
 
@@ -65,3 +66,22 @@ def test_sampling_runs_the_layers_as_they_were(tiny_model: Callable[..., Languag
     assert [each.response_ids.tolist() for each in found] == [each.response_ids.tolist() for each in expected]
     with pytest.raises(AssertionError, match="compiled"):
         compiled.model(input_ids=torch.tensor([[1, 2]]), use_cache=False)
+
+
+def test_a_compiled_teacher_keeps_its_linear_layers(
+    tiny_model: Callable[..., LanguageModel], make_rollouts: Callable[..., Any]
+) -> None:
+    """On a CPU scoring swaps them for an operator that the compiler cannot trace."""
+    lm, seen = tiny_model(0), list[bool]()
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: (seen.append(swapped(lm)), function(*given, **named))[1]
+
+    compile_layers(lm, watched)
+    HfTeacher(lm, torch.device("cpu")).score(make_rollouts(2, seed=1), lambda length: (0, length))
+    assert len(seen) == len(lm.model.model.layers)  # pyright: ignore
+    assert not any(seen)
+
+
+def swapped(lm: LanguageModel) -> bool:
+    return any("forward" in vars(module) for module in lm.modules() if isinstance(module, torch.nn.Linear))

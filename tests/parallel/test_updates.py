@@ -1,5 +1,6 @@
 """Two real processes compute what one does: gradients, weights, metrics; for every loss, weighting, kind of model."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -145,12 +146,14 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def compare_all(replicate: int, names: Sequence[str]) -> dict[str, tuple[float, float, bool]]:
     """For each case: how far weights and metrics are from one process's, and whether a second time is the same bits."""
     torch.set_num_threads(1)
-    alone = {name: trained(CASES[name]) for name in names}
+    rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    mine = {name: trained(CASES[name]) for name in names[rank::size]}
     found = {}
     with opened(replicate=replicate, timeout_s=60, wait_s=60, on_gpu=False) as ranks:
         assert isinstance(ranks, Ranks)
         marker = ["a teacher recognises what it expects by the object"]
         assert ranks.gather(marker)[ranks.rank] is marker
+        alone = {name: each for share in ranks.gather(mine) for name, each in share.items()}
         for name in names:
             state, metrics = trained(CASES[name], ranks)
             again, _ = trained(CASES[name], ranks)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ from support.running import SMALL, iwopd, process, refused, rows, start, wait_fo
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from iwopd.runs.manifest import damage
+from iwopd.training.report import refresh
 
 pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
 
@@ -41,13 +43,34 @@ def half(finished: Path, tmp_path: Path) -> Iterator[Path]:
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {entry.name for entry in finished.iterdir() if not entry.name.startswith(".")}
     assert left == {
-        *("config.yaml", "about.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "train.log"),
+        *("config.yaml", "about.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "positions.jsonl", "train.log"),
+        "report.html",
         *("checkpoints", "final"),
     }
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
     assert all(damage(entry) is None for entry in [*(finished / "checkpoints").iterdir(), finished / "final"])
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["weighting"] == {"scheme": "iw", "gamma": 0.5}
+
+
+def test_the_report_is_there_from_the_first_evaluation_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def seeing(folder: Path, config: dict) -> None:
+        refresh(folder, config)
+        seen.append(re.search(r"\d of 4( so far|, finished)", (folder / "report.html").read_text("utf-8"))[0])  # type: ignore
+
+    monkeypatch.setattr("iwopd.training.run.refresh", seeing)
+    assert iwopd("train", *SMALL, "eval.greedy=false", f"run.dir={tmp_path / 'run'}") == 0
+    assert seen == ["0 of 4 so far", "2 of 4 so far", "4 of 4, finished"]
+    positions = rows(tmp_path / "run" / "positions.jsonl")
+    assert [row["step"] for row in positions] == [1, 2, 3, 4]
+    trained = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    for row, metrics in zip(positions, trained, strict=True):
+        assert sum(row["tokens"]) == metrics["tokens/trained"]
+        pairs = zip(row["abs_advantage"], row["tokens"], strict=True)
+        mean = sum(value * count for value, count in pairs if count) / sum(row["tokens"])
+        assert mean == pytest.approx(metrics["train/abs_advantage_mean"], abs=1e-4), "the sampler is the trainer here"
 
 
 def test_metrics_have_the_keys_users_rely_on(finished: Path) -> None:
@@ -116,7 +139,7 @@ def test_a_run_is_the_same_twice_and_another_seed_is_not(finished: Path, tmp_pat
 def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half: Path) -> None:
     assert iwopd("train", *SMALL, f"run.dir={half}", "run.resume=true") == 0
     assert weights(half / "final") == weights(finished / "final")
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "positions.jsonl"):
         assert without_times(rows(half / name)) == without_times(rows(finished / name))
 
 

@@ -93,6 +93,7 @@ def test_a_run_whose_output_nobody_reads_is_saved(tmp_path: Path) -> None:
     step = saved_step(folder)
     assert step >= 1
     assert f"stopped after step {step}/500, saved" in (folder / "train.log").read_text()
+    assert f"{step} of 500 so far" in (folder / "report.html").read_text("utf-8")
 
 
 @pytest.mark.process

@@ -1,5 +1,9 @@
 """Configs as the command line composes them."""
 
+import os
+from copy import deepcopy
+from functools import cache
+
 from hydra import compose, initialize_config_dir
 
 from iwopd.config import Config, register_schemas
@@ -22,6 +26,13 @@ REQUIRED = {
 
 
 def composed(*overrides: str) -> Config:
+    """The config of a command line; the same one is composed once, and everyone gets a copy."""
+    around = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return deepcopy(_composed(overrides, os.getcwd(), frozenset(around.items())))
+
+
+@cache
+def _composed(overrides: tuple[str, ...], folder: str, environment: frozenset[tuple[str, str]]) -> Config:
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return typed(compose("config", list(overrides)))

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from iwopd.cli import VERBS
 from iwopd.launch import launch
+from support import forks
 from support.tiers import check_command
 
 # The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
@@ -30,16 +32,28 @@ SMALL = (
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+_mode = Hydra.get_mode
+
+
+def _mode_if_given(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+    """Hydra composes everything a first time to learn its mode, which no preset sets: half the time of a command."""
+    return _mode(self, config_name, overrides) if any("hydra.mode" in each for each in overrides) else None
+
+
 def iwopd(verb: str, *overrides: str) -> int:
-    """Run a verb in this process; the exit status."""
+    """Run a verb in this process, and what trains in processes of its own in forked ones; the exit status."""
     check_command()
+    Hydra.get_mode = _mode_if_given
     before = sys.argv
-    try:
-        launch(verb, VERBS[verb][0], overrides)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
+    with pytest.MonkeyPatch.context() as patch:
+        if forks.POSSIBLE:
+            patch.setattr(subprocess, "Popen", forks.Popen)
+        try:
+            launch(verb, VERBS[verb][0], overrides)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:
+            sys.argv = before
     return 0
 
 
@@ -53,21 +67,30 @@ def refused(capsys: pytest.CaptureFixture[str], verb: str, *overrides: str) -> s
     return lines[0]
 
 
-def process(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m iwopd ARGUMENTS` as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "iwopd", *arguments],
-        capture_output=True,
+def process(
+    *arguments: str, cwd: Path | None = None, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m iwopd ARGUMENTS` as a process of its own.
+
+    Args:
+        fresh: of an interpreter that has imported nothing yet; otherwise what trains is forked from one that has torch
+            already, which spares seconds, see `forks`.
+    """
+    running = _popen(arguments, fresh)(
+        [sys.executable, "-u", "-m", "iwopd", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
         env={**ONE_THREAD, **environment},
-        check=False,
     )
+    out, errors = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.returncode, out, errors)
 
 
-def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
+def start(*arguments: str, start_new_session: bool = False, fresh: bool = False) -> subprocess.Popen[str]:
     """The same, in the background; standard output is a pipe."""
-    return subprocess.Popen(
+    return _popen(arguments, fresh)(
         [sys.executable, "-u", "-m", "iwopd", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,6 +98,10 @@ def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[
         env=ONE_THREAD,
         start_new_session=start_new_session,
     )
+
+
+def _popen(arguments: Sequence[str], fresh: bool) -> "type[subprocess.Popen[str]]":
+    return subprocess.Popen if fresh or not forks.POSSIBLE or arguments[0] not in ("train", "ablate") else forks.Popen
 
 
 def wait_for_line(running: subprocess.Popen[str], start_of_line: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-TIERS = ("unit", "cli", "process", "vllm")  # their meaning: pyproject.toml
+TIERS = ("unit", "cli", "process", "vllm", "browser")  # their meaning: pyproject.toml
 _running = "process"  # the tier of the test under way
 
 

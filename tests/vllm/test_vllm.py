@@ -528,7 +528,14 @@ def test_ctrl_c_saves_leaves_no_process_and_the_run_continues(tmp_path: Path, fi
     assert children(running.pid) == []
     assert iwopd("train", *VLLM_SMALL, f"run.dir={folder}", "run.resume=true") == 0
     assert weights(folder / "final") == weights(finished / "final")
-    assert without_times(rows(folder / "metrics.jsonl")) == without_times(rows(finished / "metrics.jsonl"))
+    resumed, expected = (
+        [
+            {key: value for key, value in row.items() if not key.startswith("sync/")}  # an empty cache rounds otherwise
+            for row in without_times(rows(run / "metrics.jsonl"))
+        ]
+        for run in (folder, finished)
+    )
+    assert resumed == expected
 
 
 # ---------------------------------------------------------------------------------------------- whole runs

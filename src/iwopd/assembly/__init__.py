@@ -13,7 +13,7 @@ from iwopd.assembly.inputs import (
 )
 from iwopd.assembly.model_configs import check_context, check_vocabulary, model_config, stop_ids
 from iwopd.assembly.models import device, language_model, student, student_model
-from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
+from iwopd.assembly.settings import eval_sampling, gap_watch, parity, sampling
 from iwopd.assembly.vllm import Served, engine_dtype, uses_vllm
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "gap_watch",
     "language_model",
     "longest_taught",
-    "mirrors",
     "model_config",
     "parity",
     "print_date",

@@ -41,6 +41,8 @@ def device(name: str) -> torch.device:
 
 def torch_device(key: str, name: str) -> torch.device:
     chosen = torch.device(name)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key}=mps: PyTorch finds no GPU of Apple's here; use {key}=cpu")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"{key}={name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return chosen

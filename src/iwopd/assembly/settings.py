@@ -1,13 +1,9 @@
-"""Settings of the stages, and mirrors of the metrics."""
+"""Settings of the stages."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from iwopd.config import Config, ParityConfig, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, WandbTracking
+from iwopd.config import Config, ParityConfig, RolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig
 from iwopd.rollout.base import Sampling
-from iwopd.runs.tracking import Mirror
-from iwopd.runs.wandb import WandbMirror
 from iwopd.training.parity import GapWatch
 
 
@@ -35,13 +31,3 @@ def gap_watch(rollout: RolloutConfig) -> GapWatch:
     """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
     limit = (parity(rollout) or ParityConfig()).warn
     return GapWatch(limit if sampling(rollout).plain else float("inf"))
-
-
-def mirrors(config: Config, folder: Path, plain: dict[str, Any]) -> list[Mirror]:
-    """Where metrics go besides metrics.jsonl."""
-    match config.tracking:
-        case WandbTracking(project=project, entity=entity, group=group, mode=mode):
-            settings = {"project": project, "entity": entity, "group": group, "mode": mode}
-            return [WandbMirror(folder, plain, settings, config.run.name or folder.name)]
-        case _:
-            return []

@@ -14,7 +14,7 @@ from iwopd.assembly.model_configs import check_context, check_top_k, check_vocab
 from iwopd.assembly.models import device, student
 from iwopd.assembly.parallel import opened_world as opened_world
 from iwopd.assembly.run_inputs import keep_inputs, training_inputs
-from iwopd.assembly.settings import eval_sampling, gap_watch, mirrors, parity, sampling
+from iwopd.assembly.settings import eval_sampling, gap_watch, parity, sampling
 from iwopd.assembly.vllm import Served, uses_vllm
 from iwopd.config import Config, ScorerConfig, StudentConfig, describe_objective, graded_as
 from iwopd.config.checks import warnings
@@ -36,6 +36,7 @@ from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Interrupts
 from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.scoring.base import Teacher
+from iwopd.tracking import chosen
 from iwopd.training.objective import Objective, try_weighting
 from iwopd.training.reward import TaskReward
 from iwopd.training.run import TrainingRun
@@ -123,10 +124,11 @@ def open_log(
     runtime.report()
     for warning in warnings(config):
         display.line(f"warning: {warning}")
-    mirrored = mirrors(config, folder.path, folder.config)
-    tracker = Tracker(folder.path, state.log_offsets, mirrored, folder.lock.check, state.step)
-    stack.callback(tracker.close)
-    return tracker
+    trackers, name = chosen(config.tracking), config.run.name or folder.path.name
+    tracker = Tracker(
+        folder.path, state.log_offsets, trackers, folder.lock.check, state.step, name=name, config=folder.config
+    )
+    return stack.enter_context(tracker)
 
 
 def _say_resumed(folder: RunFolder, checkpoint: Path, display: Display) -> None:

@@ -9,7 +9,7 @@ from iwopd.ablate.arms import CommandLine, override
 from iwopd.config import Config
 from iwopd.config.stored import stored
 from iwopd.machine import runtime
-from iwopd.parallel.launcher import Job
+from iwopd.parallel.launcher import GRACE, Job
 from iwopd.preflight.checks import check_inputs
 from iwopd.runs.files import read_rows
 from iwopd.runs.folder import RunFolder
@@ -33,7 +33,8 @@ def run(config: Config, line: CommandLine) -> float | None:
     command = [sys.executable, "-m", "iwopd", "train", *line.flags, *line.overrides, *settled]
     environment = {FOLLOW: str(os.getpid()), runtime.WORKERS: str(count * runtime.current.workers)}
     passed_on = [each for each in STOPPING if each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL]
-    status = Job(command, count, environment, path).run(passed_on)
+    grace = min(GRACE, config.parallel.timeout_s)  # by then those that are left have noticed
+    status = Job(command, count, environment, path, grace).run(passed_on)
     if status:
         sys.exit(status)
     return next(

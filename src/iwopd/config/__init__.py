@@ -48,12 +48,12 @@ from iwopd.config.verbs import (
     BenchmarkConfig,
     DiagnoseConfig,
     EvalConfig,
-    TrackingConfig,
-    WandbTracking,
+    ReportConfig,
 )
 from iwopd.errors import ConfigError
 from iwopd.losses import LOSSES, Loss
 from iwopd.setting import setting
+from iwopd.tracking import TrackingConfig
 from iwopd.weighting import SCHEMES, Weighting
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "ParallelConfig",
     "ParityConfig",
     "PushConfig",
+    "ReportConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
@@ -91,7 +92,6 @@ __all__ = [
     "VllmScoringConfig",
     "VllmServerRolloutConfig",
     "VllmServerScoringConfig",
-    "WandbTracking",
     "describe_objective",
     "graded_as",
     "register_schemas",
@@ -121,6 +121,7 @@ class Config:
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
     push: PushConfig = field(default_factory=PushConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
     # As they were written; no setting itself, see `iwopd.config.stored`.
     interpolations: dict[str, str] = field(default_factory=dict[str, str], metadata={"omegaconf_ignore": True})
@@ -139,7 +140,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/weighting": {**SCHEMES},
     "schema/loss": {**LOSSES},
     "schema/parallel": {"single": ParallelConfig, "fsdp": FsdpConfig},
-    "schema/tracking": {"none": TrackingConfig, "wandb": WandbTracking},
 }
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from iwopd import tracking
 from iwopd.config import reward, teachers
 from iwopd.config.engines import (
     RolloutConfig,
@@ -19,7 +20,6 @@ from iwopd.config.models import DataConfig, ScorerConfig, SourceConfig
 from iwopd.config.names import name_problem
 from iwopd.config.parallel import parallel_problems
 from iwopd.config.stored import leaves
-from iwopd.config.verbs import WandbTracking
 from iwopd.setting import is_section
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
     yield from _control_problems(config)
-    if isinstance(config.tracking, WandbTracking):
-        yield from _wandb_problems(config.tracking)
+    yield from tracking.problems(config.tracking)
 
 
 OF_ONE_SOURCE = ("path", "subset", "revision", "filter", "limit", "teacher_column")
@@ -164,12 +163,12 @@ def _date_problems(date: str | None) -> Iterator[str]:
 
 
 def _model_problems(config: "Config") -> Iterator[str]:
-    if config.run.device not in ("auto", "cpu") and not _is_cuda(config.run.device):
-        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda or cuda:N"
+    if config.run.device != "auto" and not _is_device(config.run.device):
+        yield f"run.device={config.run.device}: not a device; use auto, cpu, cuda, cuda:N or mps"
     teachers: dict[str, ScorerConfig] = {f"teachers.{name}": each for name, each in config.teachers.items()}
     for key, model in {"teacher": config.teacher, "base": config.base, **teachers}.items():
-        if model.device is not None and model.device != "cpu" and not _is_cuda(model.device):
-            yield f"{key}.device={model.device}: not a device; use cpu, cuda or cuda:N, or null for run.device"
+        if model.device is not None and not _is_device(model.device):
+            yield f"{key}.device={model.device}: not a device; use cpu, cuda, cuda:N or mps, or null for run.device"
     for name, each in config.teachers.items():
         if name == config.teacher.name:
             yield f"teachers.{name}: teacher.name is {name} too; give one of them another name"
@@ -286,19 +285,5 @@ def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[st
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
-def _wandb_problems(tracking: WandbTracking) -> Iterator[str]:
-    """What wandb would refuse, when models are loaded, and its service start, before it looks."""
-    wrong = sorted(set("/\\#?%:") & set(tracking.project))
-    if wrong:
-        yield (
-            f"tracking.project={tracking.project}: wandb allows no {' '.join(wrong)} in a project's name; use letters, "
-            "digits, - and _"
-        )
-    for key in ("project", "entity", "group"):
-        value = getattr(tracking, key)
-        if value is not None and not 1 <= len(value.strip()) <= 128:
-            yield f"tracking.{key}={value}: wandb wants a name of 1 to 128 characters; give it one"
-
-
-def _is_cuda(device: str) -> bool:
-    return re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", device) is not None
+def _is_device(name: str) -> bool:
+    return re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]?))?", name) is not None

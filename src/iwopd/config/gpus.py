@@ -14,12 +14,14 @@ class Card:
         tflops: dense matrix products in bfloat16, 10¹² per second; the V100 has no bfloat16, its figure is float16's.
         bandwidth: of its memory, 10⁹ bytes per second.
         device: piece of the name by which CUDA calls it.
+        float32: products in float32, 10¹² per second, where they were measured; None where all are planned as tflops.
     """
 
     gib: float
     tflops: float
     bandwidth: float
     device: str
+    float32: float | None = None
 
 
 # Figures of NVIDIA's data sheets: SXM parts where there are several, without sparsity, accumulating in float32.

@@ -28,7 +28,10 @@ class RunConfig:
     save_every: int = setting(10, "steps between checkpoints; 0 for none but the last", low=0)
     keep: int = setting(2, "checkpoints to keep; 0 for all", low=0)
     deterministic: bool = setting(True, "on a GPU, only kernels that give the same bits at every run")
-    device: str = setting("auto", "where the student trains: auto takes a GPU if there is one, or cpu, cuda, cuda:1")
+    device: str = setting(
+        "auto",
+        "where the student trains: auto takes a CUDA GPU if there is one; or cpu, cuda, cuda:1, mps",
+    )
     samples: int = setting(4, "rollouts written to samples.jsonl at each evaluation", low=0)
     on_collapse: str = setting(
         "warn",
@@ -83,7 +86,7 @@ class ScorerConfig:
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     dtype: str = setting("bfloat16", "dtype of the weights", choices=DTYPES)
     attention: str = setting("auto", "transformers' attention implementation; auto: sdpa where the architecture has it")
-    device: str | None = setting(None, "where it computes with scoring=hf: cpu, cuda, cuda:1; null for run.device")
+    device: str | None = setting(None, "where it computes with scoring=hf: cpu, cuda, cuda:1, mps; null for run.device")
     offload: bool = setting(False, "keep the weights in host memory between uses")
     compile: bool = setting(False, COMPILE)
     trust_remote_code: bool = setting(False, "allow code shipped with a hub model to run")

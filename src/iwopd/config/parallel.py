@@ -90,6 +90,8 @@ def parallel_problems(config: "Config") -> Iterator[str]:
                 f"{key}={device}: each process of parallel=fsdp takes the GPU of its number; use cuda, or choose GPUs "
                 "with the environment variable CUDA_VISIBLE_DEVICES"
             )
+        if device == "mps":
+            yield f"{key}=mps: several processes meet over CUDA or on CPUs; use parallel=single, or {key}=cpu"
     if isinstance(config.rollout, VllmServerRolloutConfig) and config.rollout.sync != "file":
         yield (
             f"rollout.sync={config.rollout.sync}: several processes gather the weights once for all servers, which "

@@ -1,4 +1,4 @@
-"""Evaluation, diagnosis, studies, and where metrics go."""
+"""Evaluation, diagnosis, studies."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,21 +77,14 @@ class DiagnoseConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrackingConfig:
-    """Where metrics go besides metrics.jsonl; this one: nowhere."""
+class ReportConfig:
+    """What `iwopd report` shows."""
 
-
-@dataclass(kw_only=True, slots=True)
-class WandbTracking(TrackingConfig):
-    """Weights & Biases."""
-
-    project: str = setting("iwopd", "wandb project")
-    entity: str | None = setting(None, "wandb team or user")
-    group: str | None = setting(None, "wandb group")
-    mode: str = setting(
-        "auto",
-        "auto: online where wandb has a login, else offline; or as wandb's modes",
-        choices=("auto", "online", "offline", "disabled"),
+    runs: list[str] = setting([], "folders of training runs, on one page; `iwopd report A B` sets it")
+    output: str | None = setting(
+        None,
+        "file to write; null for report.html in the run's folder, or where the command is typed for several runs",
+        path=True,
     )
 
 

@@ -29,8 +29,8 @@ from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
-from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal, Tokenizer, as_logprobs
-from iwopd.weighting import SCHEMES, Weighting
+from iwopd.types import Rollout, ScoredRollout, Tokenizer, as_logprobs
+from iwopd.weighting import Weighting
 
 POSITIONS = 100  # bins of absolute position, at most
 
@@ -179,14 +179,6 @@ def spending(measured: Measured, schemes: Mapping[str, Weighting]) -> dict[str, 
             effective_sample_size=effective_sample_size(weights, mask),
         )
     return found
-
-
-def compared_schemes(chosen: Weighting, signal: Signal = SAMPLED) -> dict[str, Weighting]:
-    """Every scheme at its presets' settings, by preset name, and the one chosen; those that need distributions only
-    where the signal has them."""
-    listed = {name: made for kind in SCHEMES.values() for name, made in kind.presets().items()}
-    every = listed if chosen.name in listed else {**listed, chosen.name: chosen}
-    return {name: made for name, made in every.items() if signal.kind != "sampled" or not made.measures}
 
 
 def plain(values: Tensor) -> Values:

@@ -8,7 +8,7 @@ from iwopd import assembly
 from iwopd.config import Config, HfRolloutConfig, HfScoringConfig, describe_objective
 from iwopd.config.models import SELF
 from iwopd.diagnose.continuation import continuation_curve
-from iwopd.diagnose.measure import by_position, compared_schemes, log_ratio, measure, spending
+from iwopd.diagnose.measure import by_position, log_ratio, measure, spending
 from iwopd.diagnose.records import Continuation, Curve, Diagnosis
 from iwopd.diagnose.results import write
 from iwopd.diagnose.subjects import Subject
@@ -24,6 +24,7 @@ from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.prompted import PromptedTeacher
 from iwopd.training.objective import Objective
 from iwopd.types import Rollout
+from iwopd.weighting.presets import compared_schemes
 
 
 class Work:

@@ -73,9 +73,12 @@ class Cost:
     how: str
 
 
-def matmul_seconds(flops: float, card: Card | None, utilisation: float, gpus: int = 1) -> float | None:
-    """Seconds at a share of the card's peak."""
-    return None if card is None else flops / (utilisation * card.tflops * 1e12 * gpus)
+def matmul_seconds(flops: float, card: Card | None, utilisation: float, gpus: int = 1, each: int = 2) -> float | None:
+    """Seconds at a share of the card's peak, for numbers of `each` bytes."""
+    if card is None:
+        return None
+    tflops = card.float32 if each == 4 and card.float32 else card.tflops
+    return flops / (utilisation * tflops * 1e12 * gpus)
 
 
 def decode_seconds(

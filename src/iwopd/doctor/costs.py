@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from iwopd import assembly
 from iwopd.config import HfRolloutConfig, VllmRolloutConfig, VllmServerRolloutConfig, VllmServerScoringConfig
-from iwopd.doctor.compute import Cost, Shape, decode_seconds, matmul_seconds
+from iwopd.doctor.compute import Cost, decode_seconds, matmul_seconds
 from iwopd.doctor.lengths import mean_response, steps
 from iwopd.doctor.memory import count
+from iwopd.doctor.models import Model
 from iwopd.doctor.plan import PROGRESS, Plan
 from iwopd.training.schedule import Schedule
 
@@ -33,35 +34,35 @@ def costs(plan: Plan, problems: int) -> Costs:
     Args:
         problems: of all benchmarks together.
     """
-    config, shape = plan.config, plan.student.shape
-    prompt, doctor = plan.lengths.mean_prompt, config.doctor
+    config, prompt, doctor = plan.config, plan.lengths.mean_prompt, plan.config.doctor
     response = mean_response(config)
     start, stop = _mean_window(plan, response)
     sequences = config.data.batch_size * config.rollout.n
     stages = [_decoding(plan, "rollout", sequences, response)]
     scored = sequences * (stop - start)
-    card, utilisation, ranks = plan.machine.card, doctor.utilisation, plan.sharding.ranks
+    card, (utilisation, _), ranks = plan.card, plan.shares, plan.sharding.ranks
 
-    def passes(stage: str, model: Shape, times: int, words: str, gpus: int = ranks, asked: float = prompt) -> Cost:
+    def passes(stage: str, model: Model, times: int, words: str, gpus: int = ranks, asked: float = prompt) -> Cost:
         read = sequences * (asked + stop)
-        flops = times * model.forward(read, scored, asked + stop)
-        how = f"{words} × {count(model.active)} × {count(read)} tokens, and attention"
-        return Cost(stage, read, flops, matmul_seconds(flops, card, utilisation, gpus), how + _on(gpus))
+        flops = times * model.shape.forward(read, scored, asked + stop)
+        how = f"{words} × {count(model.shape.active)} × {count(read)} tokens, and attention"
+        seconds = matmul_seconds(flops, card, utilisation, gpus, model.computes_in)
+        return Cost(stage, read, flops, seconds, how + _on(gpus))
 
     # A problem has one teacher: the plan is for the largest of several.
-    teachers = [scorer.model.shape for scorer in plan.scorers if scorer.key != "base"]
+    teachers = [scorer.model for scorer in plan.scorers if scorer.key != "base"]
     scoring = config.scoring
     gpus = len(scoring.urls) if isinstance(scoring, VllmServerScoringConfig) else ranks
-    largest = max(teachers, key=lambda teacher: teacher.active)
+    largest = max(teachers, key=lambda teacher: teacher.shape.active)
     stages.append(passes("score", largest, 1, "2", gpus, plan.lengths.mean_taught))
-    stages += [passes("score by base", each.model.shape, 1, "2") for each in plan.scorers if each.key == "base"]
+    stages += [passes("score by base", each.model, 1, "2") for each in plan.scorers if each.key == "base"]
     if plan.scores_itself:
-        stages.append(passes("score itself", shape, 1, "2"))
+        stages.append(passes("score itself", plan.student, 1, "2"))
     # Forward, twice that for backward, once more where layers are recomputed, and once without adapters' dropout.
     times = (
         3 + bool(config.student.gradient_checkpointing) + bool(config.student.lora.rank and config.student.lora.dropout)
     )
-    stages.append(passes("update", shape, times, f"{2 * times}"))
+    stages.append(passes("update", plan.student, times, f"{2 * times}"))
 
     evaluated = min(doctor.response_tokens or plan.lengths.evaluated, plan.lengths.evaluated)
     samples = (config.eval.n or config.eval.k) + (1 if config.eval.greedy else 0)
@@ -84,7 +85,7 @@ def _mean_window(plan: Plan, length: int) -> tuple[float, float]:
 
 def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
     """Answers of the student: bound by arithmetic or by memory, whichever takes longer."""
-    config, shape, card, prompt = plan.config, plan.student.shape, plan.machine.card, plan.lengths.mean_prompt
+    config, shape, card, prompt = plan.config, plan.student.shape, plan.card, plan.lengths.mean_prompt
     tokens = sequences * response
     flops = shape.forward(sequences * (prompt + response), tokens, prompt + response)
     how = f"2 × {count(shape.active)} × {count(sequences * (prompt + response))} tokens, and attention"
@@ -104,15 +105,13 @@ def _decoding(plan: Plan, stage: str, sequences: int, response: float) -> Cost:
         gpus, concurrent = max(1, len(rollout.urls)), rollout.http.connections * max(1, len(rollout.urls))
     each = 2 if assembly.engine_dtype(config, getattr(rollout, "dtype", None)) == "bfloat16" else 4
     weights, cache = shape.parameters * each, shape.cache
-    each_engine = -(-sequences // engines)
-    bound = (
-        decode_seconds(each_engine, concurrent, response, prompt, weights, cache, card, config.doctor.bandwidth) / gpus
-    )
-    computed = matmul_seconds(flops, card, config.doctor.utilisation, gpus * engines) or 0.0
+    each_engine, (utilisation, share) = -(-sequences // engines), plan.shares
+    bound = decode_seconds(each_engine, concurrent, response, prompt, weights, cache, card, share) / gpus
+    computed = matmul_seconds(flops, card, utilisation, gpus * engines, each) or 0.0
     if bound > computed:
         how = (
             f"{min(concurrent, each_engine)} at a time, each token reads {weights / 1e9:.1f} GB of weights and the "
-            f"cache at {config.doctor.bandwidth:g} × {card.bandwidth:g} GB/s"
+            f"cache at {share:g} × {card.bandwidth:.3g} GB/s"
         )
     return Cost(stage, tokens, flops, max(bound, computed), how + _on(gpus * engines))
 

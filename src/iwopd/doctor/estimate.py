@@ -131,7 +131,7 @@ def advice(plan: Plan, place: Place) -> list[str]:
 
 def cost_section(plan: Plan, found: Costs, report: Report) -> None:
     """Tokens, FLOPs and hours."""
-    section, card, doctor = report.section("Tokens, FLOPs and hours"), plan.machine.card, plan.config.doctor
+    section, card, doctor = report.section("Tokens, FLOPs and hours"), plan.card, plan.config.doctor
     length = mean_response(plan.config)
     given = "doctor.response_tokens" if doctor.response_tokens else "the longest allowed; say doctor.response_tokens"
     section.note(f"responses of {length:,} tokens on average ({given}), prompts of {plan.lengths.mean_prompt:,.0f}")
@@ -145,6 +145,12 @@ def cost_section(plan: Plan, found: Costs, report: Report) -> None:
     said = f"the run: {steps_in_words(plan.config)} and {found.evaluations} evaluations, {found.flops:.2e} FLOPs"
     if card is None or found.hours is None:
         section.note(f"{said}; name a card for hours, doctor.card=h100")
+    elif plan.machine.kind == "cpu":
+        section.note(
+            f"{said}, about {found.hours:,.1f} hours on {plan.machine.name}, just measured at "
+            f"{card.float32:.2g} TFLOP/s in float32, {card.tflops:.2g} in bfloat16 and {card.bandwidth:.2g} GB/s (a "
+            "busy machine measures as a slow one)"
+        )
     else:
         section.note(
             f"{said}, {found.hours:,.1f} hours on {plan.machine.name} at {doctor.utilisation:g} of its {card.tflops:g} "

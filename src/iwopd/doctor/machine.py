@@ -42,6 +42,8 @@ def machine_for(config: DoctorConfig, device: str) -> Machine:
         card = CARDS[config.card]
         return Machine("cuda", config.card, config.gpus, card.gib * GIB, card.gib * GIB, None, card)
     total = float(host.total_bytes())
+    if device == "mps":  # its memory is the host's
+        return Machine("cpu", "this machine's GPU", 0, total, float(host.available_bytes()), total, None)
     index = 0 if device in ("auto", "cuda") else int(device.removeprefix("cuda:")) if device != "cpu" else None
     if index is None or not torch.cuda.is_available() or index >= torch.cuda.device_count():
         return Machine("cpu", "this machine's CPU", 0, total, float(host.available_bytes()), total, None)

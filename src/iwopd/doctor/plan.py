@@ -13,7 +13,8 @@ from iwopd.config import (
     VllmRolloutConfig,
     VllmScoringConfig,
 )
-from iwopd.doctor import memory
+from iwopd.config.gpus import Card
+from iwopd.doctor import cpu, memory
 from iwopd.doctor.fake_model import Work
 from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.lengths import Lengths
@@ -22,6 +23,7 @@ from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.doctor.sharding import Sharding
 from iwopd.doctor.terms import activations, weights_of, working
+from iwopd.machine import runtime
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
@@ -55,6 +57,19 @@ class Plan:
     program: float = 0.0
     further: tuple[Scorer, ...] = ()
     sharding: Sharding = field(default_factory=Sharding)
+
+    @property
+    def card(self) -> Card | None:
+        """Whose figures the times are made of: none for models so small that calls take longer than products."""
+        if self.machine.kind == "cuda" or self.student.shape.parameters < runtime.SMALL:
+            return self.machine.card
+        return cpu.measured()
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the card's products and of its bandwidth that are reached; what was measured is reached."""
+        doctor = self.config.doctor
+        return (doctor.utilisation, doctor.bandwidth) if self.machine.kind == "cuda" else (1.0, 1.0)
 
     @property
     def scorers(self) -> list[Scorer]:

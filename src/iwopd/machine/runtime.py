@@ -35,14 +35,15 @@ CACHES = {"LRU_CACHE_CAPACITY": str(PRIMITIVES), "ONEDNN_PRIMITIVE_CACHE_CAPACIT
 # another program that holds up the very threads they wait for. To sleep instead costs a model worth several threads
 # some percent of a step.
 WAIT = {"OMP_WAIT_POLICY": "passive"}
-# Libraries report to nobody: vLLM, the Hugging Face hub, wandb's crash reports. What is uploaded on purpose
-# (tracking=wandb, push) does not depend on it.
+# Libraries report to nobody: vLLM, the Hugging Face hub, MLflow, wandb's crash reports. What is uploaded on purpose
+# (a tracker's metrics, push) does not depend on it.
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # Hydra prints an error over several lines unless asked to raise it; the program makes one line of it.

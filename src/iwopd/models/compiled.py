@@ -19,6 +19,7 @@ def compile_layers(lm: LanguageModel, compile: Callable[..., Any] = torch.compil
     Args:
         compile: torch.compile, or what stands in for it.
     """
+    lm.compiled = True
     for block in blocks(lm):
         block.forward = _without_cache(block, compile)
 

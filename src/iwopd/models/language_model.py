@@ -108,6 +108,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.autocast_enabled = autocast
         self.name = name
+        self.compiled = False  # see `iwopd.models.compiled`
         self.logits = candidates(self.config)[0]
         if self.device.type != "meta":
             self._probe()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iwopd.numerics._shapes import Float, Int
 from iwopd.numerics.logprobs import Head, run_chunk
+from iwopd.numerics.precision import widened
 
 Tail = Literal["bucket", "renormalize"]
 ABSENT = -1e4  # log-prob, in both models, of a category that is not there: adds exactly 0 to every sum, and no gradient
@@ -136,7 +137,7 @@ def top_k_categories(
     places, count = ids.long(), tokens.shape[-1]
     given = logprobs.isfinite()
     known = given & (places < count)
-    foreign = torch.where(given & ~known, logprobs.double().exp(), 0.0).sum(-1)
+    foreign = torch.where(given & ~known, widened(logprobs).exp(), 0.0).sum(-1)
     taken_out = torch.log1p(-foreign.clamp(max=1 - 1e-6)).to(wide)
     places = torch.where(known, places, 0)
     teacher = torch.where(known, logprobs.to(wide) - taken_out[:, None], ABSENT)
@@ -147,7 +148,7 @@ def top_k_categories(
         covered = tokens.new_zeros(len(tokens), count + 1, dtype=torch.bool)
         covered = covered.scatter_(-1, torch.where(known, places, count), True)[:, :count]
         rest = tokens.masked_fill(covered, -torch.inf).logsumexp(-1, keepdim=True)
-        teacher_rest = (1 - teacher.double().exp().sum(-1, keepdim=True)).clamp(min=0)
+        teacher_rest = (1 - widened(teacher).exp().sum(-1, keepdim=True)).clamp(min=0)
         small = TAIL_ROUNDING * torch.finfo(logprobs.dtype).eps
         rest = torch.logaddexp(rest, torch.full_like(rest, math.log(small)))
         student, teacher = (

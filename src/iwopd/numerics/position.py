@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iwopd.numerics._shapes import Bool, Float, Int
+from iwopd.numerics.precision import widened
 
 
 def prefix_size(length: int, share: float) -> int:
@@ -40,7 +41,8 @@ def binned_sum(
     count: int,
 ) -> Float[Tensor, " count"]:
     """Sum of the masked values in each bin, in float64."""
-    return values.new_zeros(count, dtype=torch.float64).index_add_(0, bins[mask], values[mask].double())
+    inside = widened(values[mask])
+    return inside.new_zeros(count).index_add_(0, bins[mask], inside)
 
 
 def binned_mean(
@@ -70,7 +72,7 @@ def prefix_log_ratios(
     advantages: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], points: int = 11
 ) -> Float[Tensor, "batch points"]:
     """log π_T(y_≤k) − log π_θ(y_≤k) = Σ_{t≤k} A_t in nats, after prefixes of 0, 1/(points−1), … 1 of each response."""
-    running = torch.where(mask, advantages, torch.zeros_like(advantages)).double().cumsum(-1)
+    running = widened(torch.where(mask, advantages, torch.zeros_like(advantages))).cumsum(-1)
     running = torch.cat([running.new_zeros(len(running), 1), running], dim=-1)
     lengths: list[int] = mask.sum(-1).tolist()
     sizes = [[prefix_size(length, point / (points - 1)) for point in range(points)] for length in lengths]
@@ -80,6 +82,6 @@ def prefix_log_ratios(
 def effective_sample_size(weights: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> float:
     """(Σw)² / Σw² over the tokens of the mask, as a share of their count: 1 for weights all alike, 1/n where a single
     token has them all; 0 where there is no weight."""
-    inside = weights[mask].double()
+    inside = widened(weights[mask])
     squares = inside.square().sum().item()
     return 0.0 if squares == 0 else inside.sum().item() ** 2 / squares / len(inside)

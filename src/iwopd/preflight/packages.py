@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServerRolloutConfig, WandbTracking
+from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServerRolloutConfig
 from iwopd.errors import ConfigError
 from iwopd.machine import host
 from iwopd.preflight.paths import scorer_sections
+from iwopd.tracking import chosen
 from iwopd.vllm import check_installed
 
 
 def missing(config: Config, verb: str = "train") -> Iterator[str]:
     """What is not installed, each as one line with the setting that asks for it."""
     needed: list[tuple[str, str, bool, str]] = [
-        ("tracking=wandb", "wandb", isinstance(config.tracking, WandbTracking) and verb == "train", "wandb"),
+        *((f"tracking={each.name}", each.package, verb == "train", each.name) for each in chosen(config.tracking)),
         (f"student.lora.rank={config.student.lora.rank}", "peft", bool(config.student.lora.rank), "lora"),
         (verb, "matplotlib", verb in ("ablate", "diagnose"), "report"),
     ]

@@ -35,13 +35,13 @@ def markdown(text: str) -> str:
     return escape(" ".join(text.split()), quote=False).replace("](", "]\\(").replace("|", "\\|").replace("`", "&#96;")
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole HTML document. `title` is text, `body` are pieces of HTML."""
+def page(title: str, body: Sequence[str], head: str = "") -> str:
+    """A whole HTML document. `title` is text, `body` are pieces of HTML, and `head` is what else its head has."""
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n{head}</head>\n<body>",
             *body,
             "</body>\n</html>\n",
         ]

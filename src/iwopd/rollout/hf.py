@@ -11,6 +11,7 @@ from torch import Tensor
 from iwopd.errors import EngineError, IwopdError, NonFiniteError, first_line
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
+from iwopd.numerics.precision import widened
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
 from iwopd.rollout.decoding import Decoding, cache_argument
 from iwopd.rollout.tally import Tally
@@ -56,7 +57,7 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
 
     One uniform number per token, made outside, is all the randomness there is.
     """
-    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = widened(logprobs).exp().cumsum(-1)
     threshold = uniform.to(cumulative) * cumulative[:, -1]
     return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
 

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from iwopd.machine import runtime
 from iwopd.parallel import processes
 from iwopd.redact import clean
@@ -49,6 +51,7 @@ def session() -> dict[str, Any]:
     return {
         "began": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [clean(argument) for argument in sys.argv],
+        "overrides": _overrides(),
         "commit": commit,
         "uncommitted_changes": changed,
         "python": platform.python_version(),
@@ -116,6 +119,13 @@ def _sessions(held: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def _short(one: Mapping[str, Any]) -> str | None:
     commit = one.get("commit")
     return None if not commit else str(commit)[:10] + (" with changes" if one.get("uncommitted_changes") else "")
+
+
+def _overrides() -> list[str] | None:
+    """What the command line set beyond the default config, of a sweep this job's; None where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return None
+    return [clean(override) for override in HydraConfig.get().overrides.task]
 
 
 def _version(package: str) -> str | None:

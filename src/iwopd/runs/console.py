@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in train.log."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +10,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from iwopd.redact import clean
-from iwopd.runs.meter import Meter
+from iwopd.runs.meter import Meter, duration
 
 PLAIN_FIRST, PLAIN_LAST = 10.0, 60.0  # seconds before the first plain line of a stage, and between its later ones
 
@@ -53,13 +54,14 @@ class Display:
         self.console = console or (plain_console() if shown else PlainConsole(file=StringIO(), quiet=True))
         self.live = self.console.is_terminal
         self._file: Path | None = None
-        self._progress = Progress(
+        self._progress = _Screen(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            _Said(),
+            BarColumn(bar_width=12),
+            _Said(table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         self._handler = _Lines(self)
@@ -126,22 +128,53 @@ class Display:
         while not ended.wait(min(PLAIN_LAST, max(PLAIN_FIRST, (time.monotonic() - began) / 4))):
             self.line(f"{title}: {meter}")
 
-    def run(self, done: int, total: int, unit: str) -> None:
-        """The bar of the whole run, counted in steps or tokens."""
+    def run(self, done: int, total: int, unit: str, left: float | None = None) -> None:
+        """The bar of the whole run, counted in steps or tokens.
+
+        Args:
+            left: seconds until it ends; None where that is not known yet.
+        """
         if self.live:
             if "run" not in self._tasks:
-                self._tasks["run"] = self._progress.add_task(unit, total=total)
-            self._progress.update(self._tasks["run"], completed=min(done, total), total=total)
+                self._tasks["run"] = self._progress.add_task("whole run", total=total, said="")
+            said = f"{min(done, total):,} of {total:,} {unit}" + (
+                "" if left is None else f", about {duration(left)} left"
+            )
+            self._progress.update(self._tasks["run"], completed=min(done, total), total=total, said=said)
+
+    def fact(self, name: str, text: str) -> None:
+        """A line that stays on a terminal's screen below the bars, in place of the last one of that name."""
+        self._progress.facts[name] = clean(text).replace("\n", r"\n")
 
 
-def step_line(position: str, metrics: Mapping[str, float]) -> str:
-    """A training step in one line, which begins with how far the run is after it."""
-    seconds = sum(value for key, value in metrics.items() if key.startswith("time/"))
+def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What each stage of a step took, by its name."""
+    found = re.compile(r"time/(\w+)_s")
+    return {match[1]: value for key, value in metrics.items() if (match := found.fullmatch(key))}
+
+
+def step_line(position: str, metrics: Mapping[str, float], left: float | None = None) -> str:
+    """A training step in one line, which begins with how far the run is after it.
+
+    Args:
+        left: see `Display.run`.
+    """
+    seconds = sum(seconds_of(metrics).values())
+    rate = f", {metrics['tokens/generated'] / seconds:,.0f} tokens/s" if seconds else ""
     return (
         f"{position}  loss {metrics['train/loss']:.4f}  reverse KL {metrics['train/reverse_kl']:.3f}  "
         f"|A| {metrics['train/abs_advantage_mean']:.3f}  weight {metrics['train/weight_mean']:.2f}  "
-        f"length {metrics['train/response_length']:.1f}  {seconds:.1f} s"
+        f"length {metrics['train/response_length']:.1f}  {seconds:.1f} s{rate}"
+        + ("" if left is None else f"  about {duration(left)} left")
     )
+
+
+def stages_line(step: int, metrics: Mapping[str, float]) -> str:
+    """What the stages of the last step took, in one line."""
+    seconds = seconds_of(metrics)
+    stages = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if value >= 0.05)
+    rate = metrics["tokens/generated"] / max(sum(seconds.values()), 1e-9)
+    return f"step {step}: {rate:,.0f} tokens/s" + (f"; {stages}" if stages else "")
 
 
 def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
@@ -156,12 +189,25 @@ def evaluation_line(name: str, metrics: Mapping[str, float]) -> str:
     )
 
 
+class _Screen(Progress):
+    """Bars, and below them the facts: what a person wants to see without scrolling."""
+
+    def __init__(self, *columns: ProgressColumn, **options: Any):  # noqa: ANN401  rich's
+        self.facts: dict[str, str] = {}
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """As every progress display's."""
+        yield from super().get_renderables()
+        yield from (Text(text, no_wrap=True, overflow="ellipsis") for text in list(self.facts.values()))
+
+
 class _Said(ProgressColumn):
-    """Beside a bar: what its meter says, or how many of how many."""
+    """Beside a bar: what its meter says."""
 
     def render(self, task: Task) -> Text:
-        meter = task.fields.get("said")
-        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}" if meter is None else str(meter))
+        said = task.fields["said"]
+        return Text(said.short() if isinstance(said, Meter) else said)
 
 
 class _Lines(logging.Handler):

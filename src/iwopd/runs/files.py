@@ -7,6 +7,7 @@ import logging
 import math
 import mmap
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,48 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if damaged:
         log.warning("%s: %d damaged lines are left out", file, damaged)
     return [row for row in rows if row is not None]
+
+
+def first_and_last(file: Path) -> list[list[dict[str, Any]]]:
+    """The rows of the first step in a jsonl file, and those of the last where that is another; none where there is no
+    file. What lies between them is not read."""
+    try:
+        if not file.stat().st_size:
+            return []
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            first, last = _of_one_step(_lines(content)), _of_one_step(_lines_backwards(content))
+    except OSError:
+        return []
+    last.reverse()
+    return [first, last] if first and last and first[0].get("step") != last[0].get("step") else [first] if first else []
+
+
+def _of_one_step(lines: Iterator[bytes]) -> list[dict[str, Any]]:
+    """Whole rows up to the first of another step."""
+    found = list[dict[str, Any]]()
+    for line in lines:
+        row = _row(line)
+        if row is None:
+            continue
+        if found and row.get("step") != found[0].get("step"):
+            break
+        found.append(row)
+    return found
+
+
+def _lines(content: mmap.mmap) -> Iterator[bytes]:
+    start = 0
+    while (end := content.find(b"\n", start)) >= 0:
+        yield content[start:end]
+        start = end + 1
+
+
+def _lines_backwards(content: mmap.mmap) -> Iterator[bytes]:
+    end = content.rfind(b"\n")
+    while end >= 0:
+        start = content.rfind(b"\n", 0, end) + 1
+        yield content[start:end]
+        end = start - 1
 
 
 def whole_lines(file: Path, most: int, step: float = math.inf) -> int:

@@ -29,7 +29,7 @@ INPUTS = "inputs.json"  # digests of what the run reads, see `iwopd.preflight.di
 # Keys that may differ when a run is resumed: they say where and how often things are written, not what is computed.
 RESUME_MAY_CHANGE = re.compile(
     r"run\.(dir|name|date|resume|save_every|keep|device|samples|on_collapse)|tracking(\..*)?|eval\.model"
-    r"|(ablate|push|doctor)\..*|parallel(\.(processes|replicate|reshard|teacher|timeout_s|wait_s))?"
+    r"|(ablate|push|report|doctor)\..*|parallel(\.(processes|replicate|reshard|teacher|timeout_s|wait_s))?"
     r"|(teacher|teachers\.[^.]+|base)\.(device|urls|served_as)"
     r"|(rollout|scoring)\.(urls|served_as|http\..*|sync|sync_dir|sleep|parity\..*|engine\.(gpu_memory|kv_cache_gib))"
 )

@@ -69,6 +69,8 @@ class Interrupts:
 
     With several processes, a signal to any of them stops all, at the same place: it is raised by `agree`, or at once
     within what waits for no other process.
+
+    In a thread other than the main one, as where a program calls `distil`, signals are left to that program.
     """
 
     def __init__(self) -> None:
@@ -79,7 +81,8 @@ class Interrupts:
         self._reader_gone = False
 
     def __enter__(self) -> "Interrupts":
-        handled = [each for each in STOPPING if each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL]
+        main = threading.current_thread() is threading.main_thread()
+        handled = [each for each in STOPPING if main and (each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL)]
         self._previous = {number: signal.signal(number, self._handle) or signal.SIG_DFL for number in handled}
         streams.when_reader_gone(self._stop_printing)
         if self._several:

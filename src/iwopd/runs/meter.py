@@ -57,14 +57,28 @@ class Meter:
             said = [f"{self.done:,} of {self.total:,} after {elapsed}"]
         else:
             said = [f"{self.done:,} of {self.total:,} responses", f"{self.tokens:,} tokens after {elapsed}"]
-            said += [f"{rate:,.3g} tokens/s" if rate < 100 else f"{rate:,.0f} tokens/s"] if rate else []
+            said += [_speed(rate)] if rate else []
         return ", ".join(said + ([self._left(rate)] if rate > 0 and self._amount else []))
+
+    def short(self) -> str:
+        """How far, how fast and how long, for a narrow screen that has a bar and a clock."""
+        if not self.total:
+            return "under way"
+        rate = self.rate
+        said = [f"{self.done:,}/{self.total:,}"]
+        if self.most and rate:
+            said.append(_speed(rate))
+        return ", ".join(said + ([self._left(rate).partition(",")[0]] if rate > 0 and self._amount else []))
 
     def _left(self, rate: float) -> str:
         likely, most = (self.expected - self._amount) / rate, ((self.most or self.total) - self._amount) / rate
         if self.most and not self.done:  # how long a response is, nobody knows yet
             return f"at most {duration(most)} left"
         return f"about {duration(likely)} left" + (f", at most {duration(most)}" if most > 1.2 * likely + 10 else "")
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:,.3g} tokens/s" if rate < 100 else f"{rate:,.0f} tokens/s"
 
 
 def duration(seconds: float) -> str:

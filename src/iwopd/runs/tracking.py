@@ -1,16 +1,19 @@
-"""Where metrics go: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
+"""Where metrics go: metrics.jsonl is the truth, trackers are mirrors of it."""
 
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from iwopd.errors import first_line
+from iwopd.redact import cleaned
 from iwopd.runs.files import flush, not_written, whole_lines
+from iwopd.runs.interrupts import ForcedStop
+from iwopd.runs.mirrors import Mirrored, kept_rows, known_id, metrics_row, samples_row
+from iwopd.tracking.base import TrackedRun, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -65,109 +68,72 @@ class _Guard:
             raise not_written(self.path, error) from error
 
 
-class Mirror(Protocol):
-    """A second place for metrics."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step."""
-        ...
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A few rollouts with their weights."""
-        ...
-
-    def close(self) -> None:
-        """Finish writing."""
-        ...
-
-    def abandon(self) -> None:
-        """Let go of it after an error: nothing more is written, and nothing is left to fail at the program's end."""
-        ...
-
-
-class Tolerated:
-    """A mirror whose errors end nothing: the first is a warning, and from then on it is left alone. Training continues,
-    and metrics.jsonl has everything."""
-
-    def __init__(self, mirror: Mirror):
-        self._mirror = mirror
-        self._works = True
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `Mirror`."""
-        self._try(lambda: self._mirror.log(step, metrics))
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See `Mirror`."""
-        self._try(lambda: self._mirror.samples(step, rows))
-
-    def close(self) -> None:
-        """See `Mirror`."""
-        self._try(self._mirror.close)
-
-    def _try(self, call: Callable[[], None]) -> None:
-        if not self._works:
-            return
-        try:
-            call()
-        except Exception as error:  # of a service, a network, a full disk: each library has its own
-            self._works = False
-            log.warning(
-                "%s stopped working (%s: %s); training continues without it, and metrics.jsonl has everything",
-                type(self._mirror).__name__.removesuffix("Mirror").lower(),
-                type(error).__name__,
-                first_line(error),
-            )
-            with suppress(Exception):
-                self._mirror.abandon()
-
-
 class Tracker:
-    """metrics.jsonl and samples.jsonl of a run folder, and mirrors of them.
+    """metrics.jsonl, samples.jsonl and positions.jsonl of a run folder, and trackers that mirror the first two; a
+    context manager.
 
     Args:
         sizes: what a checkpoint recorded with `state`; None starts anew.
         check: called before each writing; raises if the folder is somebody else's by now.
         step: of that checkpoint.
+        name: what trackers call the run.
+        config: all its settings, for trackers.
     """
 
     def __init__(
         self,
         folder: Path,
         sizes: Mapping[str, int] | None = None,
-        mirrors: Sequence[Mirror] = (),
+        trackers: Sequence[Tracking] = (),
         check: Callable[[], None] = lambda: None,
         step: float = math.inf,
+        name: str = "",
+        config: dict[str, Any] | None = None,
     ):
         sizes = sizes or {}
         self.check = check
         self.metrics = JsonLines(folder / "metrics.jsonl", sizes.get("metrics"), step)
         self.rollouts = JsonLines(folder / "samples.jsonl", sizes.get("samples"), step)
-        self.mirrors = [Tolerated(mirror) for mirror in mirrors]
+        self.by_position = JsonLines(folder / "positions.jsonl", sizes.get("positions"), step)
+        kept, plain = partial(kept_rows, self.metrics.path, self.rollouts.path), cleaned(config or {})
+        self.mirrors = [
+            Mirrored(each, TrackedRun(folder, name or folder.name, plain, known_id(folder, each)), kept)
+            for each in trackers
+        ]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line: the step, the time (seconds since 1970) and the metrics."""
         self.check()
         self.metrics.append([{"step": step, "time": round(time.time(), 3), **metrics}])
         for mirror in self.mirrors:
-            mirror.log(step, metrics)
+            mirror.put(metrics_row(step, metrics))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A few rollouts with per-token weights."""
         self.check()
         self.rollouts.append([{"step": step, **row} for row in rows])
         for mirror in self.mirrors:
-            mirror.samples(step, rows)
+            mirror.put(samples_row(step, rows))
+
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
+        """Means of one step by position; see `iwopd.training.positions`."""
+        self.check()
+        self.by_position.append([{"step": step, **row}])
 
     @property
     def state(self) -> dict[str, int]:
         """For checkpoints: how much of the files belongs to the steps taken so far; it is on the disk by then."""
-        return {"metrics": self.metrics.sync(), "samples": self.rollouts.sync()}
+        files = {"metrics": self.metrics, "samples": self.rollouts, "positions": self.by_position}
+        return {name: file.sync() for name, file in files.items()}
 
-    def close(self) -> None:
-        """Close the mirrors."""
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait for trackers, unless nobody else does."""
+        now = time.monotonic()
         for mirror in self.mirrors:
-            mirror.close()
+            mirror.close(now + (0.0 if isinstance(error, ForcedStop) else mirror.tracker.timeout_s))
 
 
 class NoTracker:
@@ -180,4 +146,7 @@ class NoTracker:
         """See `Tracker`."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""
+
+    def positions(self, step: int, row: Mapping[str, Any]) -> None:
         """See `Tracker`."""

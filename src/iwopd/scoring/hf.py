@@ -125,7 +125,7 @@ class HfTeacher(Teacher):
             NonFiniteError: a log-prob is NaN or infinite; names the rollout.
         """
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
-        with self.loaded() as model, _onednn(model.model, self.device):
+        with self.loaded() as model, _onednn(model, self.device):
 
             def function(tokens: Tokens, _: Sequence[int]) -> Sequence[Tensor]:
                 match signal.kind:
@@ -170,10 +170,11 @@ def record_fields(signal: Signal, more: Sequence[Tensor]) -> dict[str, Any]:
 
 
 @contextmanager
-def _onednn(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _onednn(model: LanguageModel, device: torch.device) -> Iterator[None]:
     """On a CPU, PyTorch multiplies float32 matrices with MKL, which where the CPU is not Intel's takes twice as long as
-    oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it."""
-    linear = onednn_linear() if device.type == "cpu" else None
+    oneDNN, its other library. The operator (TorchInductor's) has no gradient, so only scoring uses it; compiled layers
+    have it already."""
+    linear = onednn_linear() if device.type == "cpu" and not model.compiled else None
     if linear is None:
         yield
         return

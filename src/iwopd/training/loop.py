@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from iwopd.config import Config
 from iwopd.models.student import Student
@@ -11,6 +12,7 @@ from iwopd.seeding import derive_seed
 from iwopd.training.collapse import Context, alarm, endings
 from iwopd.training.metrics import gpu_memory, sizes
 from iwopd.training.parity import check_parity
+from iwopd.training.positions import by_tenth
 from iwopd.training.schedule import Schedule
 from iwopd.training.score import score
 from iwopd.training.stages import Stages
@@ -24,6 +26,7 @@ class Loop:
 
     Attributes:
         metrics: of the step under way.
+        positions: of the step under way, see `iwopd.training.positions`; None before its update.
         collapse: why its responses are an alarm; None where they are not. See `iwopd.training.collapse`.
     """
 
@@ -43,6 +46,7 @@ class Loop:
         self.stage = stages
         self.interrupts = interrupts
         self.metrics: dict[str, float] = {}
+        self.positions: dict[str, Any] | None = None
         self.collapse: str | None = None
         components.student.schedule = lambda update: schedule.learning_rate(state, update)
 
@@ -128,6 +132,7 @@ class Loop:
             self.metrics |= gpu_memory(parts.student.device)
             self.schedule.advance(state, int(self.metrics["tokens/generated"]))
             self._watch(scored)
+            self.positions = by_tenth(scored)
             self.metrics["train/epoch"] = state.step / parts.stream.steps_per_epoch
 
     def _watch(self, scored: Sequence[ScoredRollout]) -> None:

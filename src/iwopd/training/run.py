@@ -14,11 +14,13 @@ from iwopd.machine.memory_watch import MemoryWatch
 from iwopd.parallel import world
 from iwopd.rollout.horizon import running_mean_length
 from iwopd.runs.card import write_card
-from iwopd.runs.console import Display, evaluation_line, step_line
+from iwopd.runs.console import Display, evaluation_line, stages_line, step_line
 from iwopd.runs.folder import RunFolder
 from iwopd.runs.interrupts import Collapsed, ForcedStop, Interrupts, Stopped
 from iwopd.runs.tracking import NoTracker, Tracker
 from iwopd.training.loop import Loop
+from iwopd.training.pace import Pace
+from iwopd.training.report import FILE, refresh
 from iwopd.training.samples import sample_rows
 from iwopd.training.schedule import Schedule
 from iwopd.training.stages import Stages
@@ -52,6 +54,7 @@ class TrainingRun:
         self.logged = state.step
         self.schedule = Schedule.of(config)
         self.stages = Stages(display, memory, interrupts.agree)
+        self.pace = Pace()
         self.loop = Loop(config, components, self.schedule, state, self.stages, interrupts)
 
     def train(self) -> float | None:
@@ -60,18 +63,30 @@ class TrainingRun:
         with self._saved_when_stopped():
             self._first_sync()
             while True:
-                self.display.run(*schedule.extent(state))
+                self.display.run(*schedule.extent(state), self._left())
                 if schedule.evaluates(state) and state.evaluated < state.step:
-                    self.evaluate()
+                    with self.pace("evaluations"):
+                        self.evaluate()
                 if schedule.saves(state):
-                    self.save()
+                    with self.pace("checkpoints"):
+                        self.save()
                 if schedule.ended(state):
                     break
-                with self._recorded():
+                with self._recorded(), self.pace("steps"):
                     self.loop.step()
                 self._heed()
             self._export()
+            self._report()
         return state.accuracy
+
+    def _left(self) -> float | None:
+        """Seconds until the run ends; None before this session's first step."""
+        return self.pace.left(self.schedule.remaining(self.state))
+
+    def _report(self) -> None:
+        """report.html, as the run stands now."""
+        if world().leader:
+            refresh(self.folder.path, self.folder.config)
 
     def _heed(self) -> None:
         """An alarm of the step that was taken.
@@ -93,7 +108,7 @@ class TrainingRun:
         """A step; once the weights have moved its metrics are logged, whatever happens then."""
         before, loop = self.state.step, self.loop
         self.stages.begin()
-        self.stages.step, loop.metrics = before + 1, {}
+        self.stages.step, loop.metrics, loop.positions = before + 1, {}, None
         try:
             yield
         except NonFiniteError as error:
@@ -111,8 +126,11 @@ class TrainingRun:
                 if self.state.step == 1:
                     metrics["data/dropped"] = self.components.dropped
                 self.tracker.log(self.state.step, metrics)
+                if self.loop.positions is not None:
+                    self.tracker.positions(self.state.step, self.loop.positions)
                 self.logged = self.state.step
-                self.display.line(step_line(self.schedule.said(self.state), metrics))
+                self.display.line(step_line(self.schedule.said(self.state), metrics, self._left()))
+                self.display.fact("stages", stages_line(self.state.step, metrics))
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
@@ -129,6 +147,7 @@ class TrainingRun:
         except Stopped as stop:
             with self.interrupts.finishing():
                 self.save()
+                self._report()
                 by = " by run.on_collapse=stop" if isinstance(stop, Collapsed) else ""
                 self.display.line(
                     f"stopped{by} after {self.schedule.said(self.state)}, saved; resume with: "
@@ -181,7 +200,11 @@ class TrainingRun:
             if state.step == 0:
                 state.first_accuracy = state.accuracy
         for evaluation in found:
-            self.display.line(f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}")
+            said = f"after step {state.step}, {evaluation_line(evaluation.benchmark, evaluation.metrics)}"
+            self.display.line(said)
+            self.display.fact(f"evaluation on {evaluation.benchmark}", said)
+        if not self.schedule.ended(state):
+            self._report()
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.components.tokenizer.decode(ids, skip_special_tokens=True)
@@ -232,7 +255,8 @@ class TrainingRun:
             came = f"not evaluated, for there is no benchmark; {state.step} steps"
         else:
             came = f"accuracy {state.first_accuracy:.3f} before, {state.accuracy:.3f} after {state.step} steps"
-        self.display.line(f"{self.config.run.name}: {came}; the student is in {self.folder.final}")
+        left = f"the student is in {self.folder.final}, the report in {self.folder.path / FILE}"
+        self.display.line(f"{self.config.run.name}: {came}; {left}")
 
     def _write_final(self, folder: Path) -> None:
         tokenizer, state = self.components.tokenizer, self.state

@@ -25,15 +25,16 @@ def sample_rows(
     tokenizer: Tokenizer,
     base: Teacher | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per response. ``weights`` and ``advantages`` (nats) count from token ``start``, where the scheme's
-    window begins; weights of a scheme that needs the whole batch are made from these few alone."""
+    """One row per response, scored whole, whatever the scheme's window: ``student_logprobs`` (the trainer's),
+    ``teacher_logprobs`` and ``advantages`` (nats), and ``weights``, count from token ``start``, the first. Weights of a
+    scheme that needs the whole batch are made from these few alone; ``progress`` is what an annealed one saw."""
     if not graded:
         return []
     rollouts = [item.rollout for item in graded]
     scored = score(
         teacher,
         rollouts,
-        objective.weighting.window(progress),
+        lambda length: (0, length),
         student=student,
         base=base,
         signal=objective.signal if objective.weighting.measures else SAMPLED,
@@ -44,7 +45,7 @@ def sample_rows(
     weights, advantages = own.of_whole_batch(scored, seeds, progress)
     rows = []
     for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
-        rollout, prompt = item.rollout, item.prompt
+        rollout, prompt, own_logprobs = item.rollout, item.prompt, record.trainer_logprobs
         rows.append(
             {
                 "prompt_id": rollout.prompt_id,
@@ -57,6 +58,8 @@ def sample_rows(
                 "tokens": [tokenizer.decode([token]) for token in rollout.response_ids.tolist()],
                 "sampler_logprobs": _rounded(rollout.sampler_logprobs.tolist()),
                 "start": record.start,
+                "progress": progress,
+                "student_logprobs": [] if own_logprobs is None else _rounded(own_logprobs.tolist()),
                 "teacher_logprobs": _rounded(record.teacher_logprobs.tolist()),
                 "advantages": _rounded(row_advantages.tolist()),
                 "weights": _rounded(row_weights.tolist()),

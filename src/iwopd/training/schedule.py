@@ -17,6 +17,7 @@ that it would reach its end only after the last step, which must not be wasted o
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from iwopd.config import Config, OptimConfig
 
@@ -138,6 +139,21 @@ class Schedule:
     def checkpoints(self, steps: int) -> int:
         """How often a run of that many steps saves."""
         return _times(steps, self.save_every)
+
+    def remaining(self, at: Position) -> dict[Literal["steps", "evaluations", "checkpoints"], float]:
+        """How many of each are still to come after the step at `at`, with what is due there done; of a budget of
+        tokens, if steps generate as many as those so far."""
+        if self.ended(at):
+            return {"steps": 0, "evaluations": 0, "checkpoints": 0}
+        last = self.steps
+        if self.tokens is not None:
+            last = at.step + math.ceil((self.tokens - at.tokens) * at.step / at.tokens) if at.tokens else 1
+        passed = at.step // (self.evaluate_every or last + 1), at.step // (self.save_every or last + 1)
+        return {
+            "steps": last - at.step,
+            "evaluations": 0 if self.evaluate_every is None else _times(last, self.evaluate_every) - passed[0],
+            "checkpoints": self.checkpoints(last) - passed[1],
+        }
 
 
 def _falls_on(step: int, every: int) -> bool:

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -15,6 +16,14 @@ def home_quoted(argument: str) -> str:
     """``KEY=~/x`` with its value in quotes: Hydra's grammar has no value that starts with ~, but shells leave it so."""
     key, _, value = argument.partition("=")
     return override(key, value) if value.startswith("~") and not key.startswith("-") else argument
+
+
+def with_runs(flags: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The command line of `iwopd report`, whose folders become its setting: all that is no KEY=VALUE, and what is a
+    folder although it looks like one."""
+    runs = [each for each in given if "=" not in each or Path(each).is_dir()]
+    named = [override("report.runs", runs)] if runs else []
+    return [*flags, *(each for each in given if each not in runs), *named]
 
 
 def wrong(error: Exception, overrides: Sequence[str]) -> str:

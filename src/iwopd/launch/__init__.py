@@ -4,26 +4,28 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from iwopd import _compat
 from iwopd.ablate.arms import CommandLine, begin_with_first
 from iwopd.config import ENTRIES, Config, register_schemas
-from iwopd.config.presets import config_folder, groups, presets_with
+from iwopd.config.presets import config_folder
 from iwopd.config.stored import interpolations
 from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
+from iwopd.launch.examples import examples
+from iwopd.launch.messages import explain, first_line, known_keys
+from iwopd.launch.overrides import home_quoted, with_runs, wrong
 from iwopd.machine import host, runtime
-from iwopd.overrides import grammar_advice, home_quoted, wrong
 from iwopd.parallel import environment
 from iwopd.preflight.processes import starts_processes
 from iwopd.redact import clean, install
@@ -38,42 +40,31 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     """Compose the config as every Hydra program does, check it, and run the verb."""
     runtime.before_hydra()
     install()
-    arguments = [
-        "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else home_quoted(argument) for argument in arguments
-    ]
-    sys.argv = [f"iwopd {verb}", *overrides_last(arguments)]
+    if verb == "report":
+        arguments = with_runs(*split_flags(arguments))
+    arguments = [understood(argument) for argument in arguments]
+    completes = {"-sc", "--shell-completion"} & {*arguments}  # for every verb
+    sys.argv = ["iwopd" if completes else f"iwopd {verb}", *overrides_last(arguments)]
     register_schemas()
     # Hydra notes a sweep in a file; runs have folders of their own, so that one goes out of the way.
     OmegaConf.register_new_resolver("scratch", tempfile.mkdtemp, use_cache=True, replace=True)
 
     def task(composed: DictConfig) -> object:
         try:
-            place = environment.adopt()
-            config = check(composed, verb, arguments, claim=environment.leads())
-            runtime.prepare(config, verb, sweep_processes())
-            several = starts_processes(config, verb, place)
-            run = import_module(RANKS if several else module).run  # everything heavy is imported from here on
-            return run(config, command_line(arguments, verb)) if several or verb == "ablate" else run(config)
+            return carry_out(composed, verb, module, arguments, lambda: command_line(arguments, verb))
         except IwopdError as error:
             fail(error)
         except KeyboardInterrupt as stop:
             sys.exit(getattr(stop, "status", 130))
-        except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: torch may not be imported here
-                raise
-            fail(
-                OutOfMemoryError(
-                    "the GPU's memory is full; use smaller batches, bfloat16, LoRA or teacher.offload=true"
-                )
-            )
-        finally:
-            naming.release()
 
     try:
         parser = _compat.get_args_parser()
         parser.error = lambda message: fail(ConfigError(f"{message}; see iwopd {verb} --help"))
-        parser.parse_args(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+        asks_for_help = parser.parse_args(sys.argv[1:]).help
+        with ExitStack() as last:
+            if asks_for_help:
+                last.callback(print, examples(verb))
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
     except UnsupportedVersionError as error:
         fail(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -83,11 +74,54 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     except Exception as error:  # what Hydra lets through of odd overrides is of any type, assertions included
         if _raised_in_task(error):
             raise
-        fail(ConfigError(f"{wrong(error, arguments)}: {_first_line(str(error))}; see iwopd {verb} --help"))
+        fail(ConfigError(f"{wrong(error, arguments)}: {first_line(str(error))}; see iwopd {verb} --help"))
+
+
+def carry_out(
+    composed: DictConfig,
+    verb: str,
+    module: str,
+    overrides: Sequence[str],
+    line: Callable[[], CommandLine],
+    checked: Callable[[Config], None] = lambda config: None,
+) -> object:
+    """Check a composed config, set this process up for it, and run the verb; what its `run` returns.
+
+    Args:
+        module: where the verb's `run` is.
+        line: makes the command line, for a verb that starts trainings.
+        checked: is called with the config, its folder settled, before anything is done.
+
+    Raises:
+        IwopdError: see `check` and the verb's `run`.
+    """
+    try:
+        place = environment.adopt()
+        config = check(composed, verb, overrides, claim=environment.leads())
+        checked(config)
+        runtime.prepare(config, verb, sweep_processes())
+        several = starts_processes(config, verb, place)
+        run = import_module(RANKS if several else module).run  # everything heavy is imported from here on
+        return run(config, line()) if several or verb == "ablate" else run(config)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" or isinstance(error, IwopdError):
+            raise  # torch's is known by name: torch may not be imported here
+        raise OutOfMemoryError(
+            "the GPU's memory is full; use smaller batches, bfloat16, LoRA or teacher.offload=true"
+        ) from error
+    finally:
+        naming.release()
 
 
 # Ways to write that there is none, of which Hydra and OmegaConf understand the first alone.
 NO_BENCHMARK = re.compile(r"(benchmark|\+*eval\.benchmarks)=(\[ *\]|\{ *\}|null)|~(benchmark|eval\.benchmarks)")
+NO_TRACKER = {"tracking=null": "tracking=none"}
+
+
+def understood(argument: str) -> str:
+    """What Hydra understands, of what a user may write."""
+    return "benchmark=[]" if NO_BENCHMARK.fullmatch(argument) else NO_TRACKER.get(argument) or home_quoted(argument)
+
 
 VALUED_FLAGS = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -170,10 +204,10 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         _type_entries(composed, overrides)
         unknown = list(_unknown_keys(composed))
         if unknown:
-            raise ConfigError(*(f"{key}: no such key; {_known_keys(key, owner)}" for key, owner in unknown))
+            raise ConfigError(*(f"{key}: no such key; {known_keys(key, owner)}" for key, owner in unknown))
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        key = str(error.full_key or _first_line(str(error)).rpartition(": ")[2])
+        key = str(error.full_key or first_line(str(error)).rpartition(": ")[2])
         raise ConfigError(f"{key}=???: not set; set {key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, overrides)) from None
@@ -206,73 +240,6 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any
             yield key, owner
         elif OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
             yield from _unknown_keys(node[name], key + ".")
-
-
-def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str:
-    """One line for an error of Hydra or OmegaConf: key, value, reason, fix.
-
-    Args:
-        prefix: of the node that the error's keys are relative to.
-    """
-    missing = str(error.missing_cfg_file or "") if isinstance(error, MissingConfigException) else ""
-    if missing:
-        group, _, name = missing.rpartition("/")
-        # Of a group with several choices, such as benchmark=[…], Hydra does not say what there is.
-        there = getattr(error, "options", None) or [
-            file.stem for file in sorted((config_folder() / group).glob("*.yaml"))
-        ]
-        options = [option for option in there if not option.startswith("schema")]
-        near = get_close_matches(name, options, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={name}: no such preset; {hint}choose one of {', '.join(options)}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = prefix + str(getattr(cause, "full_key", None) or "")
-    given = next((override for override in overrides if override.lstrip("+~").split("=")[0] == key), "")
-    shown = given.lstrip("+~") or key
-    if key == "eval.benchmarks":
-        return f"{shown}: benchmarks are chosen by name; write benchmark=[NAME,…], or benchmark=[] for none"
-    chosen = re.match(r"eval\.benchmarks\.([^.]+)", key)
-    if chosen:
-        return f"{shown}: no benchmark of that name is chosen; add benchmark=[{chosen[1]}]"
-    if isinstance(cause, (ConfigKeyError, AttributeError)) and key:
-        return f"{shown}: no such key; {_known_keys(key, getattr(cause, 'object_type', None))}"
-    reason = _first_line(str(error if cause is error else cause))
-    if "OverrideParseException" in type(error).__name__:
-        shown = wrong(error, overrides)
-        return f"{shown}: not Hydra's grammar; {grammar_advice(shown)}"
-    group = re.search(r"Could not override '([^'@]+)'\. No match in the defaults list", str(error))
-    if group:
-        shown = next((override for override in overrides if override.startswith(group[1])), group[1])
-        add = f"write +{shown}" if group[1] in groups() else f"the groups are {', '.join(groups())}"
-        return f"{shown}: nothing to override in the defaults; {add}"
-    wanted = re.search(r"could not be converted to (\w+)", reason)
-    if wanted:
-        kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
-        kind = kinds.get(wanted[1], wanted[1])
-        return f"{shown}: not {kind}; give it one"
-    if "is not a ListConfig" in reason:
-        return f"{shown}: not a list; write {key}=[…]"
-    fix = (
-        "add -m to sweep over values" if "Ambiguous value" in reason else "correct it, or see --help for what there is"
-    )
-    return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
-
-
-def _known_keys(key: str, owner: object) -> str:
-    known = [entry.name for entry in fields(owner)] if is_dataclass(owner) else []
-    parent, _, name = key.rpartition(".")
-    if not parent:
-        known = sorted({*known, *groups()})
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {f'{parent}.' if parent else ''}{near[0]}? " if near else ""
-    elsewhere = [] if near else [f"{parent}={choice}" for choice in presets_with(parent, name)]
-    if elsewhere:
-        return f"choose {' or '.join(elsewhere)}, which has it"
-    return f"{hint}{f'{parent} has' if parent else 'there are'} {', '.join(known)}" if known else "see --help"
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "not understood")
 
 
 def _raised_in_task(error: BaseException) -> bool:
