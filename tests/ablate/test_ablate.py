@@ -246,12 +246,11 @@ def test_a_hydra_launcher_carries_the_runs_out(launcher: str, study: Path, tmp_p
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     folder = tmp_path / "study"
-    done = process(
-        "ablate", *STUDY, "ablate.arms=[uniform]", "ablate.seeds=1", f"hydra/launcher={launcher}", f"run.dir={folder}"
-    )
+    done = process("ablate", *STUDY, "ablate.arms=[uniform]", f"hydra/launcher={launcher}", f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
-    ours, theirs = (place / "runs" / "uniform" / "seed-1" / "final" for place in (folder, study))
-    assert weights(ours) == weights(theirs)
+    for seed in ("seed-1", "seed-2"):  # a student each
+        ours, theirs = (place / "runs" / "uniform" / seed / "final" for place in (folder, study))
+        assert weights(ours) == weights(theirs)
 
 
 # ---------------------------------------------------------------------------------------------- figures and words

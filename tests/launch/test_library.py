@@ -77,6 +77,18 @@ def test_a_run_that_collapses_has_no_model(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(found.series("train/loss")) == [1]
 
 
+def test_ctrl_c_saves_and_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pressing.py").write_text(
+        "import os, signal\ncalls = []\n\ndef weights(given):\n    calls.append(given)\n"
+        "    if len(calls) == 4:\n        os.kill(os.getpid(), signal.SIGINT)\n    return 1.0 * given.mask\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        distil(*SMALL, {"run.dir": "run", "run.steps": 9, "eval.every": 0, "run.save_every": 0}, weighting="custom",
+               **{"weighting.path": "pressing:weights"})  # fmt: skip
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+
+
 def test_in_a_thread(tmp_path: Path) -> None:
     found = []
     thread = Thread(target=lambda: found.append(distil(*ONE_STEP, {"run.dir": tmp_path / "run", "eval.every": 0})))

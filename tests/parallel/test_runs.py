@@ -73,7 +73,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("two") / "run"
-    done = process("train", *ALL, *TWO, f"run.dir={run}")
+    done = process("train", *ALL, *TWO, f"run.dir={run}", fresh=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("accuracy 0.") == 1, "the end is said once"
     assert not list(run.glob("rank-*"))

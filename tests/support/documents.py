@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from support.paths import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:iwopd|python|make|pip) [^`…]+)`(?!`)")
 MARK = re.compile(r"# needs (.+)")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from iwopd.config import Config
 from iwopd.config.names import name_problem
 from iwopd.errors import ConfigError
@@ -59,6 +61,12 @@ class Run:
     def done(self) -> bool:
         """True for a run that came to its end: final/ is written last, and whole."""
         return Checkpoints(self.folder).final_step is not None
+
+
+def begin_with_first(composed: DictConfig) -> None:
+    """Give a study the first of ablate.students as student.path, where a preset such as student=hf leaves it open."""
+    if OmegaConf.is_missing(composed.student, "path") and composed.ablate.students:
+        composed.student.path = OmegaConf.to_container(composed.ablate.students, resolve=False)[0]
 
 
 def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:

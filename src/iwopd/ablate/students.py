@@ -2,20 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from omegaconf import DictConfig, OmegaConf
-
 from iwopd.ablate.arms import Arm, override_key, shown
 from iwopd.config import Config
 from iwopd.errors import ConfigError
 from iwopd.preflight.paths import check_path
 
 OF_THE_SEED = ("student", "student.path")  # overrides by which an arm would have a student of its own
-
-
-def begin_with_first(composed: DictConfig) -> None:
-    """Give a study the first of ablate.students as student.path, where a preset such as student=hf leaves it open."""
-    if OmegaConf.is_missing(composed.student, "path") and composed.ablate.students:
-        composed.student.path = OmegaConf.to_container(composed.ablate.students, resolve=False)[0]
 
 
 def study_students(config: Config, arms: Sequence[Arm], seeds: Sequence[int], given: Sequence[str]) -> dict[int, str]:

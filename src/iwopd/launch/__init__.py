@@ -17,8 +17,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iwopd import _compat
-from iwopd.ablate.arms import CommandLine
-from iwopd.ablate.students import begin_with_first
+from iwopd.ablate.arms import CommandLine, begin_with_first
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.presets import config_folder
 from iwopd.config.stored import interpolations

@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from iwopd.config.presets import config_folder, groups, presets_with
 from iwopd.launch.overrides import grammar_advice, wrong
 
-SEVERAL = ("benchmark", "tracking")  # groups of which several can be chosen
+SEVERAL = ("benchmark", "tracking")  # groups of which several can be chosen at once
 
 
 def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str:
@@ -60,10 +60,14 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
         return f"{shown}: not a list; write {key}=[…]"
     fix = "correct it, or see --help for what there is"
     if "Ambiguous value" in reason:
-        name, _, values = wrong(error, overrides).partition("=")
-        several = f", or write {name}=[{values}] for all at once" if name in SEVERAL else ""
-        fix = f"add -m to sweep over values{several}"
+        fix = _several_advice(wrong(error, overrides))
     return f"{shown or wrong(error, overrides)}: {reason}; {fix}"
+
+
+def _several_advice(item: str) -> str:
+    """What to do about KEY=VALUE,VALUE."""
+    name, _, values = item.partition("=")
+    return "add -m to sweep over values" + (f", or write {name}=[{values}] for all at once" if name in SEVERAL else "")
 
 
 def known_keys(key: str, owner: object) -> str:

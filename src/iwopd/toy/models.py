@@ -33,11 +33,11 @@ SMOKE_STUDENT = replace(SMOKE_TEACHER, noise=WEAK)
 # Three students of each pair, in the order of their names: (seed, steps) of other weights and other problems.
 STUDENTS: Mapping[str, tuple[ModelRecipe, tuple[tuple[int, int], ...]]] = MappingProxyType(
     {
-        "standard": (STUDENT, ((4, 900), (5, 900), (6, 900))),
+        "standard": (STUDENT, ((4, 900), (5, 900), (6, 1300))),
         "cross_scale": (replace(STUDENT, width=48), ((1, 1300), (4, 1300), (6, 1300))),
-        "late_errors": (replace(STUDENT, noise=LATE), ((4, 900), (6, 900), (5, 1500))),
+        "late_errors": (replace(STUDENT, noise=LATE), ((4, 900), (6, 900), (10, 1300))),
         "plan_errors": (replace(STUDENT, noise=Noise(plan=0.2)), ((4, 900), (5, 900), (6, 900))),
-        "execution_errors": (replace(STUDENT, noise=Noise(execution=0.12)), ((5, 900), (4, 1500), (6, 1500))),
+        "execution_errors": (replace(STUDENT, noise=Noise(execution=0.12)), ((5, 900), (10, 1300), (12, 1300))),
         "mixed_errors": (replace(STUDENT, noise=Noise(plan=0.15, execution=0.12)), ((4, 900), (5, 900), (6, 900))),
     }
 )
