@@ -25,12 +25,6 @@ EXAMPLES = {
         "iwopd eval eval.model=runs/a/final eval.k=4 eval.n=16",
         "iwopd eval eval.model=MODEL 'benchmark=[file]' eval.benchmarks.file.path=test.jsonl",
     ),
-    "report": (
-        "docs/report.md",
-        "iwopd report runs/a",
-        "iwopd report runs/a runs/b",
-        "iwopd report runs/a report.output=a.html",
-    ),
     "push": (
         "docs/runs.md",
         "iwopd push push.run=runs/a push.repo=ME/NAME",
