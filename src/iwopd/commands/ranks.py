@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from iwopd.ablate.arms import CommandLine, override
-from iwopd.config import Config
+from iwopd.config import Config, FsdpConfig
 from iwopd.config.stored import stored
 from iwopd.machine import runtime
 from iwopd.parallel.launcher import GRACE, Job
@@ -33,6 +33,7 @@ def run(config: Config, line: CommandLine) -> float | None:
     command = [sys.executable, "-m", "iwopd", "train", *line.flags, *line.overrides, *settled]
     environment = {FOLLOW: str(os.getpid()), runtime.WORKERS: str(count * runtime.current.workers)}
     passed_on = [each for each in STOPPING if each in ALWAYS or signal.getsignal(each) == signal.SIG_DFL]
+    assert isinstance(config.parallel, FsdpConfig), "no other starts processes"
     grace = min(GRACE, config.parallel.timeout_s)  # by then those that are left have noticed
     status = Job(command, count, environment, path, grace).run(passed_on)
     if status:

@@ -1,7 +1,7 @@
 """The program as a library: `from iwopd import distil`."""
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +85,11 @@ def distil(*settings: str | Mapping[str, object], **more: object) -> Distilled:
     return Distilled(folder, None if collapsed else folder / "final", tuple(read_rows(folder / "metrics.jsonl")))
 
 
-def _composed(overrides: list[str]) -> DictConfig:
+def _composed(overrides: Sequence[str]) -> DictConfig:
     register_schemas()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return compose("config", overrides)
+            return compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from None
     except Exception as error:  # what Hydra lets through of odd overrides is of any type
