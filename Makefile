@@ -21,7 +21,7 @@ TORCH ?=
 TRANSFORMERS ?=
 OTHER := .venv-versions
 
-.PHONY: help setup demo test test-fast test-browser test-install test-versions lint typecheck docs audit lock smoke ablate campaign clean
+.PHONY: help setup demo test test-fast test-browser chromium test-install test-versions lint typecheck docs audit lock smoke ablate campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,14 +54,16 @@ demo: setup  ## distil the toy student with iw and see its accuracy before and a
 test: setup  ## run every test but those of test-browser
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m '$(TIERS)'
 
-test-browser: setup  ## read the reports in a real Chromium, which is installed where that is allowed (root, Debian)
+test-browser: setup chromium  ## read the reports in a real Chromium
+	$(LOCKED) requirements/browser.lock
+	$(BIN)/python -m pytest -m browser
+
+chromium:  ## install it, where that is allowed (root, Debian) and there is none
 	if [[ -z "$${CHROMIUM:-}" ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
 		[[ $$(id -u) = 0 ]] && command -v apt-get >/dev/null \
 			|| { echo 'there is no chromium: install it, or name it with CHROMIUM=PATH' >&2; exit 1; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes chromium fonts-dejavu-core >/dev/null; \
 	fi
-	$(LOCKED) requirements/browser.lock
-	$(BIN)/python -m pytest -m browser
 
 test-fast: setup  ## run the tests that start no process of their own
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'unit or cli'
