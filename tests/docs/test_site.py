@@ -106,7 +106,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest
     config = load_config(str(REPOSITORY / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
     config.plugins.on_startup(command="build", dirty=False)
     build(config)  # raises where a link or an anchor goes nowhere
-    pages = {page.name: page.read_text("utf-8") for page in tmp_path.glob("*.html")}
+    pages = {page.name: page.read_text("utf-8") for page in tmp_path.rglob("*.html")}
     assert {"index.html", "weightings.html", "configuration.html"} <= set(pages)
     for name, text in pages.items():
         fetched = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(https?:[^\" >]+)", text)

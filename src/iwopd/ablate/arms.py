@@ -65,8 +65,9 @@ class Run:
 
 def begin_with_first(composed: DictConfig) -> None:
     """Give a study the first of ablate.students as student.path, where a preset such as student=hf leaves it open."""
-    if OmegaConf.is_missing(composed.student, "path") and composed.ablate.students:
-        composed.student.path = OmegaConf.to_container(composed.ablate.students, resolve=False)[0]
+    students = composed.ablate.students and OmegaConf.to_container(composed.ablate.students, resolve=False)
+    if OmegaConf.is_missing(composed.student, "path") and isinstance(students, list) and students:
+        composed.student.path = students[0]
 
 
 def study_arms(config: Config, given: Sequence[str]) -> list[Arm]:
