@@ -7,7 +7,7 @@ installed version does not have is an error that says which versions do.
 from collections.abc import Callable
 from importlib import import_module, metadata
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iwopd.errors import UnsupportedVersionError
 
@@ -83,6 +83,26 @@ def leave_transformers_uncompiled() -> None:
     method = "_decorate_for_torch_compile"
     load("vllm", module, f"{name}.{method}")
     setattr(load("vllm", module, name), method, lambda self: None)
+
+
+def name_shared_memory(run: str) -> None:
+    """Ranks that are one engine of vLLM's CPU build name their shared memory the same in every run; what a killed run
+    leaves would keep the next from starting.
+
+    Args:
+        run: a name that no other run has, the same on all ranks.
+    """
+    module, name, method = (
+        "vllm.distributed.device_communicators.cpu_communicator",
+        "_CPUSHMDistributed",
+        "make_group_name",
+    )
+    found: Any = load("vllm", module, f"{name}.{method}")
+
+    def named(communicator: object) -> str:
+        return f"{run}{str(found(communicator)).strip('/')}"
+
+    setattr(load("vllm", module, name), method, staticmethod(named))
 
 
 def _version(package: str, library: object) -> str:

@@ -649,7 +649,7 @@ def test_a_missing_vllm_is_reported_before_torch(tmp_path: Path) -> None:
         "whole = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'vllm' else whole(name, *rest)\n"
     )
-    done = process("train", "rollout=vllm", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = process("train", "rollout=vllm", cwd=tmp_path, fresh=True, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("iwopd: rollout=vllm: vLLM is not installed")
     assert len(done.stderr.splitlines()) == 1

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
+from iwopd._compat import name_shared_memory
 from iwopd.assembly.model_configs import whole_config
 from iwopd.config import (
     Config,
@@ -78,6 +80,8 @@ def vllm_engine(config: Config, rollout: VllmRolloutConfig, served: Served) -> V
     apart = rollout.engine.tensor_parallel > 1 and not several  # workers are then processes of their own
     if several:  # an engine per rank, or one over neighbouring ranks, on the GPUs that those have
         options["distributed_executor_backend"] = "external_launcher"
+        if not torch.cuda.is_available():
+            name_shared_memory(world().alone(lambda: uuid4().hex[:8]))
     if apart:
         options["weight_transfer_config"] = {"backend": "ipc"}
     dtype = engine_dtype(config, rollout.dtype)
