@@ -211,7 +211,7 @@ def test_a_config_error_comes_before_torch(tmp_path: Path) -> None:
     for heavy in ("torch", "transformers", "datasets"):
         (tmp_path / f"{heavy}.py").write_text(f"raise RuntimeError('{heavy} was imported')")
     for arguments in (("train", "weighting.gamma=-1"), ("train", "student.path=/none"), ("eval",)):
-        done = process(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        done = process(*arguments, cwd=tmp_path, fresh=True, PYTHONPATH=str(tmp_path))
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("iwopd: ")

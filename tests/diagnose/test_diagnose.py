@@ -550,7 +550,7 @@ def test_what_can_be_refused_is_refused_before_torch(tmp_path):
     for heavy in ("torch", "transformers"):
         (tmp_path / f"{heavy}.py").write_text(f"raise RuntimeError('{heavy} was imported')")
     for setting in ("eval.benchmarks.toy.answer_column=null", "diagnose.run=/none", "diagnose.benchmark=x"):
-        done = process("diagnose", setting, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        done = process("diagnose", setting, cwd=tmp_path, fresh=True, PYTHONPATH=str(tmp_path))
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("iwopd: ")
         assert len(done.stderr.splitlines()) == 1
