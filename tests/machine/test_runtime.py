@@ -174,9 +174,11 @@ def test_the_environment_is_written_in_one_module() -> None:
         if sets.search(file.read_text(encoding="utf-8"))
     }
     own = {f"evaluation/grading/{name}.py" for name in ("sandbox", "run_code")}
-    puts_back = {"vllm/in_process.py", "runs/interrupts.py"}  # what vLLM changed; a message from the parent
+    # What vLLM changed; a message from the parent; threads while the CPU is measured.
+    puts_back = {"vllm/in_process.py", "runs/interrupts.py", "doctor/cpu.py"}
+    shell = {"cli.py"}  # what it asks to complete, as Hydra reads it
     ranks = {"parallel/environment.py", "parallel/ranks.py"}  # what torchrun would set, from Slurm's; the GPU of a rank
-    assert found == {"machine/runtime.py", *own, *puts_back, *ranks}
+    assert found == {"machine/runtime.py", *own, *puts_back, *shell, *ranks}
 
 
 def test_malloc_is_left_alone_where_the_user_tuned_it(machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from iwopd.config import Config, VllmRolloutConfig, VllmScoringConfig, VllmServe
 from iwopd.config.models import SELF
 from iwopd.machine import host
 from iwopd.toy import is_toy
+from iwopd.tracking import chosen as chosen_trackers
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+MLFLOW = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}  # over our own lines
 # Hydra prints an error over several lines unless asked to raise it; the program makes one line of it.
 HYDRA = {"HYDRA_FULL_ERROR": "1"}
 # Read by vLLM when it is imported or started, for engines in this process.
@@ -115,7 +117,7 @@ def prepare(config: Config, verb: str, workers: int | None = None) -> Runtime:
     cores, sharing = host.cores(), workers or _whole(given.get(WORKERS)) or _whole(given.get(RANKS)) or 1
     threads, notes = None, ()
     gpu = config.run.device != "cpu" and host.has_gpu()
-    chosen = NO_TELEMETRY
+    chosen = NO_TELEMETRY | (MLFLOW if any(each.name == "mlflow" for each in chosen_trackers(config.tracking)) else {})
     if isinstance(config.rollout, VllmRolloutConfig) or isinstance(config.scoring, VllmScoringConfig):
         chosen = chosen | VLLM
     if gpu and config.run.deterministic:

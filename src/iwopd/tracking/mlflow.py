@@ -44,7 +44,6 @@ class MlflowMirror:
     """See `Mirror`; a resumed run continues as the same run, by its id."""
 
     def __init__(self, settings: MlflowTracking, run: TrackedRun):
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         library, entities = settings.library(), settings.library("mlflow.entities")
         self._metric = entities.Metric
         for name in ("mlflow", "alembic"):
