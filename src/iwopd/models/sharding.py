@@ -168,6 +168,7 @@ def led(weights: Weights, take: Callable[[Weights], Result]) -> Result | None:
 def save_optimizer(model: nn.Module, optimizer: Optimizer, updates: int, folder: Path) -> None:
     """Every process writes its part of the optimiser's state into `folder`, by the parameters' names."""
     state = {"optimizer": get_optimizer_state_dict(model, optimizer), "updates": updates}
+    _forget_if_unused(optimizer, updates)
     with _plain_errors():
         save(state, checkpoint_id=folder, no_dist=world().size == 1)
 
@@ -178,7 +179,14 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> int:
     with _plain_errors():
         load(state, checkpoint_id=folder, no_dist=world().size == 1)
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    _forget_if_unused(optimizer, state["updates"])
     return state["updates"]
+
+
+def _forget_if_unused(optimizer: Optimizer, updates: int) -> None:
+    """PyTorch gives an optimiser that has taken no step a state by one of zeros, which Adam would count."""
+    if updates == 0:
+        optimizer.state.clear()
 
 
 @contextmanager
