@@ -2,7 +2,7 @@
 # Not built by the project's tests, which run where there is neither a registry of images nor a GPU.
 #
 #   docker build --tag iwopd .
-#   docker run --gpus all --ipc host --volume "$PWD/runs:/work/runs" iwopd train +experiment=gsm8k_1gpu
+#   docker run --gpus all --ipc host --volume "$PWD/runs:/iwopd/runs" iwopd train +experiment=gsm8k_1gpu
 ARG VLLM=v0.32.0
 FROM vllm/vllm-openai:${VLLM}
 
@@ -11,5 +11,5 @@ COPY src /src/src
 COPY conf /src/conf
 RUN python3 -m pip install --no-cache-dir '/src[lora,wandb,tensorboard]'
 
-WORKDIR /work
+WORKDIR /iwopd
 ENTRYPOINT ["iwopd"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from support.browser import chromium
 from support.composing import composed
 from support.running import SMALL, iwopd, process, refused, rows, start, weights, without_times
 
@@ -426,10 +427,8 @@ def test_the_report_needs_no_network_and_says_what_its_pictures_show(study: Path
         assert "<title>" in (study / "figures" / f"{name}.svg").read_text()
 
 
+@pytest.mark.browser
 def test_the_report_opens_in_a_browser_without_requests_and_nothing_is_cut(study: Path, tmp_path: Path) -> None:
-    chromium = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
-    if chromium is None:
-        pytest.skip("no chromium on this machine to open the report with")
     probe = (
         "<script>addEventListener('load', () => {"
         "const wide = document.documentElement.scrollWidth > innerWidth;"
@@ -443,7 +442,7 @@ def test_the_report_opens_in_a_browser_without_requests_and_nothing_is_cut(study
     page.write_text((study / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--window-size=1000,1400")
     done = subprocess.run(
-        [chromium, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{page}"],
+        [chromium(), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{page}"],
         capture_output=True,
         text=True,
         timeout=60,

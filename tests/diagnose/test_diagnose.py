@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.browser import chromium
 from support.records import plain_rollout
 from support.running import SMALL, iwopd, process, refused
 from transformers import OPTConfig, OPTForCausalLM
@@ -481,16 +482,13 @@ PROBE = """<script>addEventListener("load", () => {
 })</script>"""
 
 
-@pytest.mark.process
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (1000, True), (480, False)])
 def test_a_browser_shows_the_report_whole(made, tmp_path, width, dark):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on the PATH")
     probed = tmp_path / "report.html"
     text = (made / "report.html").read_text().replace("<details>", "<details open>")
     probed.write_text(text.replace("</body>", f"{PROBE}</body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},900", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"]
     command += ["--blink-settings=preferredColorScheme=0"] if dark else []
     done = subprocess.run([*command, f"file://{probed}"], capture_output=True, text=True, timeout=120, check=False)

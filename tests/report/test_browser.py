@@ -1,13 +1,12 @@
 """Reports in a real Chromium: what a reader sees, by mouse and by keys. `make test-browser` gets what this needs."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import chromium
 from support.report_runs import written_run
 from support.running import SMALL, iwopd, rows
 
@@ -15,8 +14,6 @@ from iwopd.training.report import FILE, responses, write
 
 pytestmark = pytest.mark.browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -30,11 +27,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         pytest.fail("playwright is not installed: run `make test-browser`")
-    if CHROMIUM is None:
-        pytest.fail("there is no chromium: run `make test-browser` as root, or install it")
     with sync_playwright() as running:
         profile = tmp_path_factory.mktemp("profile")
-        opened = running.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=FLAGS)
+        opened = running.chromium.launch_persistent_context(profile, executable_path=chromium(), args=FLAGS)
         yield opened
         opened.close()
 

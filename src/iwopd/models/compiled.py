@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from iwopd.models.language_model import LanguageModel
+from iwopd.models.language_model import CACHES, LanguageModel
 from iwopd.models.sharding import blocks
-
-CACHES = ("past_key_values", "cache_params")
 
 
 def compile_layers(lm: LanguageModel, compile: Callable[..., Any] = torch.compile) -> None:

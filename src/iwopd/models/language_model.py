@@ -15,6 +15,8 @@ from iwopd.models.batch import Tokens
 from iwopd.models.logits import candidates
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
+CACHES = ("past_key_values", "cache_params")  # what decoders call the cache that sampling brings
+
 # Bytes of float32 logits that may exist at one time: small on a CPU, where cache decides; larger where kernels do.
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 

@@ -7,7 +7,6 @@ from iwopd.report.run_data import Row, RunData, stages
 
 STEP = "step"
 NATS = "nats per token"
-TENTHS = 10
 AVERAGED = 5  # steps, or a tenth of the run's, whose tokens make a line by position
 
 
@@ -109,7 +108,7 @@ def by_position(runs: Sequence[RunData], key: str, title: str, said: str) -> Cha
 
 def _means(rows: Sequence[Row], key: str) -> Iterator[tuple[int, float]]:
     """The tenths that have tokens, and their means over all rows."""
-    for tenth in range(TENTHS):
+    for tenth in range(len(rows[0]["tokens"]) if rows else 0):
         pairs = [(row[key][tenth], row["tokens"][tenth]) for row in rows if row[key][tenth] is not None]
         count = sum(tokens for _, tokens in pairs)
         if count:

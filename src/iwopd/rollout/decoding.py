@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from iwopd.models.language_model import LanguageModel
+from iwopd.models.language_model import CACHES, LanguageModel
 
 
 def cache_argument(model: LanguageModel) -> str | None:
@@ -15,7 +15,7 @@ def cache_argument(model: LanguageModel) -> str | None:
     parameters = signature(model.decoder.forward).parameters
     if "input_ids" not in parameters:  # wrapped: what it takes cannot be read
         return "past_key_values"
-    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    return next((name for name in CACHES if name in parameters), None)
 
 
 class Decoding:

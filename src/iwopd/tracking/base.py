@@ -67,7 +67,7 @@ class Tracking:
         Raises:
             Exception: of any type; what it says is shown, and the training has no such mirror.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each tracker has its own
 
     def library(self, module: str = "") -> Any:  # noqa: ANN401  untyped here, for it need not be installed
         """The package, or a module; imported when the run has begun."""
