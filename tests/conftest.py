@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from iwopd.config import OptimConfig
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.student import Student
+from iwopd.runs.interrupts import STOPPING
 from iwopd.scoring.hf import HfTeacher
 from iwopd.toy.models import ensure_models
 from iwopd.training.score import score
@@ -87,6 +89,14 @@ def score_rollouts(
 ) -> list[ScoredRollout]:
     """`options` are those of `iwopd.training.score`."""
     return score(HfTeacher(teacher, torch.device("cpu")), rollouts, window, **options)
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_were() -> Iterator[None]:
+    """What a test started later in this process would inherit."""
+    before = [signal.getsignal(number) for number in STOPPING]
+    yield
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from iwopd import __version__
 from iwopd.machine import streams
+from iwopd.runs.interrupts import ignore_schedulers
 
 VERBS = {
     "train": ("iwopd.commands.train", "distil a teacher into a student, on policy"),
@@ -57,6 +58,9 @@ def main() -> None:
         run(sys.argv[1:])
     except KeyboardInterrupt:  # before there was anything to save
         sys.exit(130)
+    except SystemExit:
+        ignore_schedulers()
+        raise
     finally:
         sys.stdout.flush()
 

@@ -73,13 +73,16 @@ def test_servers_have_machines_of_their_own(environment: dict[str, str]) -> None
 
 @pytest.mark.parametrize(("status", "again"), [("138", True), ("143", True), ("2", False)])
 def test_a_run_that_was_told_to_save_is_queued_again(status: str, again: bool, environment: dict[str, str]) -> None:
-    running = subprocess.Popen(["bash", SCRIPT], env=environment | {"WAITS": "1", "STATUS": status})
-    deadline = time.monotonic() + 60
-    while not Path(environment["NOTES"] + ".up").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGUSR1)
-    assert running.wait(timeout=60) == int(status)
+    with subprocess.Popen(["bash", SCRIPT], env=environment | {"WAITS": "1", "STATUS": status}) as running:
+        try:
+            deadline = time.monotonic() + 60
+            while not Path(environment["NOTES"] + ".up").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            running.send_signal(signal.SIGUSR1)
+            assert running.wait(timeout=60) == int(status)
+        finally:
+            running.kill()
     assert ("scontrol requeue 7" in notes(environment)) == again
 
 

@@ -22,6 +22,15 @@ FOLLOW = "IWOPD_FOLLOW"  # environment: id of the process that this one must not
 LEFT_ALONE = 600.0  # seconds to save and end in, once it has gone
 
 
+def ignore_schedulers() -> None:
+    """For a program that is ending with everything saved: SIGXCPU, say, comes every second, and must not change its
+    exit status.
+    """
+    for number in STOPPING:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def follow_parent() -> None:
     """If this process is one that another started, as a study's runs are and the ranks of one, stop as by SIGTERM once
     that one is gone, however it ended; and as by SIGKILL where that takes too long.
@@ -93,9 +102,7 @@ class Interrupts:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         streams.when_reader_gone(None)
         for number, handler in self._previous.items():
-            # On the way out with everything saved: SIGXCPU, say, comes every second, and must not change the status.
-            leaving = isinstance(error, SystemExit) and number != signal.SIGINT
-            signal.signal(number, signal.SIG_IGN if leaving else handler)
+            signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
