@@ -118,7 +118,7 @@ def test_one_that_is_not_installed_is_refused_before_anything_loads(
         ("tracking=[wandb,mlfow]", "tracking=mlfow: no such preset; did you mean mlflow?"),
         ("tracking=wandb,mlflow", "write tracking=[wandb,mlflow] for all at once"),
         ("tracking=trackio tracking.project=a/b", "tracking.project=a/b: Trackio makes a file of that name"),
-        ("tracking=mlflow tracking.project=''", "MLflow wants a name for the experiment"),
+        ("tracking=mlflow tracking.project=''", "MLflow needs a name for the experiment"),
     ],
 )
 def test_bad_settings_are_refused(given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

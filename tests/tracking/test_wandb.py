@@ -1,4 +1,4 @@
-"""Weights & Biases, for real and offline: what its file holds, and that a resumed run goes on in it."""
+"""Weights & Biases, for real and offline: what its file holds, and that a resumed run continues in it."""
 
 import json
 import re
@@ -154,7 +154,7 @@ def test_a_resumed_run_continues_in_the_same_wandb_run(finished: Path, tmp_path:
 
 
 def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is found without asking the network; where the server cannot be reached, the run goes on offline."""
+    """The key is found without asking the network; where the server cannot be reached, the run continues offline."""
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
