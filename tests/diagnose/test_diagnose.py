@@ -437,6 +437,7 @@ def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
     assert "@import" not in text
 
 
+@pytest.mark.process  # matplotlib and five figures
 def test_a_teacher_without_distributions_is_drawn_too(tiny_model, rollouts, tmp_path):
     """No entropies, no overlap, no continuations: the report shows what there is."""
     measured = measure(

@@ -44,7 +44,7 @@ class Teacher(Protocol):
         """The student has taken a step: take over what the weights have of it, where they are made of the student's."""
 
     def save(self, folder: Path) -> None:
-        """Write what a resumed run cannot make anew, into a checkpoint's existing `folder`."""
+        """Write what a resumed run cannot make again, into a checkpoint's existing `folder`."""
 
     def close(self) -> None:
         """Free what the teacher holds."""
