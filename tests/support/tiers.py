@@ -5,6 +5,7 @@ tier allows fails and says which mark it needs: commands are not `unit`, process
 trainings than a test of a second or two can hold. What takes longer for another reason is marked by hand.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(name)
         slowest[item.path] = max(slowest.get(item.path, 0), TIERS.index(name))
     items.sort(key=lambda item: -slowest[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: no collection of garbage need look through it again."""
+    gc.freeze()
 
 
 def tier(item: pytest.Item) -> str:

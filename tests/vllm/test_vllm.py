@@ -1,5 +1,6 @@
 """vLLM in this process, for real: what it samples, scores and takes over, and that it leaves nothing behind."""
 
+import gc
 import os
 import random
 import shutil
@@ -68,8 +69,12 @@ def folder(smoke_models: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    with start_engine(folder, tmp_path_factory.mktemp("engine") / "vllm.log") as made:
-        yield made
+    """While it is open all others of this process stay open, and their end is this one's."""
+    made = start_engine(folder, tmp_path_factory.mktemp("engine") / "vllm.log")
+    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *generation: 0)  # of vLLM, once for each engine: a second of time
+        made.close()
 
 
 @pytest.fixture
@@ -380,33 +385,38 @@ def test_a_run_on_distributions_of_a_vllm_teacher_is_that_of_one_in_transformers
             assert one[key] == pytest.approx(other[key], rel=1e-3)
 
 
-@pytest.mark.parametrize("window", [WINDOWS["whole"], WINDOWS["last30"]], ids=["whole", "last30"])
-def test_a_pooling_engine_gives_the_hidden_states_that_transformers_does(
-    window: Callable[[int], tuple[int, int]], smoke_models: dict[str, Path], make_rollouts: Any, tmp_path: Path
-) -> None:
-    """And with the head, which is at the student's side, the same distributions to 1e-4 nats."""
-    rollouts, lm = make_rollouts(8, seed=4, longest=40, vocabulary=200), load_student(smoke_models["teacher"]).lm
-    reference = HfTeacher(lm, CPU)
+@pytest.fixture(scope="module")
+def states(smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmStatesTeacher]:
     engine = VllmEngineConfig(kv_cache_gib=0.25, sequences=8, batch_tokens=16)
     settings = Settings(str(smoke_models["teacher"]), 257, "float32", engine, whole_prompts=True, pooling=True)
-    pooling = InProcess("scoring=vllm", settings, tmp_path / "vllm.log", enable_prefix_caching=False)
-    with VllmStatesTeacher(pooling, LmHead(lm, CPU)) as teacher:
-        for asked in (Signal(), Signal("top_k", 5), Signal("full")):
-            scored = teacher.score(rollouts, window, signal=asked)
-            expected = reference.score(rollouts, window, signal=asked)
-            for found, wanted in zip(scored, expected, strict=True):
-                assert (found.rollout, found.start, found.stop) == (wanted.rollout, wanted.start, wanted.stop)
-                assert_close(
-                    torch.tensor(found.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4
-                )
-                if asked.kind == "full":
-                    assert_close(found.teacher_hidden, wanted.teacher_hidden, rtol=0, atol=1e-4)
-                    whole = (
-                        each.head()(record.teacher_hidden) for each, record in ((teacher, found), (reference, wanted))
-                    )
-                    assert_close(*(logits.log_softmax(-1) for logits in whole), rtol=0, atol=1e-4)
-            if asked.kind == "top_k":
-                assert_likeliest_of(lm.model, scored, 5)
+    log_file = tmp_path_factory.mktemp("states") / "vllm.log"
+    pooling = InProcess("scoring=vllm", settings, log_file, enable_prefix_caching=False)
+    with VllmStatesTeacher(pooling, LmHead(load_student(smoke_models["teacher"]).lm, CPU)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("window", [WINDOWS["whole"], WINDOWS["last30"]], ids=["whole", "last30"])
+def test_a_pooling_engine_gives_the_hidden_states_that_transformers_does(
+    window: Callable[[int], tuple[int, int]],
+    states: VllmStatesTeacher,
+    smoke_models: dict[str, Path],
+    make_rollouts: Any,
+) -> None:
+    """And with the head, which is at the student's side, the same distributions to 1e-4 nats."""
+    rollouts = make_rollouts(8, seed=4, longest=40, vocabulary=200)
+    reference = HfTeacher(load_student(smoke_models["teacher"]).lm, CPU)
+    for asked in (Signal(), Signal("top_k", 5), Signal("full")):
+        scored = states.score(rollouts, window, signal=asked)
+        expected = reference.score(rollouts, window, signal=asked)
+        for found, wanted in zip(scored, expected, strict=True):
+            assert (found.rollout, found.start, found.stop) == (wanted.rollout, wanted.start, wanted.stop)
+            assert_close(torch.tensor(found.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4)
+            if asked.kind == "full":
+                assert_close(found.teacher_hidden, wanted.teacher_hidden, rtol=0, atol=1e-4)
+                whole = (each.head()(record.teacher_hidden) for each, record in ((states, found), (reference, wanted)))
+                assert_close(*(logits.log_softmax(-1) for logits in whole), rtol=0, atol=1e-4)
+        if asked.kind == "top_k":
+            assert_likeliest_of(reference.model.model, scored, 5)
 
 
 def test_scores_are_the_same_with_overlap(
