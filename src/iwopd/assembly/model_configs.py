@@ -91,7 +91,7 @@ def check_top_k(signal: Signal, key: str, vocabulary: int) -> None:
     """
     if signal.k > vocabulary:
         raise ConfigError(
-            f"loss.top_k={signal.k}: the vocabulary of {key} has {vocabulary} tokens; lower it, or with scoring=hf "
+            f"loss.top_k={signal.k}: the vocabulary of {key} has {vocabulary} tokens; lower it, or "
             "take all of them with loss.signal=full"
         )
 

@@ -22,7 +22,7 @@ from iwopd.doctor.machine import Machine
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.doctor.sharding import Sharding
-from iwopd.doctor.terms import activations, weights_of, working
+from iwopd.doctor.terms import activations, head_of, weights_of, working
 from iwopd.machine import runtime
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.training.objective import Objective
@@ -87,6 +87,12 @@ class Plan:
         """Those with an engine in the training process."""
         vllm = isinstance(self.config.scoring, VllmScoringConfig)
         return [scorer for scorer in self.scorers if vllm and scorer.key != "base"]
+
+    @property
+    def heads_here(self) -> list[Scorer]:
+        """Those of which the head alone is in the training process: engines or servers give their hidden states."""
+        full = self.config.loss.teacher_signal.kind == "full"
+        return [scorer for scorer in self.scorers if full and scorer not in self.in_transformers]
 
     def device_of(self, scorer: Scorer) -> str | None:
         """Where a model in transformers computes, if that is not where the student trains."""
@@ -170,6 +176,7 @@ class Plan:
                 terms += self.sharding.scorer(weights_of(scorer), scorer.model.parts, scorer.model.each)
         if turns and stage == "score":
             terms.append(max(turns, key=lambda term: term.bytes))  # one after the other
+        terms += [head_of(scorer) for scorer in self.heads_here]
         for scorer in self.in_vllm:
             if not (scorer.section.offload and cuda and stage != "score" and not self._overlaps):
                 terms += self.engine(scoring.engine, scorer.model, f"{scorer.key}'s vLLM engine")
@@ -275,6 +282,8 @@ class Plan:
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
+        if self.heads_here:  # a pooling engine makes no logits
+            return []
         assert isinstance(scoring, VllmScoringConfig)
         vocabulary = max(scorer.model.shape.vocabulary for scorer in self.in_vllm)
         return [memory.prompt_logprobs(scoring.engine.batch_tokens, vocabulary)]
