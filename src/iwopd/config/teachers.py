@@ -43,7 +43,8 @@ def _self_problems(config: "Config", key: str, section: TeacherConfig) -> Iterat
     if section.prompt_template is None:
         yield (
             f"{key}.prompt_template=null: {said} would say of each token what the student says, so that there is "
-            f"nothing to learn; give it a prompt of its own, e.g. {key}.prompt_template='{{prompt}} Answer: {{answer}}'"
+            "nothing to learn; give it a prompt of its own, e.g. "
+            f"'{key}.prompt_template=\"{{prompt}} Answer: {{answer}}\"'"
         )
     if student.lora.rank:
         yield (
