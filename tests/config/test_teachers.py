@@ -22,7 +22,7 @@ SELF = ["teacher=self", "teacher.prompt_template='{prompt} {answer}'"]
     ("given", "said"),
     [
         (["teacher=self"], "teacher.prompt_template=null: teacher.path=self would say"),
-        ([*SELF, "teacher.prompt_template='{prompt}'"], "teacher.prompt_template={prompt}: teacher.path=self would say"),
+        ([*SELF, "teacher.prompt_template='{prompt}'"], "teacher.prompt_template={prompt}: teacher.path=self would"),
         ([*SELF, "teacher.prompt_template=hint"], "teacher.prompt_template=hint: has no place for a column"),
         ([*SELF, "student.lora.rank=4"], "teacher.path=self: does not go with adapters (student.lora.rank=4)"),
         ([*SELF, "teacher.weights=mean"], "teacher.weights=mean: not a choice"),

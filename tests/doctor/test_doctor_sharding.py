@@ -139,7 +139,8 @@ def test_the_fewest_processes_that_would_do() -> None:
 )
 def test_what_a_served_teacher_leaves_here(signal: str, kept: str | None, each: int) -> None:
     """Records of a batch, and with hidden states its head."""
-    found = plan("small", "loss.top_k=64", f"loss.signal={signal}", "data.batch_size=4", "rollout.max_tokens=100", *SERVERS)
+    batch = ("loss.top_k=64", "data.batch_size=4", "rollout.max_tokens=100")
+    found = plan("small", f"loss.signal={signal}", *batch, *SERVERS)
     assert [(term.what, term.bytes) for term in found.records()] == ([(kept, 4 * 100 * each)] if kept else [])
     terms = {term.what: term.bytes for place in found.places() for term in place.terms}
     assert terms.get("teacher's head") == (64 * 1000 * 4 if signal == "full" else None)

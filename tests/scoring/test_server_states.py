@@ -130,7 +130,6 @@ def test_a_server_that_is_gone_is_left_out(fake: FakeServer, lm: LanguageModel, 
             assert [each.alive for each in teacher.servers.servers] == [True, False]
 
 
-
 REFUSED: dict[str, tuple[Callable[[States], States | None], str]] = {
     "of completions": (lambda states: None, "status 404: Not Found"),
     "normalised": (lambda states: lambda ids: states(ids) / states(ids).norm(dim=-1, keepdim=True), "normalised"),
@@ -154,7 +153,7 @@ def test_a_server_without_the_teachers_states_is_one_line_with_the_flags_it_need
 
 
 def test_a_pooling_server_is_refused_where_log_probs_are_wanted(fake: FakeServer) -> None:
-    with pytest.raises(EngineError, match="answers no completions, .* start it without --runner pooling"):
+    with pytest.raises(EngineError, match=r"answers no completions, .* start it without --runner pooling"):
         VllmServerTeacher(Servers("scoring.urls", [fake.url], QUICK))
 
 

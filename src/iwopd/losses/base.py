@@ -182,8 +182,8 @@ class Loss:
             )
         if signal.k == 1 and self.tail == "renormalize":
             yield (
-                "loss.top_k=1: with loss.tail=renormalize both models are certain of that one token, so there is nothing "
-                "to learn; raise it, or use loss.tail=bucket"
+                "loss.top_k=1: with loss.tail=renormalize both models are certain of that one token, so there is "
+                "nothing to learn; raise it, or use loss.tail=bucket"
             )
         if self.entropy_gate is not None and signal.kind == "top_k" and self.entropy_gate_top_k > signal.k:
             yield (

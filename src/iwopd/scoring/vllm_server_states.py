@@ -1,4 +1,4 @@
-"""A teacher served by vLLM over HTTP that gives hidden states: a pooling server, whose head is at the student's side."""
+"""A teacher served by vLLM over HTTP that gives hidden states: pooling servers, whose head is at the student's side."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,9 +35,7 @@ class VllmServerStatesTeacher(VllmServerTeacher):
         EngineError: a server serves another model, or does not give its hidden states.
     """
 
-    def __init__(
-        self, servers: Servers, head: Callable[[], LmHead], overlap: bool = True, names: Sequence[str] = ()
-    ):
+    def __init__(self, servers: Servers, head: Callable[[], LmHead], overlap: bool = True, names: Sequence[str] = ()):
         self._make_head = head
         self._made: LmHead | None = None
         super().__init__(servers, overlap, names, Signal("full"))
@@ -124,4 +122,3 @@ def _states(tokens: int, kept: slice, answer: httpx.Response) -> Tensor:
         raise BadAnswer(f"{len(answer.content)} bytes of hidden states, not {tokens} × {each}")
     rows = numpy.frombuffer(answer.content, numpy.uint8).reshape(tokens, each)[kept]
     return torch.from_numpy(rows.copy()).view(dtype)  # a copy: a view would keep the prompt's part alive
-
