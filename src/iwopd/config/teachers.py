@@ -43,8 +43,8 @@ def _self_problems(config: "Config", key: str, section: TeacherConfig) -> Iterat
     template = section.prompt_template
     if template is None or template.strip() == f"{{{PROMPT}}}":
         yield (
-            f"{key}.prompt_template={template or 'null'}: {said} would say of each token what the student says, so that "
-            "there is nothing to learn; give it a prompt of its own, e.g. "
+            f"{key}.prompt_template={template or 'null'}: {said} would say of each token what the student says, so "
+            "that there is nothing to learn; give it a prompt of its own, e.g. "
             f"'{key}.prompt_template=\"{{prompt}} Answer: {{answer}}\"'"
         )
     if student.lora.rank:
