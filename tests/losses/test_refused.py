@@ -17,6 +17,10 @@ pytestmark = pytest.mark.cli
         (("loss.signal=topk",), "loss.signal=topk: not a choice; did you mean top_k?"),
         (("loss.signal=top_k", "loss.top_k=0"), "loss.top_k=0: must be at least 1"),
         (("loss=jsd", "loss.signal=top_k", "loss.top_k=100000"), "loss.top_k=100000: the vocabulary of teacher has"),
+        (
+            ("loss=jsd", "loss.entropy_gate=0.8", "loss.entropy_gate_top_k=100000"),
+            "loss.entropy_gate_top_k=100000: the vocabulary of teacher has",
+        ),
         (("loss=reverse_kl", "loss.signal=top_k", "loss.tail=drop"), "loss.tail=drop: not a choice"),
         (("loss=reverse_kl", "loss.shape=clip"), "loss.shape=clip: is for the A_t of sampled tokens"),
         (("loss=reverse_kl", "loss.baseline=kl"), "loss.baseline=kl: is for the A_t of sampled tokens"),
