@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from iwopd.config import HttpConfig
 from iwopd.rollout.base import Sampling
@@ -125,7 +126,9 @@ class FakeServer:
     def pooling(self, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         """As vLLM answers encoding_format=bytes."""
         assert self.states is not None
-        made = self.states(body["input"]).to(getattr(torch, body["embed_dtype"]))
+        made = self.states(body["input"])
+        made = normalize(made, dim=-1) if body.get("use_activation") is not False else made
+        made = made.to(getattr(torch, body["embed_dtype"]))
         about = {"index": 0, "embed_dtype": body["embed_dtype"], "endianness": "little", "shape": list(made.shape)}
         data = made.contiguous().view(torch.uint8).numpy().tobytes()
         return 200, {"metadata": json.dumps({"data": [about | {"start": 0, "end": len(data)}]})}, data
