@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.fake_server import QUICK
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
 from support.vllm_engines import PROMPTS, assert_likeliest_of, assert_logprobs_of, disturb, load_student
@@ -18,6 +17,8 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.scoring.vllm_server_states import FLAGS, VllmServerStatesTeacher
+from iwopd.scoring.vllm_states import LmHead
 from iwopd.training.parity import check_parity
 from iwopd.types import Rollout, Signal
 from iwopd.vllm.servers import Servers
@@ -124,14 +125,36 @@ def test_a_server_that_gives_fewer_likeliest_tokens_is_refused_with_the_flag_it_
     assert not (tmp_path / "run").exists()
 
 
-def test_full_vocabulary_losses_are_refused_before_anything_is_asked(
-    servers: tuple[VllmServer, VllmServer], make_rollouts: Callable[..., list[Rollout]]
+def test_a_pooling_server_gives_the_hidden_states_that_transformers_does(
+    smoke_models: dict[str, Path],
+    tmp_path: Path,
+    make_rollouts: Callable[..., list[Rollout]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with (
-        VllmServerTeacher(Servers("scoring.urls", [servers[1].url], QUICK)) as teacher,
-        pytest.raises(ValueError, match="scoring=hf"),
-    ):
-        teacher.score(make_rollouts(1), lambda length: (0, length), signal=Signal("full"))
+    """As anybody starts one, and with prompts that it computes in parts; then a run, and another signal."""
+    parts = ("--enable-chunked-prefill", "--max-num-batched-tokens", "64")
+    server = VllmServer(smoke_models["teacher"], tmp_path / "server.log", *FLAGS.split(), *parts, plain=True)
+    settings = (*SMALL, "eval.every=0", "run.save_every=0", "run.steps=2")
+    served, found = ("scoring=vllm_server", f"scoring.urls=[{server.url}]"), []
+    rollouts, lm = make_rollouts(8, seed=4, longest=100, vocabulary=200), load_student(smoke_models["teacher"]).lm
+    try:
+        server.wait()
+        reached = Servers("scoring.urls", [server.url], HttpConfig(connections=8))
+        with VllmServerStatesTeacher(reached, lambda: LmHead(lm, CPU)) as teacher:
+            for _ in range(2):  # the second time it has the prompts in its cache
+                scored = teacher.score(rollouts, lambda length: (length // 3, length), signal=Signal("full"))
+        for name, scoring in {"hf": (), "served": served}.items():
+            assert iwopd("train", *settings, "loss=reverse_kl", *scoring, f"run.dir={tmp_path / name}") == 0
+            found.append([row["train/loss"] for row in rows(tmp_path / name / "metrics.jsonl") if "train/loss" in row])
+        line = refused(capsys, "train", *settings, *served, f"run.dir={tmp_path / 'sampled'}")
+    finally:
+        server.kill()
+    expected = HfTeacher(lm, CPU).score(rollouts, lambda length: (length // 3, length), signal=Signal("full"))
+    for own, wanted in zip(scored, expected, strict=True):
+        assert_close(own.teacher_hidden, wanted.teacher_hidden, rtol=0, atol=1e-4)
+        assert_close(torch.tensor(own.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert "answers no completions, which loss.signal=sampled needs" in line
 
 
 LEARNING = (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from support.fake_server import QUICK, FakeServer, ask, make_engine
 from support.records import plain_rollout
@@ -16,6 +17,7 @@ from support.vllm_engines import PROMPTS
 from iwopd.config import HttpConfig
 from iwopd.errors import ConfigError, EngineError
 from iwopd.rollout.base import Sampling
+from iwopd.scoring.prompt_logprobs import likeliest_of
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.types import Prompt, Rollout, ScoredRollout, as_logprobs
 from iwopd.vllm.servers import Servers
@@ -178,6 +180,20 @@ def test_too_few_prompt_logprobs_are_asked_for_again_and_then_an_error() -> None
         with pytest.raises(EngineError, match="2 prompt log-probs for 5 tokens"):
             teacher.score([answer], lambda length: (0, length))
         teacher.close()
+
+
+def test_the_likeliest_tokens_of_a_servers_answer_are_ordered_by_rank() -> None:
+    """The sampled token is beside them where it is none of them, and JSON has no −inf."""
+
+    def place(*found: tuple[int, int, float]) -> dict[str, Any]:
+        return {str(token): {"rank": rank, "logprob": logprob} for token, rank, logprob in found}
+
+    beside = place((9, 40, -8.0), (5, 2, -1.5), (3, 1, -0.5))
+    among = place((9, 2, -1.0), (4, 1, -0.6))
+    only = place((9, 1, 0.0), (7, 2, -9999.0))
+    ids, logprobs = likeliest_of([beside, among, only], [9, 9, 9], 2)
+    assert ids.tolist() == [[3, 5], [4, 9], [9, 0]]
+    assert logprobs == pytest.approx(numpy.array([[-0.5, -1.5], [-0.6, -1.0], [0.0, -numpy.inf]]))
 
 
 def test_each_rollout_is_scored_once_with_overlap_and_without() -> None:

@@ -279,7 +279,7 @@ def _check_models(
         taught = max(taught, own + response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
-        check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
+        check_top_k(config.loss, key, scorer.vocab_size)
     student = model_config("student.path", config.student, folders["student.path"])
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:

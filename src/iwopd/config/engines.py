@@ -119,8 +119,6 @@ class ScoringConfig:
         "trainer", "student log-probs in the advantage: recomputed, or the engine's", choices=("trainer", "sampler")
     )
 
-    gives_states = False  # what the signal "full" needs; see `iwopd.types.Signal`
-
 
 @dataclass(kw_only=True, slots=True)
 class HfScoringConfig(ScoringConfig):
@@ -130,8 +128,6 @@ class HfScoringConfig(ScoringConfig):
         None, "tokens scored at one time, padding included; null for 32768 on a GPU, 2048 on a CPU", low=1
     )
 
-    gives_states = True
-
 
 @dataclass(kw_only=True, slots=True)
 class VllmScoringConfig(ScoringConfig):
@@ -139,8 +135,6 @@ class VllmScoringConfig(ScoringConfig):
 
     overlap: bool = setting(True, "score rollouts while others are still being written")
     engine: VllmEngineConfig = field(default_factory=lambda: VllmEngineConfig(batch_tokens=2048))
-
-    gives_states = True
 
 
 @dataclass(kw_only=True, slots=True)

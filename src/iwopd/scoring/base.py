@@ -34,7 +34,7 @@ class Teacher(Protocol):
 
     def head(self) -> Head:
         """From hidden states to logits, for the signal "full"; on the student's device."""
-        raise ValueError(f"{type(self).__name__} gives log-probs only: the signal full needs scoring=hf or vllm")
+        raise ValueError(f"{type(self).__name__} gives log-probs only: it has no hidden states for the signal full")
 
     def heads(self) -> dict[str, Head]:
         """`head` of every teacher, by the name that its records have."""
