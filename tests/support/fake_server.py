@@ -77,6 +77,7 @@ class FakeServer:
                 if self.path != "/v1/completions":
                     fake.posted.append(self.path)
                     fake.version = (body or {}).get("new_version", fake.version)
+                    fake.control(self.path, body or {})
                     return self.answer(200, {})
                 if body["prompt"] == FIXED_PROMPT:
                     return self.answer(200, fake.completion(body, fake.shift))
@@ -100,6 +101,9 @@ class FakeServer:
         self.server.handle_error = lambda *connection: None  # clients may leave as they like
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def control(self, path: str, body: dict[str, Any]) -> None:
+        """A control call came."""
 
     @staticmethod
     def completion(body: dict[str, Any], shift: float = 0.0) -> dict[str, Any]:

@@ -95,7 +95,10 @@ def training_run(
         stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
-    return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    if checkpoint:
+        made.loop.rollouts.load(checkpoint, state)
+    return made
 
 
 def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskReward:

@@ -20,6 +20,7 @@ class LedTeacher(Teacher):
         made = list[Teacher]()
         world().alone(lambda: made.append(make()))
         self.own = made[0] if made else None
+        self.concurrent = self.own is not None and self.own.concurrent
 
     def score(
         self,
