@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from support.fake_server import FakeServer
 from transformers import AutoModelForCausalLM
+
+from support.fake_server import FakeServer
 
 
 class ModelServer(FakeServer):

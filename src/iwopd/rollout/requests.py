@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Self
@@ -45,10 +46,8 @@ class Requests(UnderWay):
         def answered(place: int, answer: "Future[Answer]") -> None:
             if answer.cancelled() or answer.exception() is not None:
                 return
-            try:
+            with suppress(IwopdError):  # `collect` raises it, where it can be handled
                 self._rollout(place, finished)
-            except IwopdError:  # `collect` raises it where it can be handled
-                pass
 
         for place, answer in enumerate(self.answers):
             answer.add_done_callback(partial(answered, place))

@@ -1,9 +1,10 @@
 """Where a step's rollouts come from; with `rollout.ahead=1` they are those that were written during the step before.
 
-In step k, whose rollouts are there, those of step k + 1 are asked for, and servers write them while step k is scored and
-trained on. They are waited for before the servers get new weights. So they are of the student of one step before, which
-the importance correction of the loss (truncated importance sampling) makes good, and no more than one batch ever waits.
-Between steps nothing is under way: evaluations, parity and checkpoints meet an engine that has nothing else to do.
+At the beginning of step k its rollouts are there and those of step k + 1 are asked for: servers write them while step k
+is scored and trained on, and they are waited for before the servers get new weights. So they are of the student of one
+step before, which the importance correction of the loss (truncated importance sampling) compensates for, and no more
+than one batch ever waits. Between steps nothing is under way: evaluations, parity checks and checkpoints find an engine
+that has nothing else to do.
 """
 
 import logging
