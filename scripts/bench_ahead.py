@@ -1,18 +1,19 @@
 """`rollout.ahead` 1 against 0, `scoring.overlap` on against off, and what a weight sync costs, with real vLLM servers.
 
     python scripts/bench_ahead.py [--rounds 3] [--steps 8]      # a random Qwen3 of 25 M, vocabulary 32,000; two cores
+    python scripts/bench_ahead.py --parts curves [--seeds 5]    # what a step of staleness does to learning, on the toy
     python scripts/bench_ahead.py --quick                       # the smallest toy pair and few steps, for breakage
 
 The student's server has one core, and trainer and teacher the other. Sides take turns within a round; a figure is the
 median over the steps of all rounds, less the first two and the last of each run. Seconds are the step's own, by the
-wall clock. Seconds of the processor are the trainer's: they tell what others on the machine cost. The responses end by
-their limit alone. One JSON document goes to stdout, a table to stderr.
+wall clock. The responses end by their limit alone. For the curves, rollout=hf stands for a server, which would not
+repeat: in a step it first writes the next step's responses, by the weights that a server would have then, and the rest
+of the step follows. One JSON document goes to stdout, a table to stderr.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of a response")
     parser.add_argument("--prompts", type=int, default=8, help="of a step")
-    parser.add_argument("--parts", nargs="+", choices=("ahead", "overlap"), default=["ahead", "overlap"])
+    parser.add_argument("--parts", nargs="+", choices=("ahead", "overlap", "curves"), default=["ahead", "overlap"])
+    parser.add_argument("--seeds", type=int, default=5, help="of the curves")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--servers", nargs=2, metavar="URL", help="of student and teacher of --quick that are there")
     parser.add_argument("settings", nargs="*", help="further settings of iwopd train, after --")
@@ -59,9 +61,10 @@ def main() -> int:
         room = Path(folder)
         models = smoke_models() if options.quick else random_models(room)
         urls = options.servers or []
-        if not urls:
+        if not urls and options.parts != ["curves"]:
             roles = [("student", cores[0])] + [("teacher", cores[-1])] * ("overlap" in options.parts)
             urls = [stack.enter_context(server(models[role], room / f"{role}.log", core)) for role, core in roles]
+        urls = urls or [""]
         given = [
             *(f"student.path={models['student']}", f"teacher.path={models['teacher']}", "benchmark=[]"),
             *("rollout=vllm_server", f"rollout.urls=[{urls[0]}]", f"rollout.max_tokens={options.tokens}"),
@@ -79,6 +82,8 @@ def main() -> int:
             sides = {f"overlap={value}": [*served, f"scoring.overlap={value}"] for value in ("false", "true")}
             sides["overlap=true, ahead=1"] = [*served, "scoring.overlap=true", "rollout.ahead=1"]
             found["overlap"] = compared(sides, given, room, core, options.rounds)
+        if "curves" in options.parts:
+            found["curves"] = {f"ahead={value}": curves(value, options.seeds, room) for value in (0, 1)}
     print(table(found), file=sys.stderr)
     print(json.dumps(found))
     return 0
@@ -101,7 +106,6 @@ def train(settings: Sequence[str], run: Path, core: int | None) -> list[dict[str
     Args:
         core: of its process; None for this one.
     """
-    before = processor_seconds()
     if core is None:
         from iwopd.launch import launch
 
@@ -115,14 +119,30 @@ def train(settings: Sequence[str], run: Path, core: int | None) -> list[dict[str
     kept = [row for row in rows if "train/loss" in row][min(WARM_UP, len(rows) - 2) : -1]
     for row in kept:
         row["step"] = sum(value for key, value in row.items() if key.startswith("time/"))
-        row["processor"] = (processor_seconds() - before) / len(rows)
     return kept
+
+
+def curves(ahead: int, seeds: int, room: Path) -> list[list[float]]:
+    """The toy's accuracies at steps 0, 10, … of a run for each seed."""
+    from unittest.mock import patch
+
+    from iwopd.launch import launch
+
+    found = []
+    for seed in range(seeds):
+        run = room / f"curve-{ahead}-{seed}"
+        settings = [f"rollout.ahead={ahead}", f"seed={seed}", "eval.every=10", "run.save_every=0", "run.samples=0"]
+        with patch("iwopd.config.checks.ahead_problems", lambda config: ()):  # it would be refused: it saves no time
+            launch("train", "iwopd.commands.train", [*settings, "rollout=hf", f"run.dir={run}"])
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found.append([row["eval/accuracy"] for row in rows if "eval/accuracy" in row])
+    return found
 
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of the seconds of a step, of its stages, and of what else there is to look at."""
     keys = [key for key in rows[0] if key.startswith(("time/", "train/staleness", "train/importance"))]
-    found = {key: statistics.median(row[key] for row in rows) for key in ("step", "processor", *keys)}
+    found = {key: statistics.median(row[key] for row in rows) for key in ("step", *keys)}
     return found | {"steps": len(rows), "least": min(row["step"] for row in rows)}
 
 
@@ -174,12 +194,6 @@ def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def processor_seconds() -> float:
-    """Of the processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def smoke_models() -> dict[str, Path]:
     from iwopd.toy.models import ensure_models
 
@@ -217,6 +231,9 @@ def table(found: dict[str, Any]) -> str:
             shares = " | ".join(f"{row.get(f'time/{stage}_s', 0):.2f}" for stage in stages)
             cells = f"{row['step']:.2f} | {row['step'] / first['step']:.2f} | {row['least']:.2f}"
             lines.append(f"| {side} | {cells} | {shares} |")
+    for side, runs in found.get("curves", {}).items():
+        means = [f"{statistics.fmean(at):.3f} ± {statistics.pstdev(at):.3f}" for at in zip(*runs, strict=True)]
+        lines.append(f"| {side}, {len(runs)} seeds: accuracy every 10 steps | {' | '.join(means)} |")
     return "\n".join(lines)
 
 
