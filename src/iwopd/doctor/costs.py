@@ -80,7 +80,7 @@ def costs(plan: Plan, problems: int) -> Costs:
 
 
 def step_seconds(stages: Sequence[float], ahead: int) -> float:
-    """Of a step, from those of its stages, rollouts first: with `rollout.ahead` these and all others are at one time."""
+    """Of a step, from those of its stages, rollouts first: with `rollout.ahead` these run beside all others."""
     rollout, *others = stages
     return max(rollout, sum(others)) if ahead else rollout + sum(others)
 
