@@ -8,23 +8,24 @@ that has nothing else to do.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy
 
 from iwopd.config import Config
 from iwopd.errors import EngineError, NonFiniteError, first_line
-from iwopd.models.batch import Window
 from iwopd.rollout.base import Progress, UnderWay, ignore_rollout, no_progress
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.rollout.records import Answer, make_rollout
 from iwopd.training.schedule import Position, Schedule
 from iwopd.training.state import Components, State
-from iwopd.types import Prompt, Rollout, Signal
+from iwopd.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 FILE = "rollouts.npz"  # of a checkpoint: what waits for its next step
 
 
@@ -79,16 +80,9 @@ class Rollouts:
         return batch
 
     def _generated(self, state: State, prompts: Sequence[Prompt], progress: Progress) -> Batch:
-        parts, horizon, (window, signal) = self.components, self._horizon(state, state), self._scored(state)
-        rollouts = parts.engine.generate(
-            prompts,
-            replace(parts.sampling, max_tokens=horizon),
-            seed=self.config.seed,
-            stream=state.step,
-            progress=progress,
-            finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
-        )
-        parts.engine.sleep()
+        engine = self.components.engine
+        horizon, rollouts = self._ask(engine.generate, prompts, state, state, progress=progress)
+        engine.sleep()
         return Batch(state.step, horizon, rollouts)
 
     def _send(self, state: State, batch: Batch) -> None:
@@ -97,25 +91,26 @@ class Rollouts:
         after = self.schedule.after(state, sum(len(each.response_ids) for each in batch.rollouts))
         if self.schedule.ended(after):
             return
-        horizon, (window, signal) = self._horizon(after, state), self._scored(after)
-        under_way = parts.engine.send(
-            parts.stream.batch(after.step),
-            replace(parts.sampling, max_tokens=horizon),
-            seed=self.config.seed,
-            stream=after.step,
-            # A teacher that cannot be spoken to meanwhile scores them all in their own step.
-            finished=(lambda rollout: parts.teacher.expect(rollout, window, signal))
-            if parts.teacher.concurrent
-            else ignore_rollout,
-        )
+        # A teacher that must not be spoken to meanwhile scores them all in their own step.
+        more = {} if parts.teacher.concurrent else {"finished": ignore_rollout}
+        horizon, under_way = self._ask(parts.engine.send, parts.stream.batch(after.step), after, state, **more)
         self._sent = Sent(after.step, horizon, under_way)
 
-    def _horizon(self, at: Position, state: State) -> int:
-        return horizon_tokens(self.config.rollout, self.schedule.progress(at), state.mean_response_length)
-
-    def _scored(self, at: Position) -> tuple[Window, Signal]:
-        objective = self.components.objective
-        return objective.weighting.window(self.schedule.progress(at)), objective.signal
+    def _ask(
+        self,
+        ask: Callable[..., Made],
+        prompts: Sequence[Prompt],
+        at: Position,
+        state: State,
+        **more: Any,  # noqa: ANN401  of `Engine.generate` or `Engine.send`
+    ) -> tuple[int, Made]:
+        """The horizon of the step at `at`, and what the engine answers when it is asked for its rollouts."""
+        parts, progress = self.components, self.schedule.progress(at)
+        horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
+        window, signal = parts.objective.weighting.window(progress), parts.objective.signal
+        given = {"finished": lambda rollout: parts.teacher.expect(rollout, window, signal), **more}
+        sampling = replace(parts.sampling, max_tokens=horizon)
+        return horizon, ask(prompts, sampling, seed=self.config.seed, stream=at.step, **given)
 
     # ------------------------------------------------------------------------------------------ between steps
 
