@@ -252,7 +252,7 @@ class TrainingRun:
         """The next step's rollouts are part of a checkpoint: the student that is writing them will be gone."""
         rollouts = self.loop.rollouts
         if rollouts.under_way(self.state):
-            self.display.line("rollouts of the next step are under way and are waited for; Ctrl-C twice ends at once")
+            self.display.line("rollouts of the next step are under way and are waited for; Ctrl-C twice more ends at once")
             with self.display.stage(f"waiting for the rollouts of step {self.state.step + 1}") as advance:
                 rollouts.settle_if_possible(self.state, advance)
 
