@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("settings", nargs="*", help="further settings of iwopd train, after --")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.steps, options.tokens, options.prompts = 1, 4, 8, 4
+        options.rounds, options.steps, options.tokens, options.prompts = 1, 3, 4, 2
     cores = sorted(os.sched_getaffinity(0))
     core = None if options.quick else cores[-1]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
