@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=8, help="of a step")
     parser.add_argument("--parts", nargs="+", choices=("ahead", "overlap", "curves"), default=["ahead", "overlap"])
     parser.add_argument("--seeds", type=int, default=5, help="of the curves")
+    parser.add_argument("--curve-steps", type=int, default=40)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--servers", nargs=2, metavar="URL", help="of student and teacher of --quick that are there")
     parser.add_argument("settings", nargs="*", help="further settings of iwopd train, after --")
@@ -83,7 +85,7 @@ def main() -> int:
             sides["overlap=true, ahead=1"] = [*served, "scoring.overlap=true", "rollout.ahead=1"]
             found["overlap"] = compared(sides, given, room, core, options.rounds)
         if "curves" in options.parts:
-            found["curves"] = {f"ahead={value}": curves(value, options.seeds, room) for value in (0, 1)}
+            found["curves"] = curves(options, room)
     print(table(found), file=sys.stderr)
     print(json.dumps(found))
     return 0
@@ -122,20 +124,22 @@ def train(settings: Sequence[str], run: Path, core: int | None) -> list[dict[str
     return kept
 
 
-def curves(ahead: int, seeds: int, room: Path) -> list[list[float]]:
+def curves(options: argparse.Namespace, room: Path) -> dict[str, list[list[float]]]:
     """The toy's accuracies at steps 0, 10, … of a run for each seed."""
     from unittest.mock import patch
 
     from iwopd.launch import launch
 
-    found = []
-    for seed in range(seeds):
+    found: dict[str, list[list[float]]] = {"ahead=0": [], "ahead=1": []}
+    settings = [f"run.steps={options.curve_steps}", "eval.every=10", "eval.greedy=false", "run.save_every=0"]
+    for seed, ahead in product(range(options.seeds), (0, 1)):
         run = room / f"curve-{ahead}-{seed}"
-        settings = [f"rollout.ahead={ahead}", f"seed={seed}", "eval.every=10", "run.save_every=0", "run.samples=0"]
+        chosen = [*settings, "run.samples=0", "rollout=hf", f"rollout.ahead={ahead}", f"seed={seed}", f"run.dir={run}"]
         with patch("iwopd.config.checks.ahead_problems", lambda config: ()):  # it would be refused: it saves no time
-            launch("train", "iwopd.commands.train", [*settings, "rollout=hf", f"run.dir={run}"])
+            launch("train", "iwopd.commands.train", chosen)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found.append([row["eval/accuracy"] for row in rows if "eval/accuracy" in row])
+        found[f"ahead={ahead}"].append([row["eval/accuracy"] for row in rows if "eval/accuracy" in row])
+        print(f"ahead={ahead}, seed {seed}: {found[f'ahead={ahead}'][-1]}", file=sys.stderr)
     return found
 
 

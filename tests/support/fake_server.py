@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from iwopd.config import HttpConfig
 from iwopd.rollout.base import Sampling
@@ -113,7 +113,7 @@ class FakeServer:
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "finish_reason": "length"}
         return {"choices": [choice | {"prompt_logprobs": prompt_logprobs}]}
 
-    def __enter__(self) -> "FakeServer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
