@@ -65,7 +65,7 @@ def versions(checkpoint: Path) -> list[int]:
 # ---------------------------------------------------------------------------------------------- what is trained on
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_each_step_but_the_first_trains_on_responses_of_the_student_of_one_before(finished: Path) -> None:
     found = steps(finished)
     assert [row["train/staleness"] for row in found] == [0, 1, 1, 1]
@@ -78,7 +78,7 @@ def test_each_step_but_the_first_trains_on_responses_of_the_student_of_one_befor
     assert not (finished / "checkpoints" / "step-000004" / FILE).exists(), "there is no step that would take them"
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_it_trains_as_a_run_one_step_at_a_time_whose_engine_gets_each_students_weights_one_step_late(
     server: ModelServer, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +147,7 @@ def learned(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith("sync/")} for row in found]
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_server_that_dies_with_rollouts_under_way_costs_these_and_no_step(
     server: ModelServer, smoke_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
