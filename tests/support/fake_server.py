@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ class FakeServer:
                 if self.path != "/v1/completions":
                     fake.posted.append(self.path)
                     fake.version = (body or {}).get("new_version", fake.version)
+                    fake.control(self.path, body or {})
                     return self.answer(200, {})
                 if body["prompt"] == FIXED_PROMPT:
                     return self.answer(200, fake.completion(body, fake.shift))
@@ -133,6 +134,9 @@ class FakeServer:
         data = made.contiguous().view(torch.uint8).numpy().tobytes()
         return 200, {"metadata": json.dumps({"data": [about | {"start": 0, "end": len(data)}]})}, data
 
+    def control(self, path: str, body: dict[str, Any]) -> None:
+        """A control call came."""
+
     @staticmethod
     def completion(body: dict[str, Any], shift: float = 0.0) -> dict[str, Any]:
         asked = body["prompt"]
@@ -141,7 +145,7 @@ class FakeServer:
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "finish_reason": "length"}
         return {"choices": [choice | {"prompt_logprobs": prompt_logprobs}]}
 
-    def __enter__(self) -> "FakeServer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

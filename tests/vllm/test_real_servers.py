@@ -1,10 +1,14 @@
 """Real vLLM servers: what they sample and score, and that a run outlives one of them."""
 
+import json
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support.paths import REPOSITORY
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
 from support.vllm_engines import PROMPTS, assert_likeliest_of, assert_logprobs_of, disturb, load_student
@@ -258,7 +262,7 @@ def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
 ) -> None:
     gate = Gate(servers[0].port)
     two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
-    served = ("rollout=vllm_server", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
+    served = ("rollout=vllm_server", "rollout.ahead=1", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
     running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
     wait_for_line(running, "step 2")
     gate.shut()
@@ -269,9 +273,27 @@ def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
     assert "is saved, resume with run.resume=true" in errors
     found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
     assert len(found) >= 2
-    assert max(row["sync/parity_max_gap"] for row in found) < 1e-4
+    assert max(row["sync/parity_max_gap"] for row in found if "sync/parity_max_gap" in row) < 1e-4
+    assert [row["train/staleness"] for row in found] == [0, *[1] * (len(found) - 1)]
+    assert all(abs(row["train/importance_ratio_mean"] - 1) < 0.05 for row in found)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(saved.name[5:]) == found[-1]["step"]
+
+
+def test_the_benchmark_of_what_overlaps_runs(
+    servers: tuple[VllmServer, VllmServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [server.url for server in servers]
+    monkeypatch.setattr(sys, "argv", ["bench_ahead.py", "--quick", "--servers", *urls])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts" / "bench_ahead.py"), run_name="__main__")
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    sides = {**found["ahead"], **found["overlap"]}
+    assert {side: row["train/staleness"] for side, row in sides.items()} == {
+        side: float(side.endswith("ahead=1")) for side in ("ahead=0", "ahead=1", *found["overlap"])
+    }
+    assert all(row["step"] > 0 for row in sides.values())
 
 
 def test_a_server_killed_in_the_middle_is_left_out_and_the_run_continues(

@@ -91,7 +91,10 @@ def training_run(
         stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
-    return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    if checkpoint:
+        made.loop.rollouts.load(checkpoint, state)
+    return made
 
 
 def resumed_from(config: Config, folder: RunFolder, stack: ExitStack) -> Path | None:

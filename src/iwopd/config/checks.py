@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iwopd import tracking
 from iwopd.config import reward, teachers
+from iwopd.config.ahead import ahead_problems
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -129,6 +130,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _loss_problems(config)
     yield from reward.problems(config)
     yield from _engine_problems(config)
+    yield from ahead_problems(config)
     yield from parallel_problems(config)
     yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()

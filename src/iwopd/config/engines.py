@@ -31,6 +31,13 @@ class RolloutConfig:
         None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
     )
     horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
+    ahead: int = setting(
+        0,
+        "steps by which responses are written ahead: with 1, servers write the next step's while this one's are scored "
+        "and trained on, by the student of before that update; loss.importance_cap bounds the correction for it",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

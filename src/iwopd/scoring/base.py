@@ -12,7 +12,13 @@ from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class Teacher(Protocol):
-    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
+    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`.
+
+    Attributes:
+        concurrent: `expect` may be called from any thread, also while others are being scored.
+    """
+
+    concurrent: bool = False
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress

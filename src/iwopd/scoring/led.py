@@ -25,6 +25,7 @@ class LedTeacher(Teacher):
         made = list[Teacher]()
         world().alone(lambda: made.append(make()))
         self.own = made[0] if made else None
+        self.concurrent = self.own is not None and self.own.concurrent
         self._head = world().alone(self._on_cpu).to(device) if device is not None else None
 
     def _on_cpu(self) -> LmHead:

@@ -32,12 +32,15 @@ class VllmServerTeacher(Teacher):
         EngineError: a server serves another model, or does not give the signal.
     """
 
+    concurrent = True
+
     def __init__(self, servers: Servers, overlap: bool = True, names: Sequence[str] = (), signal: Signal = SAMPLED):
         self.servers = servers
         self.signal = signal
         self.overlap = overlap
         self.names = names
-        self._under_way: dict[tuple[int, Signal], Future[Any]] = {}
+        # With the rollouts, so that no other can come to have the identity of one.
+        self._under_way: dict[tuple[int, Signal], tuple[Rollout, Future[Any]]] = {}
         self._reference: list[float] | None = None
         try:
             self._check_model(servers.alive)
@@ -113,7 +116,7 @@ class VllmServerTeacher(Teacher):
     def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`."""
         if self.overlap:
-            self._under_way[id(rollout), signal] = self._submit(rollout, window, signal)
+            self._under_way[id(rollout), signal] = rollout, self._submit(rollout, window, signal)
 
     def _submit(self, rollout: Rollout, window: Window, signal: Signal) -> "Future[Any]":
         """What `_record` makes a record of."""
@@ -137,9 +140,10 @@ class VllmServerTeacher(Teacher):
         if signal.kind == "full":
             self.head()  # says that there is none
         self._check_model(self.servers.revive())
-        under_way, self._under_way = self._under_way, {}
         futures = [
-            under_way.pop((id(rollout), signal), None) or self._submit(rollout, window, signal) for rollout in rollouts
+            expected[1] if expected else self._submit(rollout, window, signal)
+            for rollout in rollouts
+            for expected in [self._under_way.pop((id(rollout), signal), None)]
         ]
         windows = [window(len(rollout.response_ids)) for rollout in rollouts]
         lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
@@ -153,7 +157,7 @@ class VllmServerTeacher(Teacher):
                 tokens += lengths[place]
                 progress(done, len(futures), tokens, most)
         finally:
-            for future in (*futures, *under_way.values()):
+            for future in futures:
                 future.cancel()
         self._check_model(self.servers.alive)  # one may have been started anew meanwhile, with another model
         return [found[place] for place in range(len(rollouts))]
