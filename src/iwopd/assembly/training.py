@@ -91,7 +91,10 @@ def training_run(
         stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
-    return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    if checkpoint:
+        made.loop.rollouts.load(checkpoint, state)
+    return made
 
 
 def resumed_from(config: Config, folder: RunFolder, stack: ExitStack) -> Path | None:
@@ -279,7 +282,7 @@ def _check_models(
         taught = max(taught, own + response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
-        check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
+        check_top_k(config.loss, key, scorer.vocab_size)
     student = model_config("student.path", config.student, folders["student.path"])
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:
