@@ -90,8 +90,7 @@ def training_run(
         reward=task_reward(config, inputs.tokenizer, stack) if config.reward.weight else None,
         stop_ids=inputs.stop_ids,
     )
-    memory = stack.enter_context(MemoryWatch())
-    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, stack.enter_context(MemoryWatch()))
     if checkpoint:
         made.loop.rollouts.load(checkpoint, state)
     return made
