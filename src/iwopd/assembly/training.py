@@ -70,8 +70,6 @@ def training_run(
     learner, state = load_student(config, inputs, chosen, checkpoint)
     teacher, reference = load_teachers(config, inputs, learner, checkpoint, folder, display, stack)
     sampler = start_engine(config, inputs, learner, folder, stack)
-    if not folder.locked:
-        stack.enter_context(folder)
     tracker = open_log(config, folder, display, state, checkpoint, stack)
     components = Components(
         student=learner,
@@ -90,7 +88,8 @@ def training_run(
         reward=task_reward(config, inputs.tokenizer, stack) if config.reward.weight else None,
         stop_ids=inputs.stop_ids,
     )
-    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, stack.enter_context(MemoryWatch()))
+    memory = stack.enter_context(MemoryWatch())
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
     if checkpoint:
         made.loop.rollouts.load(checkpoint, state)
     return made
@@ -123,7 +122,9 @@ def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskR
 def open_log(
     config: Config, folder: RunFolder, display: Display, state: State, checkpoint: Path | None, stack: ExitStack
 ) -> Tracker | NoTracker:
-    """train.log, with what is worth a warning, and the metrics with their mirrors."""
+    """The run's folder, train.log with what is worth a warning, and the metrics with their mirrors."""
+    if not folder.locked:
+        stack.enter_context(folder)
     if not world().leader:
         return NoTracker()
     display.log_to(folder.path / "train.log")
