@@ -7,10 +7,10 @@
 
 Same models, problems, batch, lengths, temperature, γ = 0.5, AdamW with the same rate and clipping. Beyond the toy,
 models are random (or one given with --model), the student has float32 weights under bfloat16 autocast, and the
-teacher's are bfloat16, on both sides. TRL samples with transformers (with vLLM: --sides trl_vllm …). Each side is a process of its
-own, and they take turns. Figures are medians over the steps after the first, then over the rounds. CPU seconds are
-those of the process, whatever else runs on the machine; memory is its peak of resident memory (on a GPU: what torch
-allocated), all libraries included. iwopd's seconds hold its comparison of engine and trainer.
+teacher's are bfloat16, on both sides. TRL samples with transformers (with vLLM: --sides trl_vllm …). Each side is a
+process of its own, and they take turns. Figures are medians over the steps after the first, then over the rounds. CPU
+seconds are those of the process, whatever else runs on the machine; memory is its peak of resident memory (on a GPU:
+what torch allocated), all libraries included. iwopd's seconds hold its comparison of engine and trainer.
 """
 
 import argparse
