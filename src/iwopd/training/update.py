@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Batch, collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
-from iwopd.models.seeded_dropout import SeededDropout
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.seeded_dropout import SeededDropout
 from iwopd.models.sharding import is_sharded, kept_gathered
 from iwopd.models.student import Student
 from iwopd.numerics import Head
