@@ -100,7 +100,7 @@ def student(
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, PickleError) as error:
             raise RunFolderError(
                 f"{checkpoint / 'optimizer'}: is no state of this student's optimiser ({first_line(error)}); remove "
-                f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
+                f"{checkpoint} to resume from the checkpoint before it, or train from scratch in another folder"
             ) from error
     return made
 
@@ -144,7 +144,7 @@ def adapters(config: Config, model: PreTrainedModel, checkpoint: Path | None = N
         try:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             if "lora_dropout" in reason:
                 raise ConfigError(
                     f"student.lora.dropout={lora.dropout:g}: peft has none for experts held in one tensor; set "

@@ -13,9 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from iwopd.ablate.arms import CommandLine, override
 from iwopd.config import Config, register_schemas
 from iwopd.config.presets import config_folder, groups
-from iwopd.errors import ConfigError, ProcessError
+from iwopd.errors import ConfigError, ProcessError, first_line
 from iwopd.launch import carry_out, check, understood
-from iwopd.launch.messages import explain, first_line
+from iwopd.launch.messages import explain
 from iwopd.launch.overrides import wrong
 from iwopd.runs.files import read_rows
 from iwopd.runs.interrupts import Collapsed
@@ -58,9 +58,9 @@ def distil(*settings: str | Mapping[str, object], **more: object) -> Distilled:
 
     Raises:
         IwopdError: what the program would say in one line; nothing was written unless training had begun.
-        KeyboardInterrupt: Ctrl-C; the last whole step is saved, and `run={"resume": True}` goes on from there.
+        KeyboardInterrupt: Ctrl-C; the last whole step is saved, and `run={"resume": True}` resumes from there.
     """
-    overrides = list(_overrides([*settings, more]))
+    overrides = list(as_overrides([*settings, more]))
     folder, composed = Path(), _composed(overrides)
 
     def line() -> CommandLine:
@@ -93,10 +93,11 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from None
     except Exception as error:  # what Hydra lets through of odd overrides is of any type
-        raise ConfigError(f"{wrong(error, overrides)}: {first_line(str(error))}; correct it") from None
+        raise ConfigError(f"{wrong(error, overrides)}: {first_line(error)}; correct it") from None
 
 
-def _overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:
+def as_overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:
+    """Hydra's overrides, of texts and mappings as `distil` takes them."""
     for each in given:
         if isinstance(each, str):
             yield understood(each)
