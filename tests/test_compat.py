@@ -68,6 +68,7 @@ def test_a_library_that_is_not_installed_is_not_one_of_a_wrong_version() -> None
 def test_what_only_makes_it_faster_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.ops.mkldnn", object())
     assert _compat.onednn_linear() is None
+    assert _compat.onednn_pack() is None
 
 
 @pytest.mark.cli

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.weighting.iw import Iw
@@ -45,7 +45,7 @@ class Work:
 
 
 def make_model(
-    shape: dict[str, int],
+    shape: dict[str, Any],
     seed: int,
     *,
     device: torch.device | str = "cpu",
@@ -53,7 +53,7 @@ def make_model(
     attention: str = "sdpa",
     initializer_range: float = 0.02,
 ) -> PreTrainedModel:
-    """A Qwen3 with random weights, made where it is to stand."""
+    """A Qwen3, or what the shape says, with random weights, made where it is to stand."""
     torch.manual_seed(seed)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(
@@ -61,9 +61,12 @@ def make_model(
         )
 
 
-def model_config(shape: dict[str, int], initializer_range: float = 0.02) -> Qwen3Config:
-    return Qwen3Config(
-        **shape, max_position_embeddings=8192, tie_word_embeddings=True, initializer_range=initializer_range
+def model_config(shape: dict[str, Any], initializer_range: float = 0.02) -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        **{"model_type": "qwen3", **shape},
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
     )
 
 

@@ -2,9 +2,11 @@
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, PreTrainedModel
 
 from gpu_parts.common import Work, empty, make_model, make_rollouts, timed
 from iwopd.toy.tokenizer import make_tokenizer
@@ -30,27 +32,72 @@ def _largest(device: torch.device, shape: dict[str, int], work: Work) -> dict[st
 
 
 def _step(device: torch.device, shape: dict[str, int], work: Work, size: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as room:
+        make_tokenizer().save_pretrained(room)
+        teacher = make_model(shape, 1, device=device, dtype=torch.bfloat16)
+        run = score_and_update(make_model(shape, 0, device=device), teacher, device, work, size, room)
+    return timed(device, run, work.tokens, times=2)
+
+
+def make_trainer(
+    student: PreTrainedModel, teacher: PreTrainedModel, turns: list[Any], room: str, *, tokenizer: str, **settings: Any
+) -> Any:
+    """TRL's trainer with the IW-OPD objective; what is not in `settings` is as in every comparison.
+
+    Args:
+        turns: the messages of each row of the data.
+        room: a folder for what it writes.
+        tokenizer: its folder.
+    """
     from datasets import Dataset
     from trl.experimental.iw_opd import IWOPDConfig, IWOPDTrainer
 
+    teacher.config.save_pretrained(room)
+    teacher.config._name_or_path = tokenizer  # where the trainer looks for the teacher's tokenizer
+    given: dict[str, Any] = {
+        "output_dir": room, "iw_opd_gamma": 0.5, "temperature": 1.0, "top_p": 1.0, "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "bf16": True, "gradient_checkpointing": False,
+        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "max_steps": 1,
+    }  # fmt: skip
+    return IWOPDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=IWOPDConfig(**{**given, **settings}),
+        train_dataset=Dataset.from_list([{"messages": each} for each in turns]),
+        processing_class=AutoTokenizer.from_pretrained(tokenizer),
+    )
+
+
+def score_and_update(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    device: torch.device,
+    work: Work,
+    size: int,
+    tokenizer: str,
+    **settings: Any,
+) -> Callable[[], None]:
+    """What makes the loss of `work` in batches of `size`, and one optimiser step, when it is called.
+
+    Args:
+        tokenizer: its folder.
+        settings: of the trainer.
+    """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with tempfile.TemporaryDirectory() as room:
-        tokenizer, teacher = make_tokenizer(), make_model(shape, 1, device=device, dtype=torch.bfloat16)
-        tokenizer.save_pretrained(room)
-        teacher.config.save_pretrained(room)
-        teacher.config._name_or_path = room  # where the trainer looks for the teacher's tokenizer
-        trainer = IWOPDTrainer(
-            model=make_model(shape, 0, device=device),
-            teacher_model=teacher,
-            args=IWOPDConfig(
-                output_dir=room, per_device_train_batch_size=size, iw_opd_gamma=0.5, learning_rate=1e-6, bf16=True,
-                gradient_checkpointing=False, use_cpu=device.type == "cpu", report_to="none", max_steps=1,
-            ),
-            train_dataset=Dataset.from_list([{"messages": turns}] * size),
-            processing_class=tokenizer,
-        )  # fmt: skip
+        trainer = make_trainer(
+            student,
+            teacher,
+            [turns] * size,
+            room,
+            tokenizer=tokenizer,
+            per_device_train_batch_size=size,
+            use_cpu=device.type == "cpu",
+            **settings,
+        )
     trainer.create_optimizer()
-    batches = [_batch(work, start, size, shape["vocab_size"], device) for start in range(0, work.sequences, size)]
+    vocabulary = student.config.vocab_size
+    batches = [_batch(work, start, size, vocabulary, device) for start in range(0, work.sequences, size)]
 
     def run() -> None:
         trainer.model.train()
@@ -62,7 +109,7 @@ def _step(device: torch.device, shape: dict[str, int], work: Work, size: int) ->
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
-    return timed(device, run, work.tokens, times=2)
+    return run
 
 
 def _batch(work: Work, start: int, size: int, vocabulary: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -76,6 +76,16 @@ def onednn_linear() -> "Callable[..., Tensor] | None":
         return None
 
 
+def onednn_pack() -> "Callable[[Tensor], Tensor] | None":
+    """A bfloat16 matrix in the layout of `onednn_linear`; None where torch or the CPU has it not."""
+    try:
+        if load("torch", "torch", "ops.mkldnn._is_mkldnn_bf16_supported")():  # pyright: ignore[reportCallIssue]
+            return load("torch", "torch", "ops.mkldnn._reorder_linear_weight")  # pyright: ignore[reportReturnType]
+    except UnsupportedVersionError:
+        pass
+    return None
+
+
 def leave_transformers_uncompiled() -> None:
     """Where vLLM has no code of its own for an architecture it compiles transformers', by changing the very class of
     which the trainer's model is one; that stops working then. Uncompiled, both do."""

@@ -41,6 +41,7 @@ class PromptStream:
     batch_size: int
     seed: int
     name: str | None = None
+    _orders: dict[int, list[int]] = field(default_factory=dict[int, list[int]], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.prompts) < self.batch_size:
@@ -67,10 +68,17 @@ class PromptStream:
     def batch(self, step: int) -> list[Prompt]:
         """See `Prompts`."""
         epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:  # that of the epoch under way is kept: a step need not shuffle all prompts
+            self._orders.clear()
+            self._orders[epoch] = self._order(epoch)
+        chosen = self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
+        return [self.prompts[index] for index in chosen]
+
+    def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.prompts)))
         names = [self.name] if self.name else []
         random.Random(derive_seed(self.seed, "order", epoch, *names)).shuffle(order)
-        return [self.prompts[index] for index in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        return order
 
 
 @dataclass(frozen=True)

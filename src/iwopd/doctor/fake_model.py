@@ -27,7 +27,7 @@ from iwopd.models.language_model import LanguageModel, chunk_tokens, keep_attent
 from iwopd.models.readouts import measured_against
 from iwopd.numerics import TokenSignal, full_signal, top_k_signal
 from iwopd.rollout.base import Sampling
-from iwopd.rollout.decoding import cache_argument
+from iwopd.rollout.decoding import cache_argument, new_cache
 from iwopd.rollout.hf import draw, sampling_logprobs
 from iwopd.training.objective import Objective
 
@@ -174,7 +174,7 @@ class FakeModel:
         with self._estimating("sampling"), torch.no_grad():
             self.model.eval()
             with LiveBytes(self._there()) as live, self.lm.autocast():
-                cache: Any = DynamicCache(config=self.model.config)
+                cache: Any = new_cache(self.lm)
                 logits = self._read(cache, rows, prompt, prompt)
                 _lengthen(cache, prompt + response - 1)
                 kept = sum(part.nbytes for layer in cache.layers for part in _held(layer))

@@ -150,6 +150,8 @@ class Plan(Run):
         if not isinstance(rollout, HfRolloutConfig):
             return terms
         terms += self._gathered(whole=True)
+        if self.machine.kind == "cpu" and self.student.each == 2:
+            terms.append(memory.weights(self.student.shape.parameters, 2, "weights packed for sampling"))
         rows = min(rollout.batch_size, self.sharding.share(self.config.data.batch_size * rollout.n))
         response = max(self.lengths.response, self.lengths.evaluated)
         found = self.student.fake.rollout(rows, self.lengths.prompt, response, assembly.sampling(rollout))

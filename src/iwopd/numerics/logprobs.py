@@ -89,7 +89,8 @@ class _LinearLogprobs(torch.autograd.Function):
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=wide)
         for part in _parts(len(hidden), chunk):
             logprobs[part], normalizers[part] = _normalize(states[part], matrix, targets[part, None], buffer)
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        # The cast matrix is kept: backward comes next, so it is needed no longer than if it were made again.
+        ctx.save_for_backward(hidden, weight, matrix, targets, normalizers)
         ctx.chunk, ctx.dtype = chunk, dtype
         return logprobs
 
@@ -100,8 +101,8 @@ class _LinearLogprobs(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        hidden, weight, targets, normalizers = ctx.saved_tensors
-        states, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        hidden, weight, matrix, targets, normalizers = ctx.saved_tensors
+        states = hidden.to(ctx.dtype)
         hidden_gradient = torch.empty_like(hidden)
         # Sums of many chunks: in bfloat16 their rounding would be a hundredth of the gradient.
         wide = torch.promote_types(weight.dtype, torch.float32)

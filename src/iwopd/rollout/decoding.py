@@ -1,5 +1,7 @@
 """Token by token with a cache: left-padded prompts, and rows that leave when they are finished."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iwopd.models.language_model import CACHES, LanguageModel
+from iwopd.models.packed import packed
 
 
 def cache_argument(model: LanguageModel) -> str | None:
@@ -16,6 +19,34 @@ def cache_argument(model: LanguageModel) -> str | None:
     if "input_ids" not in parameters:  # wrapped: what it takes cannot be read
         return "past_key_values"
     return next((name for name in CACHES if name in parameters), None)
+
+
+@contextmanager
+def decoding_context(model: LanguageModel) -> Iterator[None]:
+    """No gradients, and weights that are cast or packed once for all tokens: in inference mode autocast would cast them
+    at every token, so that is for weights which need no cast."""
+    off = torch.no_grad() if model.autocast_enabled else torch.inference_mode()
+    with off, model.autocast(), packed(model):
+        yield
+
+
+class Bfloat16Cache(DynamicCache):
+    """Under autocast attention casts keys and values that are not bfloat16, those of all tokens at every token."""
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *place: Any,  # noqa: ANN401  as transformers has it
+        **more: Any,  # noqa: ANN401  likewise
+    ) -> tuple[Tensor, Tensor]:
+        """See `Cache.update`; what is kept, and returned, is bfloat16."""
+        return super().update(key_states.bfloat16(), value_states.bfloat16(), *place, **more)
+
+
+def new_cache(model: LanguageModel) -> DynamicCache:
+    """An empty one, in the dtype that attention computes in."""
+    return (Bfloat16Cache if model.autocast_enabled else DynamicCache)(config=model.model.config)
 
 
 class Decoding:
@@ -32,7 +63,7 @@ class Decoding:
         self.padded = bool((self.mask == 0).any())
         self.ids, self.mask = self.ids.to(model.device), self.mask.to(model.device)
         self.positions = self.mask.cumsum(-1).clamp(min=1) - 1
-        self.cache = DynamicCache(config=model.model.config)
+        self.cache = new_cache(model)
         # State-space models name it so; their state holds no padding, so after the prompts they want no mask.
         self.recurrent = cache_argument(model) == "cache_params"
         self.past: dict[str, Any] = {"cache_params" if self.recurrent else "past_key_values": self.cache}

@@ -13,7 +13,7 @@ from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.numerics.precision import widened
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
-from iwopd.rollout.decoding import Decoding, cache_argument
+from iwopd.rollout.decoding import Decoding, cache_argument, decoding_context
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
@@ -105,7 +105,7 @@ class HfEngine(Engine):
         while len(rollouts) < len(order):
             chosen, made = order[len(rollouts) : len(rollouts) + self.batch_size], None
             try:
-                with self.model.autocast():  # around the whole batch: its cast weights are kept from token to token
+                with decoding_context(self.model):  # around the whole batch, so that weights are cast once
                     made = self._generate_batch([requests[index] for index in chosen], sampling, seed, stream, tally)
             except torch.OutOfMemoryError:
                 if len(chosen) == 1:
@@ -121,7 +121,6 @@ class HfEngine(Engine):
             tally.keep(len(made), sum(len(rollout.response_ids) for rollout in made))
         return [rollouts[index] for index in range(len(order))]
 
-    @torch.inference_mode()
     def _generate_batch(
         self, requests: list[tuple[Prompt, int]], sampling: Sampling, seed: int, stream: int | str, tally: Tally
     ) -> list[Rollout]:
@@ -220,7 +219,7 @@ class HfEngine(Engine):
                 "wrong; use rollout=vllm if vLLM has it, or name another model"
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _cache_gaps(self, prompt: Prompt, tokens: int) -> tuple[Tensor, Tensor]:
         """|sampler's log-prob − trainer's| and |trainer's − trainer's of each row alone|, [tokens] each, nats.
 
@@ -229,7 +228,7 @@ class HfEngine(Engine):
         """
         model, ids = self.model, prompt.ids * (1 + 3 // len(prompt.ids))
         prompts = [Prompt(prompt.id, ids[-size:], "") for size in (len(ids), 1 + len(ids) // 2, 1 + len(ids) // 5)]
-        with model.autocast():
+        with decoding_context(model):
             rollouts = _answers(model, prompts, tokens)
         _check_finite(rollouts, model.name, self.version)
         windows = [(0, len(rollout.response_ids)) for rollout in rollouts]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,25 @@ SMALL = 2**20  # bytes: files that a quick look reads too
 
 
 def seal(folder: Path, run: str, step: int) -> None:
-    """Write the manifest of what is in a folder, and have all of it on the disk."""
+    """Write the manifest of what is in a folder, and have all of it on the disk.
+
+    The disk writes while digests are computed, each file's by a thread of its own.
+    """
+    inside = sorted(folder.rglob("*"))
+    files = [entry for entry in inside if entry.is_file()]
+    with ThreadPoolExecutor(max_workers=1) as disk, ThreadPoolExecutor() as cores:
+        on_disk = [disk.submit(flush, entry) for entry in inside]
+        digests = list(cores.map(sha256, files))
+        for entry in on_disk:
+            entry.result()
     entries = {
-        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, digests, strict=True)
     }
-    manifest = {"run": run, "step": step, "files": entries}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for entry in [*folder.rglob("*"), folder]:
-        flush(entry)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"run": run, "step": step, "files": entries}, indent=1), encoding="utf-8")
+    flush(manifest)
+    flush(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.errors import NonFiniteError, OutOfMemoryError
 from iwopd.models.batch import Batch, collate, token_batches
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
+from iwopd.models.language_model import LanguageModel
 from iwopd.models.seeded_dropout import SeededDropout
-from iwopd.models.sharding import kept_gathered
+from iwopd.models.sharding import is_sharded, kept_gathered
 from iwopd.models.student import Student
 from iwopd.numerics import Head
 from iwopd.parallel import world
@@ -81,6 +84,15 @@ def update(
             student.clear_gradients()  # frees them, whatever happened
         sums.add(found)
     return {**sums.metrics(), "train/grad_norm": max(norms)}
+
+
+def cast_once(lm: LanguageModel, dropouts: Sequence[nn.Module]) -> AbstractContextManager[Any]:
+    """Weights that autocast has cast stay so while the block lasts, from one micro-batch to the next.
+
+    Not where a pass without gradients comes first, for autocast would keep casts that no gradient flows through; and
+    not where weights are gathered in between.
+    """
+    return nullcontext() if dropouts or is_sharded(lm) else lm.autocast()
 
 
 def _apply(student: Student, denominator: float, scored: Sequence[ScoredRollout]) -> float:
@@ -172,7 +184,12 @@ class _Share:
             shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
             take_part(student.lm, collated([shortest]).tokens, dropout.layers)
 
-        with evaluation_mode(student.model), dropout, kept_gathered(student.lm, keep=not student.reshard):
+        with (
+            evaluation_mode(student.model),
+            dropout,
+            kept_gathered(student.lm, keep=not student.reshard),
+            cast_once(student.lm, dropout.layers),
+        ):
             world().passes(self._groups(lengths), lengths, micro_batch, idle)
         total = Sums()
         for part in world().gather(own):  # in the order of ranks, in float64: the same numbers on all

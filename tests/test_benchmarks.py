@@ -1,0 +1,37 @@
+"""The benchmarks of scripts/ with --quick: that they run, never how fast."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from support.paths import REPOSITORY
+
+
+def quick(script: str, *arguments: str) -> dict[str, Any]:
+    """The document that a benchmark prints."""
+    command = [sys.executable, f"scripts/{script}.py", "--quick", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.process
+def test_steps_and_updates_are_compared_with_trl_where_that_is_installed() -> None:
+    peers = ["trl", "trl_alone"] if importlib.util.find_spec("trl") else []
+    [found] = quick("bench_vs_trl", "--sides", *peers, "hf", "alone").values()
+    assert list(found) == [*peers, "hf", "alone"]
+    for own in found.values():
+        assert own["tokens"] == 4 * 8
+        assert own["seconds"] > 0
+        assert own["mib"] > 100
+
+
+@pytest.mark.process
+def test_a_save_is_compared_with_plain_files() -> None:
+    [found] = quick("bench_save").values()
+    assert found["bytes"] > 2**20
+    assert 0 < found["seal"] < found["save"]
+    assert found["plain"] > 0
