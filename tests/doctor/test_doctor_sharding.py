@@ -143,6 +143,8 @@ def test_what_a_served_teacher_leaves_here(signal: str, kept: str | None, each: 
     batch = ("loss.top_k=64", "data.batch_size=4", "rollout.max_tokens=100")
     found = plan("small", f"loss.signal={signal}", *batch, *SERVERS)
     assert [(term.what, term.bytes) for term in found.records()] == ([(kept, 4 * 100 * each)] if kept else [])
+    ahead = plan("small", f"loss.signal={signal}", *batch, *SERVERS, "rollout.ahead=1")
+    assert [term.bytes for term in ahead.records()] == ([2 * 4 * 100 * each] if kept else []), "two batches at one time"
     terms = {term.what: term.bytes for place in found.places() for term in place.terms}
     assert terms.get("teacher's head") == (64 * 1000 * 4 if signal == "full" else None)
     assert "teacher's weights" not in terms

@@ -11,6 +11,7 @@ from iwopd.config import (
     VllmEngineConfig,
     VllmRolloutConfig,
     VllmScoringConfig,
+    VllmServerScoringConfig,
 )
 from iwopd.doctor import memory
 from iwopd.doctor.fake_model import Work
@@ -57,10 +58,13 @@ class Plan(Run):
         return place
 
     def records(self) -> list[Term]:
-        """What a batch's records keep in host memory of the teacher's distributions."""
+        """What records keep in host memory of the teacher's distributions: of a batch, and with `rollout.ahead` of the
+        next, which servers score as it is written."""
         signal, config = self.config.loss.teacher_signal, self.config
         state = max(scorer.model.shape.width * scorer.model.computes_in for scorer in self.scorers)
         each, rollouts = signal.bytes_per_token(state), config.data.batch_size * config.rollout.n
+        if isinstance(config.scoring, VllmServerScoringConfig) and config.scoring.overlap:
+            rollouts *= 1 + config.rollout.ahead
         start, stop = max((self.window(self.lengths.response, at) for at in PROGRESS), key=lambda own: own[1] - own[0])
         return [memory.records(rollouts * (stop - start), each, signal.kind)] if each else []
 
