@@ -22,6 +22,11 @@ class RolloutConfig:
     )
     top_k: int = setting(0, "the most likely tokens only, 0 for all; a policy gradient misses the others", low=0)
     n: int = setting(1, "responses per prompt", low=1)
+    share_prompts: bool = setting(
+        True,
+        "with n above 1, transformers reads a prompt once to score its responses, and once to train on them, where that "
+        "spares a tenth of the tokens: equal but for rounding",
+    )
     horizon: float | None = setting(
         None,
         "longest response while training: tokens, or below 1 a share of the mean whole response; null for max_tokens",
@@ -31,6 +36,11 @@ class RolloutConfig:
         None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
     )
     horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether there are responses that may read their prompt together."""
+        return self.share_prompts and self.n > 1
 
 
 @dataclass(kw_only=True, slots=True)

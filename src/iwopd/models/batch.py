@@ -127,7 +127,9 @@ def collate_tokens(
     rows, columns, targets = [], [], []
     for row, (size, rollout, (start, stop)) in enumerate(zip(sizes, rollouts, windows, strict=True)):
         pad = width - size if padding == "left" else 0
-        input_ids[row, pad : pad + size] = torch.from_numpy(rollout.ids(stop)[len(rollout.prompt_ids) - begins[row] : -1])
+        input_ids[row, pad : pad + size] = torch.from_numpy(
+            rollout.ids(stop)[len(rollout.prompt_ids) - begins[row] : -1]
+        )
         if attention_mask is not None:
             attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
