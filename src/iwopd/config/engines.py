@@ -24,7 +24,7 @@ class RolloutConfig:
     n: int = setting(1, "responses per prompt", low=1)
     share_prompts: bool = setting(
         True,
-        "with n above 1, transformers reads a prompt once to score its responses, and once to train on them, where that "
+        "with n above 1, transformers reads a prompt once to score its responses and once to train on them, where that "
         "spares a tenth of the tokens: equal but for rounding",
     )
     horizon: float | None = setting(
