@@ -37,6 +37,15 @@ class RolloutConfig:
     )
     horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
 
+    stop_early: str = setting(
+        "none",
+        "which responses end while others are written, in training: weightless, where no later token can have weight; "
+        "drift, agreement: the least and the most like the teacher's, by mean |A_t|; random, their control",
+        choices=("none", "weightless", "drift", "agreement", "random"),
+    )
+    stop_every: int = setting(64, "with drift, agreement and random: tokens between two such choices", low=1)
+    stop_keep: float = setting(0.5, "share of the responses under way that each choice continues", above=0, high=1)
+
     @property
     def shares_prompts(self) -> bool:
         """Whether there are responses that may read their prompt together."""

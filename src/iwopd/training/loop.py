@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from iwopd.config import Config
+from iwopd.config.horizon import weighted_tokens
 from iwopd.models.student import Student
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.interrupts import Interrupts
 from iwopd.seeding import derive_seed
 from iwopd.training.collapse import Context, alarm, endings
+from iwopd.training.early_stop import RULES, generate_some
 from iwopd.training.metrics import gpu_memory, sizes
 from iwopd.training.parity import check_parity
 from iwopd.training.positions import by_tenth
@@ -65,15 +67,24 @@ class Loop:
         progress = self.schedule.progress(state)
         horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
         window, signal = parts.objective.weighting.window(progress), parts.objective.signal
+        settings = self.config.rollout
+        if settings.stop_early == "weightless":
+            horizon = min(horizon, weighted_tokens(parts.objective.weighting, progress, horizon))
+        sampling = replace(parts.sampling, max_tokens=horizon)
+        given: Any = {"seed": self.config.seed, "stream": state.step}
         with self.stage("rollout") as advance:
-            rollouts = parts.engine.generate(
-                prompts,
-                replace(parts.sampling, max_tokens=horizon),
-                seed=self.config.seed,
-                stream=state.step,
-                progress=advance,
-                finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
-            )
+            if settings.stop_early in RULES:
+                rollouts = generate_some(
+                    parts.engine, parts.teacher, prompts, sampling, settings, **given, progress=advance
+                )
+            else:
+                rollouts = parts.engine.generate(
+                    prompts,
+                    sampling,
+                    **given,
+                    progress=advance,
+                    finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
+                )
             parts.engine.sleep()
         self.metrics["train/horizon"] = horizon
         return rollouts
@@ -141,7 +152,7 @@ class Loop:
         limit, reverse_kl = int(self.metrics["train/horizon"]), self.metrics["train/reverse_kl"]
         found = endings(scored, step=state.step, limit=limit, reverse_kl=reverse_kl)
         self.metrics |= found.metrics
-        if limit < rollout.max_tokens:
+        if limit < rollout.max_tokens or rollout.stop_early != "none":
             return  # cut on purpose
         state.watched.see(found)
         context = Context(parts.stop_ids, parts.objective.loss.bounded, state.accuracy, state.first_accuracy)
