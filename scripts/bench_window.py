@@ -5,7 +5,8 @@ several responses to a prompt that read it once, against each reading its own.
     python scripts/bench_window.py --models toy          # that pair alone
 
 Pairs: the toy's on its own rollouts, of 64 prompts and of 16 with 4 responses each; two random Qwen3 of 25 M parameters
-on rollouts of 64 + 512 tokens, and on 8 responses to one prompt, 160 + 160 tokens. Each arm does what a training
+on rollouts of 64 + 512 tokens, and on 8 responses to one prompt, 96 + 96 tokens; two random Llamas of SmolLM2-135M's
+shape on 8 responses of 48 + 48. Each arm does what a training
 step does after the rollout: the teacher scores, the student is updated, AdamW's step included. Arms take turns within
 each repeat, so that a busy machine slows all of them; the first repeat, which makes the optimiser's state, does not
 count. Ratios are of medians, to the first arm's.
@@ -26,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
 
 from iwopd import assembly
 from iwopd.config import OptimConfig, SourceConfig
@@ -58,6 +59,27 @@ SAMPLES: dict[str, Arm] = {
     for shared, end in ((False, ""), (True, ", shared"))
     for name in ("uniform", "first30")
 }
+QWEN3_25M = Qwen3Config(
+    vocab_size=32_000,
+    hidden_size=384,
+    intermediate_size=1152,
+    num_hidden_layers=8,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    head_dim=64,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+)
+SMOLLM2 = LlamaConfig(
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+)
 Pair = tuple[Student, HfTeacher, list[Rollout], str]
 
 
@@ -146,9 +168,11 @@ def toy_pair(prompts_count: int = 64, samples: int = 1) -> Pair:
     return trainable(models["student"], 8192), HfTeacher(models["teacher"], cpu), rollouts, about
 
 
-def random_pair(prompts: int = 2, samples: int = 1, prompt: int = 64, response: int = 512) -> Pair:
-    """Two random Qwen3 of 25 M parameters, and random rollouts of one length."""
-    models = [LanguageModel(random_model(seed)) for seed in (0, 1)]
+def random_pair(
+    prompts: int = 2, samples: int = 1, prompt: int = 64, response: int = 512, shape: PreTrainedConfig = QWEN3_25M
+) -> Pair:
+    """Two random models, and random rollouts of one length."""
+    models = [LanguageModel(random_model(seed, shape)) for seed in (0, 1)]
     size = sum(parameter.numel() for parameter in models[0].model.parameters())
     drawn = torch.Generator().manual_seed(0)
 
@@ -167,21 +191,9 @@ def random_pair(prompts: int = 2, samples: int = 1, prompt: int = 64, response: 
     return trainable(models[0], 8192), HfTeacher(models[1], torch.device("cpu")), rollouts, about
 
 
-def random_model(seed: int) -> PreTrainedModel:
+def random_model(seed: int, shape: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=32_000,
-            hidden_size=384,
-            intermediate_size=1152,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            head_dim=64,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-        )
-    )
+    return AutoModelForCausalLM.from_config(shape)
 
 
 def trainable(lm: LanguageModel, micro_batch_tokens: int) -> Student:
@@ -192,7 +204,8 @@ PAIRS: dict[str, tuple[Callable[[], Pair], dict[str, Arm], str, float]] = {
     "toy": (toy_pair, ALONE, "first30", 0.45),
     "toy-samples": (lambda: toy_pair(16, 4), SAMPLES, "first30, shared", 0.45),
     "random": (random_pair, ALONE, "first30", 0.33),
-    "random-samples": (lambda: random_pair(1, 8, 160, 160), SAMPLES, "uniform, shared", 0.65),
+    "random-samples": (lambda: random_pair(1, 8, 96, 96), SAMPLES, "uniform, shared", 0.65),
+    "135m-samples": (lambda: random_pair(1, 8, 48, 48, SMOLLM2), SAMPLES, "uniform, shared", 0.65),
 }
 
 if __name__ == "__main__":
