@@ -1,4 +1,4 @@
-"""Does compute follow what is trained on? Seconds of score + update with a window, against the whole response; and of
+"""Does compute follow what is trained on? CPU seconds of score + update: with a window, against the whole response; with
 several responses to a prompt that read it once, against each reading its own.
 
     python scripts/bench_window.py                       # some minutes on one CPU core
@@ -9,7 +9,7 @@ on rollouts of 64 + 512 tokens, and on 8 responses to one prompt, 96 + 96 tokens
 shape on 8 responses of 48 + 48. Each arm does what a training
 step does after the rollout: the teacher scores, the student is updated, AdamW's step included. Arms take turns within
 each repeat, so that a busy machine slows all of them; the first repeat, which makes the optimiser's state, does not
-count. Ratios are of medians, to the first arm's.
+count. Ratios are of medians, to the first arm's. Prompts are read once only where that spares enough tokens.
 
 Prints a table to stderr and one JSON document to stdout; exit status 1 where a ratio is above its goal.
 """
@@ -110,11 +110,11 @@ def measured(
     for _ in range(repeats + 1):
         for arm, (weighting, share) in arms.items():
             student.share_prompts = teacher.share_prompts = share
-            began = time.perf_counter()
+            began = time.process_time()
             scored = score(teacher, rollouts, weighting.window(0.0))
-            between = time.perf_counter()
+            between = time.process_time()
             metrics = update(student, scored, Objective(weighting), seeds=range(len(rollouts)))
-            seconds[arm].append((between - began, time.perf_counter() - between))
+            seconds[arm].append((between - began, time.process_time() - between))
             read = Packing.of(rollouts, [record.stop for record in scored], share=share).tokens
             tokens[arm] = {"tokens/scored": read, "tokens/trained": metrics["tokens/trained"]}
     found = {}

@@ -25,7 +25,7 @@ class RolloutConfig:
     share_prompts: bool = setting(
         True,
         "with n above 1, transformers reads a prompt once to score its responses and once to train on them, where that "
-        "spares a tenth of the tokens: equal but for rounding",
+        "spares a fifth of the tokens: equal but for rounding",
     )
     horizon: float | None = setting(
         None,
