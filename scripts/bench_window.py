@@ -1,5 +1,5 @@
-"""Does compute follow what is trained on? CPU seconds of score + update: with a window, against the whole response; with
-several responses to a prompt that read it once, against each reading its own.
+"""Does compute follow what is trained on? CPU seconds of score + update: with a window, against the whole response; and
+with several responses to a prompt that read it once, against each reading its own.
 
     python scripts/bench_window.py                       # some minutes on one CPU core
     python scripts/bench_window.py --models toy          # that pair alone
