@@ -15,7 +15,7 @@ from iwopd.machine import runtime
 from iwopd.runs.card import MODEL, write_card
 from iwopd.runs.manifest import damage
 from iwopd.runs.public import hub_name, shown
-from iwopd.vllm import in_process
+from iwopd.vllm.quiet import as_found
 
 pytestmark = pytest.mark.cli
 
@@ -102,7 +102,7 @@ def test_the_vllm_example_runs(run: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("torch._dynamo.config.disable", True)  # as the program does on a CPU
     monkeypatch.setattr("vllm.LLM", partial(LLM, enforce_eager=True, kv_cache_memory_bytes=2**26))
     scope: dict[str, Any] = {}
-    with in_process.as_found():
+    with as_found():
         exec(example(run, 1), scope)
         scope["model"].llm_engine.engine_core.shutdown()
     assert scope["output"].outputs[0].text in capsys.readouterr().out

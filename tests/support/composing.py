@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from iwopd.config import Config, register_schemas
 from iwopd.launch import config_folder, typed
+from support import compositions
 
 REQUIRED = {
     ("rollout", "vllm_server"): ["rollout.urls=[http://localhost:8000]"],
@@ -33,6 +34,7 @@ def composed(*overrides: str) -> Config:
 
 @cache
 def _composed(overrides: tuple[str, ...], folder: str, environment: frozenset[tuple[str, str]]) -> Config:
+    compositions.keep()
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return typed(compose("config", list(overrides)))

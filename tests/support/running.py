@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hydra._internal.hydra import Hydra
 
 from iwopd.cli import VERBS
 from iwopd.launch import launch
-from support import forks
+from support import compositions, forks
 from support.tiers import check_command
 
 # The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
@@ -32,18 +31,10 @@ SMALL = (
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-_mode = Hydra.get_mode
-
-
-def _mode_if_given(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
-    """Hydra composes everything a first time to learn its mode, which no preset sets: half the time of a command."""
-    return _mode(self, config_name, overrides) if any("hydra.mode" in each for each in overrides) else None
-
-
 def iwopd(verb: str, *overrides: str) -> int:
     """Run a verb in this process, and what trains in processes of its own in forked ones; the exit status."""
     check_command()
-    Hydra.get_mode = _mode_if_given
+    compositions.keep()
     before = sys.argv
     with pytest.MonkeyPatch.context() as patch:
         if forks.POSSIBLE:

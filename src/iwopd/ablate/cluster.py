@@ -46,9 +46,10 @@ def launch(jobs: Sequence[tuple[Sequence[str], Path]], flags: Sequence[str]) -> 
         )
         returned = launcher.launch([[*overrides, sweep] for overrides, _ in jobs], initial_job_idx=0)
     except Exception as error:  # each launcher has errors of its own
-        line = next(iter(str(error).splitlines()), type(error).__name__)
         name = HydraConfig.get().runtime.choices.get("hydra/launcher")
-        raise ConfigError(f"hydra/launcher={name}: {line}; correct its settings, or leave it out") from error
+        raise ConfigError(
+            f"hydra/launcher={name}: {first_line(error)}; correct its settings, or leave it out"
+        ) from error
     return [_outcome(item) for item in returned]
 
 

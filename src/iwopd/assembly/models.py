@@ -144,7 +144,7 @@ def adapters(config: Config, model: PreTrainedModel, checkpoint: Path | None = N
         try:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             if "lora_dropout" in reason:
                 raise ConfigError(
                     f"student.lora.dropout={lora.dropout:g}: peft has none for experts held in one tensor; set "

@@ -10,7 +10,7 @@ from pyarrow import ipc, types
 from pyarrow.parquet import ParquetFile
 
 from iwopd.data.table import Row, Table, check_names
-from iwopd.errors import DataError
+from iwopd.errors import DataError, first_line
 
 BATCH = 1024  # rows of a table that are made into Python objects at a time
 
@@ -20,8 +20,9 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{file}: the file cannot be read: {reason}; write it again, or check what it is") from error
+        raise DataError(
+            f"{file}: the file cannot be read: {first_line(error)}; write it again, or check what it is"
+        ) from error
 
 
 def parquet(file: Path, wanted: Sequence[str], only: bool) -> Table:

@@ -8,7 +8,7 @@ from typing import Literal
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from iwopd.errors import ModelError
+from iwopd.errors import ModelError, first_line
 from iwopd.machine import runtime
 
 TIMEOUT = 10.0  # seconds
@@ -67,7 +67,7 @@ def _ask(name: str, kind: str, revision: str | None) -> tuple[str | None, str | 
             return f"the hub refuses the token it is given (status {status}); {LOG_IN}", None
         return None, f"the hub answers with status {status}"
     except Exception as error:  # every network library under it has its own
-        return None, f"the hub cannot be reached ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return None, f"the hub cannot be reached ({first_line(error)})"
     return None, None
 
 

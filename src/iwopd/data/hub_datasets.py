@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from iwopd.config import SourceConfig
 from iwopd.data.hub import check_on_hub
 from iwopd.data.table import Table
-from iwopd.errors import DataError, ModelError
+from iwopd.errors import DataError, ModelError, first_line
 
 
 def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -> Table:
@@ -40,8 +40,7 @@ def read(source: SourceConfig, key: str, wanted: Sequence[str], *, only: bool) -
 
 
 def _reason(error: BaseException) -> str:
-    first = error.__cause__ or error
-    reason = next(iter(str(first).splitlines()), type(first).__name__)
+    reason = first_line(error.__cause__ or error)
     return f"neither a file here nor a dataset the hub gives: {reason}; check path, subset and split"
 
 

@@ -10,7 +10,7 @@ from iwopd.config.template import PROMPT, fill
 from iwopd.data.messages import Message, as_messages
 from iwopd.data.rows import Row, get_column
 from iwopd.data.values import is_missing, text_of
-from iwopd.errors import DataError
+from iwopd.errors import DataError, first_line
 from iwopd.types import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _refusal(
     key: str,
 ) -> str:
     """Why a chat template refuses messages, as far as can be found out by trying others."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = first_line(error)
 
     def bears(others: list[Message]) -> bool:
         try:

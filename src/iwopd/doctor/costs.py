@@ -8,7 +8,8 @@ from iwopd.doctor.compute import Cost, decode_seconds, matmul_seconds
 from iwopd.doctor.lengths import mean_response, steps
 from iwopd.doctor.memory import count
 from iwopd.doctor.models import Model
-from iwopd.doctor.plan import PROGRESS, Plan
+from iwopd.doctor.plan import Plan
+from iwopd.doctor.run import PROGRESS
 from iwopd.training.schedule import Schedule
 
 

@@ -21,9 +21,9 @@ from iwopd.ablate.arms import CommandLine, begin_with_first
 from iwopd.config import ENTRIES, Config, register_schemas
 from iwopd.config.presets import config_folder
 from iwopd.config.stored import interpolations
-from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError
+from iwopd.errors import ConfigError, IwopdError, OutOfMemoryError, UnsupportedVersionError, first_line
 from iwopd.launch.examples import examples
-from iwopd.launch.messages import explain, first_line, known_keys
+from iwopd.launch.messages import explain, known_keys
 from iwopd.launch.overrides import home_quoted, with_runs, wrong
 from iwopd.machine import host, runtime
 from iwopd.parallel import environment
@@ -74,7 +74,7 @@ def launch(verb: str, module: str, arguments: Sequence[str]) -> None:
     except Exception as error:  # what Hydra lets through of odd overrides is of any type, assertions included
         if _raised_in_task(error):
             raise
-        fail(ConfigError(f"{wrong(error, arguments)}: {first_line(str(error))}; see iwopd {verb} --help"))
+        fail(ConfigError(f"{wrong(error, arguments)}: {first_line(error)}; see iwopd {verb} --help"))
 
 
 def carry_out(
@@ -207,7 +207,7 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(*(f"{key}: no such key; {known_keys(key, owner)}" for key, owner in unknown))
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        key = str(error.full_key or first_line(str(error)).rpartition(": ")[2])
+        key = str(error.full_key or first_line(error).rpartition(": ")[2])
         raise ConfigError(f"{key}=???: not set; set {key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, overrides)) from None

@@ -13,9 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from iwopd.ablate.arms import CommandLine, override
 from iwopd.config import Config, register_schemas
 from iwopd.config.presets import config_folder, groups
-from iwopd.errors import ConfigError, ProcessError
+from iwopd.errors import ConfigError, ProcessError, first_line
 from iwopd.launch import carry_out, check, understood
-from iwopd.launch.messages import explain, first_line
+from iwopd.launch.messages import explain
 from iwopd.launch.overrides import wrong
 from iwopd.runs.files import read_rows
 from iwopd.runs.interrupts import Collapsed
@@ -93,7 +93,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from None
     except Exception as error:  # what Hydra lets through of odd overrides is of any type
-        raise ConfigError(f"{wrong(error, overrides)}: {first_line(str(error))}; correct it") from None
+        raise ConfigError(f"{wrong(error, overrides)}: {first_line(error)}; correct it") from None
 
 
 def _overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:

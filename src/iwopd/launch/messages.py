@@ -9,6 +9,7 @@ from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iwopd.config.presets import config_folder, groups, presets_with
+from iwopd.errors import first_line
 from iwopd.launch.overrides import grammar_advice, wrong
 
 SEVERAL = ("benchmark", "tracking")  # groups of which several can be chosen at once
@@ -42,7 +43,7 @@ def explain(error: Exception, overrides: Sequence[str], prefix: str = "") -> str
         return f"{shown}: no benchmark of that name is chosen; add benchmark=[{chosen[1]}]"
     if isinstance(cause, (ConfigKeyError, AttributeError)) and key:
         return f"{shown}: no such key; {known_keys(key, getattr(cause, 'object_type', None))}"
-    reason = first_line(str(error if cause is error else cause))
+    reason = first_line(cause)
     if "OverrideParseException" in type(error).__name__:
         shown = wrong(error, overrides)
         return f"{shown}: not Hydra's grammar; {grammar_advice(shown)}"
@@ -81,7 +82,3 @@ def known_keys(key: str, owner: object) -> str:
     if elsewhere:
         return f"choose {' or '.join(elsewhere)}, which has it"
     return f"{hint}{f'{parent} has' if parent else 'there are'} {', '.join(known)}" if known else "see --help"
-
-
-def first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "not understood")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from iwopd.errors import ConfigError
+from iwopd.errors import ConfigError, first_line
 from iwopd.redact import clean
 from iwopd.setting import setting
 from iwopd.tracking import samples
@@ -103,7 +103,7 @@ class WandbMirror:
             try:
                 return self._init(given | {"mode": "online"})
             except ConfigError as error:  # network, account and quota
-                why = _reason(error.__cause__ or error)
+                why = first_line(error.__cause__ or error)
         run = self._init(given | {"mode": "offline"})
         log.info("wandb: offline, as %s; upload it later with: wandb sync %s", why, Path(run.dir).parent)
         return run
@@ -154,11 +154,7 @@ class WandbMirror:
 
 def _refusal(given: Mapping[str, Any], error: Exception) -> ConfigError:
     """Blames the setting that wandb's own words name, else the mode."""
-    reason = _reason(error)
+    reason = first_line(error)
     key = next((key for key in ("project", "entity", "group") if re.search(rf"\b{key}\b", reason)), "mode")
     fix = "log in, or set it to offline" if key == "mode" else "correct it, or set tracking.mode=offline"
     return ConfigError(f"tracking.{key}={given[key]}: wandb does not start ({reason}); {fix}")
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from iwopd.evaluation.evaluate import Graded
 from iwopd.models.student import Student
 from iwopd.scoring.base import Teacher
 from iwopd.seeding import derive_seed
 from iwopd.training.objective import Objective
 from iwopd.training.score import score
-from iwopd.types import SAMPLED, Tokenizer
+from iwopd.types import SAMPLED, Logprobs, ScoredRollout, Tokenizer
 
 DIGITS = 5  # of the floats in samples.jsonl
 
@@ -43,30 +45,31 @@ def sample_rows(
     seeds = [derive_seed("samples", rollout.name) for rollout in rollouts]
     own = replace(objective, student_logprobs="trainer")
     weights, advantages = own.of_whole_batch(scored, seeds, progress)
-    rows = []
-    for item, record, row_weights, row_advantages in zip(graded, scored, weights, advantages, strict=True):
-        rollout, prompt, own_logprobs = item.rollout, item.prompt, record.trainer_logprobs
-        rows.append(
-            {
-                "prompt_id": rollout.prompt_id,
-                "sample": rollout.sample,
-                "prompt": prompt.text,
-                "response": item.text,
-                "answer": prompt.answer,
-                "correct": item.correct,
-                "finish_reason": rollout.finish_reason,
-                "tokens": [tokenizer.decode([token]) for token in rollout.response_ids.tolist()],
-                "sampler_logprobs": _rounded(rollout.sampler_logprobs.tolist()),
-                "start": record.start,
-                "progress": progress,
-                "student_logprobs": [] if own_logprobs is None else _rounded(own_logprobs.tolist()),
-                "teacher_logprobs": _rounded(record.teacher_logprobs.tolist()),
-                "advantages": _rounded(row_advantages.tolist()),
-                "weights": _rounded(row_weights.tolist()),
-            }
-        )
-    return rows
+    return [
+        _row(item, record, progress, tokenizer)
+        | {"advantages": _rounded(own_advantages), "weights": _rounded(own_weights)}
+        for item, record, own_weights, own_advantages in zip(graded, scored, weights, advantages, strict=True)
+    ]
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, DIGITS) for value in values]
+def _row(item: Graded, record: ScoredRollout, progress: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    rollout, own_logprobs = item.rollout, record.trainer_logprobs
+    return {
+        "prompt_id": rollout.prompt_id,
+        "sample": rollout.sample,
+        "prompt": item.prompt.text,
+        "response": item.text,
+        "answer": item.prompt.answer,
+        "correct": item.correct,
+        "finish_reason": rollout.finish_reason,
+        "tokens": [tokenizer.decode([token]) for token in rollout.response_ids.tolist()],
+        "sampler_logprobs": _rounded(rollout.sampler_logprobs),
+        "start": record.start,
+        "progress": progress,
+        "student_logprobs": [] if own_logprobs is None else _rounded(own_logprobs),
+        "teacher_logprobs": _rounded(record.teacher_logprobs),
+    }
+
+
+def _rounded(values: Logprobs | Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]

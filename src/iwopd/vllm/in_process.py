@@ -1,25 +1,20 @@
 """A vLLM engine inside this process: started quietly, stepped by us, and closed without a trace."""
 
 import contextlib
-import logging
-import os
-import random
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from transformers import AutoConfig
 
 from iwopd._compat import leave_transformers_uncompiled
 from iwopd.config import VllmEngineConfig
-from iwopd.errors import EngineError
+from iwopd.errors import EngineError, first_line
 from iwopd.parallel.ranks import groups_kept
+from iwopd.vllm.quiet import LogFile, as_found, random_state, standard_error_to
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -71,15 +66,14 @@ class InProcess:
         self.name = name
         self.asleep = False
         self.settings = settings
-        self.log = _Log(log_file)
+        self.log = LogFile(log_file)
         self.on_cpu = not torch.cuda.is_available()
         try:
-            with as_found(), self.log, _standard_error_to(log_file):
+            with as_found(), self.log, standard_error_to(log_file):
                 self.llm = self._start(options)
         except Exception as error:  # vLLM raises whatever its parts raise
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise EngineError(
-                f"{name}: vLLM does not start with {settings.folder}: {reason}; its log is {log_file}, "
+                f"{name}: vLLM does not start with {settings.folder}: {first_line(error)}; its log is {log_file}, "
                 f"and {name.partition('=')[0]}=hf needs no vLLM"
             ) from error
         self.engine: Any = self.llm.llm_engine
@@ -149,7 +143,7 @@ class InProcess:
             params: a `vllm.SamplingParams` for each.
             under_way: called now and then with the number of tokens of the unfinished ones so far.
         """
-        with self.log, _random_state():
+        with self.log, random_state():
             names = self.llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=False)
             # Queued requests are called NUMBER-RANDOM, and their outputs NUMBER.
             places = {name.partition("-")[0]: place for place, name in enumerate(names)}
@@ -168,7 +162,7 @@ class InProcess:
     def hidden_states(self, prompts: Sequence[list[int]]) -> list[torch.Tensor]:
         """The last hidden states [tokens, hidden] of each prompt, of an engine that was started for pooling."""
         self.wake()
-        with self.log, _random_state():
+        with self.log, random_state():
             found = self.llm.encode(
                 [{"prompt_token_ids": ids} for ids in prompts],
                 pooling_params=self.pooling_params(use_activation=False),
@@ -226,7 +220,7 @@ class InProcess:
                 _closed.pop()._shut_down()
 
     def _shut_down(self) -> None:
-        with self.log, _standard_error_to(self.log.file), groups_kept(), contextlib.suppress(Exception):
+        with self.log, standard_error_to(self.log.file), groups_kept(), contextlib.suppress(Exception):
             self.engine.engine_core.shutdown()
         del self.engine, self.llm
 
@@ -248,74 +242,3 @@ def cache_room(token: int, context: int, sequences: int) -> int:
     """`cache_bytes` from the bytes of one token's keys and values."""
     sequence = token * BLOCK * (context // BLOCK + 1)
     return max(2 * sequence, min(sequence * sequences, GIB))
-
-
-class _Log:
-    """While open, vLLM's log lines go to a file and nowhere else."""
-
-    def __init__(self, file: Path):
-        self.file = file
-        self._logger = logging.getLogger("vllm")
-        self._stack: list[tuple[logging.Handler, bool, int]] = []
-
-    def __enter__(self) -> None:
-        handler = logging.FileHandler(self.file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self._stack.append((handler, self._logger.propagate, self._logger.level))
-        self._logger.addHandler(handler)
-        self._logger.propagate = False
-        self._logger.setLevel(logging.INFO)
-
-    def __exit__(self, *exception: object) -> None:
-        handler, propagate, level = self._stack.pop()
-        self._logger.removeHandler(handler)
-        self._logger.propagate = propagate
-        self._logger.setLevel(level)
-        handler.close()
-
-
-@contextlib.contextmanager
-def _standard_error_to(file: Path) -> Iterator[None]:
-    """What libraries print while an engine starts, C++ and child processes included, goes to its log."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with file.open("a", encoding="utf-8") as stream:
-        os.dup2(stream.fileno(), 2)
-        try:
-            with contextlib.redirect_stderr(stream):  # in a notebook, say, sys.stderr is not the process's own
-                yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-@contextlib.contextmanager
-def as_found() -> Iterator[None]:
-    """Starting vLLM makes `torch.set_num_threads` a no-op and sets environment variables that child processes would
-    inherit; all is put back, and the state of the random generators too."""
-    set_threads, threads, environment = torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
-    try:
-        with _random_state(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads = set_threads
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        for name in os.environ.keys() - environment.keys():
-            if not name.startswith("VLLM_"):
-                del os.environ[name]
-        os.environ.update(environment)
-
-
-@contextlib.contextmanager
-def _random_state() -> Iterator[None]:
-    """vLLM seeds and draws from the process's own generators; they are left as they were."""
-    python, array = random.getstate(), numpy.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(array)
