@@ -19,7 +19,7 @@ from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.early_stop import RULES, generate_some
-from iwopd.types import Prompt, Rollout
+from iwopd.types import Prompt, Rollout, ScoredRollout
 from iwopd.weighting.first_k import FirstK
 from iwopd.weighting.prefix_mask import PrefixMask
 from iwopd.weighting.uniform import Uniform
@@ -31,6 +31,9 @@ PROMPTS = [Prompt(f"p{size}", list(range(1, 1 + size)), "") for size in (2, 5, 3
 
 class Mute(Teacher):
     """Must not be asked."""
+
+    def score(self, *_: Any, **__: Any) -> list[ScoredRollout]:
+        raise AssertionError("asked")
 
 
 @pytest.fixture(scope="module")
