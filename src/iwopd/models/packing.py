@@ -1,5 +1,6 @@
 """Which sequences make a pass together, and where the responses to one prompt read it once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ from iwopd.types import Rollout
 
 MAX_PADDING_RATIO = 0.1
 MIN_FILL_RATIO = 1 / 4  # of the limit
+# Of a token's memory: the keys and values that each response has of a token of its prompt.
+KEPT_RATIO = 1 / 4
 MIN_SPARED_RATIO = 0.2  # of the tokens: passes are twice as many, and attention to shared prompts needs a mask
 
 
@@ -55,9 +58,13 @@ def _fits(group: Sequence[_Unit], unit: _Unit, limit: int) -> bool:
 
 
 def _padded(group: Sequence[_Unit]) -> int:
-    """Tokens of a pass, padding included."""
+    """Tokens of a pass, padding included, and `KEPT_RATIO` of the prompt for each response: what it takes of memory."""
     before, after = (max(getattr(unit, name) for unit in group) for name in ("before", "after"))
-    return sum(before + len(unit.indices) * after for unit in group)
+    return sum(before + len(unit.indices) * _row(before, after) for unit in group)
+
+
+def _row(before: int, after: int) -> int:
+    return after + math.ceil(KEPT_RATIO * before)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Packing:
         return sum(self.lengths) if self.units is None else sum(unit.tokens for unit in self.units)
 
     def groups(self, limit: int) -> list[list[int]]:
-        """Indices that make a pass together, of at most `limit` tokens where it is more than one sequence."""
+        """Indices that make a pass together, which takes no more than `limit` tokens do unless it is one sequence."""
         return [[index for unit in group for index in unit.indices] for group in self._batches(limit)]
 
     def halved(self, limit: int) -> int:
@@ -135,6 +142,6 @@ def _split(indices: Sequence[int], prompt: int, stops: Sequence[int]) -> list[_U
 
 def _cut(unit: _Unit, lengths: Sequence[int], limit: int) -> list[_Unit]:
     """A unit in parts that fit into a pass."""
-    rows = max(1, (limit - unit.before) // unit.after)
+    rows = max(1, (limit - unit.before) // _row(unit.before, unit.after))
     parts = [unit.indices[start : start + rows] for start in range(0, len(unit.indices), rows)]
     return [_Unit(part, unit.before, lengths[part[0]] - unit.before) for part in parts]
