@@ -18,7 +18,7 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.hf import HfTeacher
-from iwopd.training.early_stop import RULES, generate_some
+from iwopd.training.early_stop import RULES, EarlyStop
 from iwopd.types import Prompt, Rollout, ScoredRollout
 from iwopd.weighting.first_k import FirstK
 from iwopd.weighting.prefix_mask import PrefixMask
@@ -46,7 +46,7 @@ def generated(models: tuple[LanguageModel, HfTeacher], rule: str, keep: float = 
     settings = HfRolloutConfig(stop_early=rule, stop_every=EVERY, stop_keep=keep)
     sampling = Sampling(n=3, max_tokens=LONGEST)
     asked = Mute() if rule == "random" else teacher
-    return generate_some(HfEngine(student, [EOS]), asked, PROMPTS, sampling, settings, seed=seed, stream=2)
+    return EarlyStop(HfEngine(student, [EOS]), asked, settings).generate(PROMPTS, sampling, seed=seed, stream=2)
 
 
 def gaps(models: tuple[LanguageModel, HfTeacher], rollouts: Sequence[Rollout]) -> list[Any]:

@@ -11,7 +11,7 @@ from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.interrupts import Interrupts
 from iwopd.seeding import derive_seed
 from iwopd.training.collapse import Context, alarm, endings
-from iwopd.training.early_stop import RULES, generate_some
+from iwopd.training.early_stop import RULES, EarlyStop
 from iwopd.training.metrics import gpu_memory, sizes
 from iwopd.training.parity import check_parity
 from iwopd.training.positions import by_tenth
@@ -70,21 +70,18 @@ class Loop:
         settings = self.config.rollout
         if settings.stop_early == "weightless":
             horizon = min(horizon, weighted_tokens(parts.objective.weighting, progress, horizon))
-        sampling = replace(parts.sampling, max_tokens=horizon)
-        given: Any = {"seed": self.config.seed, "stream": state.step}
+        engine = parts.engine
+        if settings.stop_early in RULES:
+            engine = EarlyStop(engine, parts.teacher, settings)
         with self.stage("rollout") as advance:
-            if settings.stop_early in RULES:
-                rollouts = generate_some(
-                    parts.engine, parts.teacher, prompts, sampling, settings, **given, progress=advance
-                )
-            else:
-                rollouts = parts.engine.generate(
-                    prompts,
-                    sampling,
-                    **given,
-                    progress=advance,
-                    finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
-                )
+            rollouts = engine.generate(
+                prompts,
+                replace(parts.sampling, max_tokens=horizon),
+                seed=self.config.seed,
+                stream=state.step,
+                progress=advance,
+                finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
+            )
             parts.engine.sleep()
         self.metrics["train/horizon"] = horizon
         return rollouts
