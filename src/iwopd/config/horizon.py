@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from iwopd.config.engines import RolloutConfig
 from iwopd.weighting import Weighting
 
+ANY = 2**31  # tokens: longer than any response
+
 
 def weighted_tokens(weighting: Weighting, progress: float, longest: int) -> int:
     """Tokens after which none can have weight, however long the response becomes; `longest` where that decides."""
@@ -34,8 +36,8 @@ def problems(rollout: RolloutConfig, weighting: Weighting, *, evaluated: bool) -
         yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
     elif end is not None and horizon is not None and end < horizon:
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
-    if rollout.stop_early == "weightless" and weighted_tokens(weighting, 0.0, rollout.max_tokens) == rollout.max_tokens:
+    if rollout.stop_early == "weightless" and weighted_tokens(weighting, 0.0, ANY) == ANY:
         yield (
             f"rollout.stop_early=weightless: with weighting={weighting.name} a token of any response may have weight "
-            "before its length is known; use weighting=first_k with k below rollout.max_tokens, or rollout.horizon"
+            "before its length is known; use weighting=first_k, or rollout.horizon"
         )
