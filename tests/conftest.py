@@ -1,94 +1,35 @@
-"""Tiny random models and plausible records, for tests of everything that computes."""
+"""What every test finds: one thread, settings of hypothesis, and fixtures that make models and records.
+
+Imports of what loads torch stand in the fixtures: pytest-xdist's own process, which runs no tests, reads this file too.
+"""
 
 import os
-import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from support.records import plain_rollout
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from iwopd.config import OptimConfig
-from iwopd.models.language_model import LanguageModel
-from iwopd.models.student import Student
 from iwopd.runs.interrupts import STOPPING
-from iwopd.scoring.hf import HfTeacher
 from iwopd.toy.models import ensure_models
-from iwopd.training.score import score
 from iwopd.types import Rollout, ScoredRollout
 
-VOCABULARY = 50
+if TYPE_CHECKING:
+    from iwopd.models.language_model import LanguageModel
+    from iwopd.models.student import Student
+
 pytest_plugins = ["support.tiers"]
 
 # The same examples at every run, and no limit on the time of one.
 settings.register_profile("repeatable", derandomize=True, max_examples=40, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-torch.set_num_threads(1)  # the tensors are too small to share
-os.environ["OMP_NUM_THREADS"] = "1"  # for runs in this process, which set their number of threads
-
-
-def make_model(seed: int = 0, *, vocabulary: int = VOCABULARY, autocast: bool = False) -> LanguageModel:
-    # initializer_range makes distributions as peaked as a trained model's, so that a wrong place is a wrong number.
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LanguageModel(Qwen3ForCausalLM(config), autocast=autocast)
-
-
-def make_student(seed: int = 0, *, micro_batch_tokens: int = 10**6, autocast: bool = False, **optim: Any) -> Student:
-    """A student whose gradients are not clipped, unless `optim` says so."""
-    options = {"lr": 1e-2, "grad_clip": None, "weight_decay": 0.0} | optim
-    return Student(make_model(seed, autocast=autocast), OptimConfig(**options), micro_batch_tokens)
-
-
-def make_ragged_rollouts(
-    n: int, seed: int = 0, *, longest_prompt: int = 7, longest: int = 12, vocabulary: int = VOCABULARY
-) -> list[Rollout]:
-    """Rollouts of all lengths up to `longest`, of random tokens with random sampler log-probs."""
-    drawn = random.Random(seed)
-    rollouts = []
-    for index in range(n):
-        length = drawn.randint(1, longest)
-        rollouts.append(
-            plain_rollout(
-                [drawn.randrange(vocabulary) for _ in range(drawn.randint(1, longest_prompt))],
-                [drawn.randrange(vocabulary) for _ in range(length)],
-                [-drawn.expovariate(0.3) for _ in range(length)],
-                prompt_id=f"p{index}",
-                finish_reason=drawn.choice(["stop", "length"]),
-                sample=index % 2,
-            )
-        )
-    return rollouts
-
-
-def score_rollouts(
-    rollouts: Sequence[Rollout],
-    teacher: LanguageModel,
-    window: Callable[[int], tuple[int, int]] = lambda length: (0, length),
-    **options: Any,
-) -> list[ScoredRollout]:
-    """`options` are those of `iwopd.training.score`."""
-    return score(HfTeacher(teacher, torch.device("cpu")), rollouts, window, **options)
+# The tensors are too small to share: for torch, which reads it as it loads, and for runs in this process, which set
+# their number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -100,26 +41,34 @@ def _signals_stay_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., LanguageModel]:
+def tiny_model() -> "Callable[..., LanguageModel]":
     """Makes random Qwen3 models in float32: tiny_model(seed, vocabulary=…, autocast=…)."""
+    from support.tiny import make_model
+
     return make_model
 
 
 @pytest.fixture(scope="session")
-def tiny_student() -> Callable[..., Student]:
+def tiny_student() -> "Callable[..., Student]":
     """Makes students of such models: tiny_student(seed, micro_batch_tokens=…, autocast=…, lr=…)."""
+    from support.tiny import make_student
+
     return make_student
 
 
 @pytest.fixture(scope="session")
 def make_rollouts() -> Callable[..., list[Rollout]]:
     """Makes ragged rollouts: make_rollouts(n, seed, longest_prompt=…, longest=…, vocabulary=…)."""
+    from support.tiny import make_ragged_rollouts
+
     return make_ragged_rollouts
 
 
 @pytest.fixture(scope="session")
 def make_scored() -> Callable[..., list[ScoredRollout]]:
     """Scores rollouts with a model: make_scored(rollouts, teacher, window, student=…, signal=…)."""
+    from support.tiny import score_rollouts
+
     return score_rollouts
 
 

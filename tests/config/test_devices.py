@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.composing import composed
-from support.running import iwopd, refused
+from support.running import SMALL, iwopd, refused
 
 from iwopd.errors import ConfigError
 from iwopd.numerics.precision import widened
@@ -28,14 +28,14 @@ def test_several_processes_are_refused_on_it() -> None:
 @pytest.mark.cli
 @pytest.mark.parametrize("key", ["run.device", "teacher.device"])
 def test_without_one_it_is_one_line(key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "train", "+experiment=smoke", f"{key}=mps")
+    said = refused(capsys, "train", *SMALL, f"{key}=mps")
     assert said == f"iwopd: {key}=mps: PyTorch finds no GPU of Apple's here; use {key}=cpu"
 
 
 @HERE
 @pytest.mark.cli
 def test_doctor_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert iwopd("doctor", "+experiment=smoke", "run.device=mps", "doctor.live=false") == 1
+    assert iwopd("doctor", *SMALL, "run.device=mps", "doctor.live=false") == 1
     assert "run.device=mps: PyTorch finds no GPU of Apple's here" in " ".join(capsys.readouterr().out.split())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.composing import composed
-from support.running import iwopd, refused
+from support.running import SMALL, iwopd, refused
 
 from iwopd.config import DataConfig
 from iwopd.config.template import columns, fill, places
@@ -89,7 +89,7 @@ def test_a_prompt_too_long_for_the_teacher_is_refused(tmp_path: Path, capsys: py
 @pytest.mark.cli
 def test_doctor_prints_three_prompts_of_the_teachers(capsys: pytest.CaptureFixture[str]) -> None:
     template = "teacher.prompt_template='{prompt} <{answer}>'"
-    assert iwopd("doctor", "+experiment=smoke", template, "doctor.live=false", "run.dir=/nowhere/run") in (0, 1)
+    assert iwopd("doctor", *SMALL, template, "doctor.live=false", "run.dir=/nowhere/run") in (0, 1)
     shown = [line for line in capsys.readouterr().out.splitlines() if " of teacher, " in line]
     assert [line.split()[:2] for line in shown] == [["prompt", f"train-{number}"] for number in (1, 2, 3)]
     assert all(line.endswith(">'<|assistant|>'") or line.rstrip("'").endswith("><|assistant|>") for line in shown)

@@ -1,4 +1,4 @@
-"""What a run reads, kept with it: changed in any way, a resumed run says what, and does not go on."""
+"""What a run reads, kept with it: changed in any way, a resumed run says what, and does not resume."""
 
 import json
 import shutil
@@ -229,7 +229,7 @@ def test_order_teachers_answers_and_tests_count_where_they_matter() -> None:
         pair = [{"x": {"path": "p", "digests": problem_digests(each, **options)}} for each in (prompts, now)]
         return changes({"models": {}, "problems": pair[0]}, {"models": {}, "problems": pair[1]})
 
-    assert differing(prompts[::-1]) == ["x.path=p: its problems stand in another order"]
+    assert differing(prompts[::-1]) == ["x.path=p: its problems are in another order"]
     assert differing([prompts[0], Prompt("b", [2], "", teacher="t")])
     assert not differing([prompts[0], Prompt("b", [2], "", answer="3")])
     assert differing([prompts[0], Prompt("b", [2], "", answer="3")], graded=True)

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from mkdocs.commands.build import build
-from mkdocs.config import load_config
 from omegaconf import DictConfig
 from support.composing import REQUIRED
 from support.paths import REPOSITORY
@@ -102,6 +100,9 @@ def test_defaults_and_values(rows: dict[str, tuple[str, str, str]], key: str, de
 
 @pytest.mark.process
 def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     config = load_config(str(REPOSITORY / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
     config.plugins.on_startup(command="build", dirty=False)

@@ -58,6 +58,7 @@ def update(of: str, *overrides: str, micro: int = 18_432) -> Place:
 BY_HAND = [("8B", 16_384, True, 32), ("4B", 16_384, False, 96)]
 
 
+@pytest.mark.process  # seconds: 36 layers, forward and backward
 @pytest.mark.parametrize(("of", "micro", "checkpointing", "gib"), BY_HAND)
 def test_the_plan_agrees_with_arithmetic_by_hand(of: str, micro: int, checkpointing: bool, gib: float) -> None:
     whole = ("rollout.max_tokens=14336", "data.max_prompt_tokens=2048")  # one sequence is a micro-batch
@@ -74,7 +75,7 @@ def terms(place: Place) -> dict[str, float]:
 
 
 def test_each_process_keeps_its_share_and_gathers_blocks() -> None:
-    made = plan("small", *EIGHT_GPUS)
+    made = plan("small", *EIGHT_GPUS, *SERVERS)  # nothing else happens here
     count = made.student.shape.parameters
     block, rest = (count - 2 * 64_000 - 64) // 3, 2 * 64_000 + 64
 

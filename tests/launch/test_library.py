@@ -11,7 +11,7 @@ from support.running import ONE_THREAD, SMALL, iwopd, rows, weights, without_tim
 
 from iwopd import Distilled, distil, numerics
 from iwopd.errors import ConfigError, IwopdError, ModelError, RunFolderError
-from iwopd.launch.library import _overrides
+from iwopd.launch.library import as_overrides
 
 pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
 ONE_STEP = (*SMALL, "run.steps=1", "run.samples=0", "run.save_every=0", "eval.greedy=false")
@@ -42,10 +42,10 @@ def test_what_it_returns(found: Distilled) -> None:
 
 def test_every_way_to_write_settings_means_the_same() -> None:
     wanted = ["++optim.lr=0.001", "weighting=first30", "++data.batch_size=4"]
-    assert list(_overrides([{"optim.lr": 1e-3, "weighting": "first30", "data": {"batch_size": 4}}])) == wanted
-    given = list(_overrides(["optim.lr=1e-3", {"benchmark": [], "experiment": "smoke", "run": {"name": "it's"}}]))
+    assert list(as_overrides([{"optim.lr": 1e-3, "weighting": "first30", "data": {"batch_size": 4}}])) == wanted
+    given = list(as_overrides(["optim.lr=1e-3", {"benchmark": [], "experiment": "smoke", "run": {"name": "it's"}}]))
     assert given == ["optim.lr=1e-3", "benchmark=[]", "+experiment=smoke", r"++run.name='it\'s'"]
-    config = composed(*given, *_overrides([{"optim.betas": (0.8, 0.9), "data.path": Path("x y")}]))
+    config = composed(*given, *as_overrides([{"optim.betas": (0.8, 0.9), "data.path": Path("x y")}]))
     assert (config.optim.betas, config.run.name, config.data.path) == ([0.8, 0.9], "it's", "x y")
 
 

@@ -175,7 +175,7 @@ def test_the_environment_is_written_in_one_module() -> None:
     }
     own = {f"evaluation/grading/{name}.py" for name in ("sandbox", "run_code")}
     # What vLLM changed; a message from the parent; threads while the CPU is measured.
-    puts_back = {"vllm/in_process.py", "runs/interrupts.py", "doctor/cpu.py"}
+    puts_back = {"vllm/quiet.py", "runs/interrupts.py", "doctor/cpu.py"}
     shell = {"cli.py"}  # what it asks to complete, as Hydra reads it
     ranks = {"parallel/environment.py", "parallel/ranks.py"}  # what torchrun would set, from Slurm's; the GPU of a rank
     assert found == {"machine/runtime.py", *own, *puts_back, *shell, *ranks}

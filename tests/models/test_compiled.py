@@ -31,6 +31,7 @@ def gradients(lm: LanguageModel, tokens: Any) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in lm.parameters() if parameter.grad is not None])
 
 
+@pytest.mark.process  # the tracer alone takes seconds to load
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch asks for, and hides, while it traces
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_gradients_are_the_same(

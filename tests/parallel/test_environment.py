@@ -218,7 +218,7 @@ def test_a_verb_of_one_process_says_so(verb: str, given, capsys: pytest.CaptureF
 @pytest.mark.cli
 def test_a_study_of_runs_that_nobody_starts_is_refused_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = refused(capsys, "ablate", "+experiment=smoke_study", "parallel=fsdp", f"run.dir={tmp_path / 's'}")
-    assert "parallel.processes=null: parallel=fsdp needs processes, and nobody has started them" in line
+    assert "parallel.processes=null: parallel=fsdp needs processes, and none were started" in line
     arms = "ablate.arms=[uniform,{name: two, weighting: uniform, parallel: fsdp}]"
     line = refused(capsys, "ablate", "+experiment=smoke_study", arms, f"run.dir={tmp_path / 's'}")
     assert "ablate.arms=two: parallel.processes=null" in line

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+from support.paths import SOURCE
 
-from iwopd.report import page, run_page
+from iwopd.report import page
 
 LINES = [f"c{number}" for number in range(6)]
 SHADES = ["advantage", "weight", "both"]
@@ -12,7 +13,7 @@ SHADES = ["advantage", "weight", "both"]
 
 def variables(scheme: str) -> dict[str, str]:
     """The colours by name; those of the dark theme are in a media query and outweigh the others."""
-    css = page.STYLE + run_page._file("run.css")
+    css = page.STYLE + (SOURCE / "report" / "run.css").read_text(encoding="utf-8")
     dark = "".join(re.findall(r"@media \(prefers-color-scheme: dark\) \{(.*?)\n\}", css, re.DOTALL))
     light = re.sub(r"@media \(prefers-color-scheme: dark\) \{.*?\n\}", "", css, flags=re.DOTALL)
     found = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", light))

@@ -13,7 +13,7 @@ from support.running import SMALL, iwopd, rows
 
 from iwopd.machine import runtime
 from iwopd.runs.card import MODEL, write_card
-from iwopd.runs.manifest import damage
+from iwopd.runs.manifest import verify
 from iwopd.runs.public import hub_name, shown
 from iwopd.vllm.quiet import as_found
 
@@ -76,7 +76,7 @@ def test_neither_local_paths_nor_the_machine_are_reported(run: Path, smoke_model
 
 
 def test_the_card_is_part_of_the_manifest(run: Path) -> None:
-    assert damage(run / "final") is None
+    assert verify(run / "final") is None
     assert "README.md" in json.loads((run / "final" / "manifest.json").read_text())["files"]
 
 

@@ -34,7 +34,7 @@ def last_frame(display: Display, out: io.StringIO) -> list[str]:
     """The lines of the bars and facts as they were drawn last."""
     out.truncate(0)
     out.seek(0)
-    display._progress.refresh()
+    display.screen.refresh()
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", out.getvalue())
     return [line.rstrip() for line in drawn.split("\n") if line.strip()]
 

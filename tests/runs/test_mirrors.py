@@ -102,12 +102,12 @@ def test_the_run_does_not_notice(where: str, what: Any, tmp_path: Path, caplog: 
 
 def test_a_setting_that_is_to_blame_is_said_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def refuse() -> None:
-        raise ConfigError("tracking.mode=online: nobody is logged in; log in")
+        raise ConfigError("tracking.mode=online: not logged in; log in")
 
     with Tracker(tmp_path, trackers=[Odd(where="start", what=refuse)]):
         pass
     [said] = [record.getMessage() for record in caplog.records]
-    assert said.startswith("tracking.mode=online: nobody is logged in; log in; training continues without it")
+    assert said.startswith("tracking.mode=online: not logged in; log in; training continues without it")
 
 
 def test_one_that_takes_nothing_is_given_up(

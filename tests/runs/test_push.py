@@ -175,7 +175,7 @@ def test_who_is_not_logged_in_is_reported_how_to(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     said = refused(capsys, "push", f"push.run={run}", "push.repo=me/tiny")
-    assert "nobody is logged in to the hub; log in with `hf auth login`, or set HF_TOKEN" in said
+    assert "not logged in to the hub; log in with `hf auth login`, or set HF_TOKEN" in said
     assert hub.requests == []
 
 

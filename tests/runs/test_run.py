@@ -16,7 +16,7 @@ import yaml
 from support.running import SMALL, iwopd, process, refused, rows, start, wait_for_line, weights, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from iwopd.runs.manifest import damage
+from iwopd.runs.manifest import verify
 from iwopd.training.report import refresh
 
 pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
@@ -48,7 +48,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         *("checkpoints", "final"),
     }
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
-    assert all(damage(entry) is None for entry in [*(finished / "checkpoints").iterdir(), finished / "final"])
+    assert all(verify(entry) is None for entry in [*(finished / "checkpoints").iterdir(), finished / "final"])
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["weighting"] == {"scheme": "iw", "gamma": 0.5}
 
@@ -381,7 +381,7 @@ def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Pa
     wait_for_line(running, "step 4")
     running.kill()
     running.communicate()
-    assert any(damage(entry) is None for entry in (folder / "checkpoints").glob("step-*"))
+    assert any(verify(entry) is None for entry in (folder / "checkpoints").glob("step-*"))
     assert iwopd("train", *settings) == 0
     assert weights(folder / "final") == weights(finished / "final")
 

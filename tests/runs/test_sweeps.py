@@ -6,6 +6,8 @@ import pytest
 import yaml
 from support.running import SMALL, iwopd, process, rows
 
+pytestmark = pytest.mark.process
+
 ONE_STEP = (
     *SMALL,
     "run.steps=1",
@@ -16,7 +18,6 @@ ONE_STEP = (
 )
 
 
-@pytest.mark.process
 def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
     launcher = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2")
     done = process("train", *ONE_STEP, *launcher, f"run.dir={tmp_path / 'sweep'}", cwd=tmp_path)
@@ -27,7 +28,6 @@ def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
         assert (tmp_path / "sweep" / job / "final" / "model.safetensors").exists()
 
 
-@pytest.mark.cli
 @pytest.mark.filterwarnings("ignore")  # of Optuna 2.10, which is older than what it stands on
 def test_optuna_searches_gamma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
 """Tiers of tests, by what a test starts; `make test-fast` runs the first two.
 
 A test is `unit` unless its nearest mark, its own or its module's, names another tier. One that starts more than its
-tier allows fails and says which mark it needs.
+tier allows fails and says which mark it needs: commands are not `unit`, processes are `process`, and so are more
+trainings than a test of a second or two can hold. What takes longer for another reason is marked by hand.
 """
 
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 TIERS = ("unit", "cli", "process", "vllm", "browser")  # their meaning: pyproject.toml
+TRAININGS = 3  # of one test of tier `cli`, what its fixtures train for it included
 _running = "process"  # the tier of the test under way
+_trained = 0  # by it, in this process
 
 
 def pytest_configure() -> None:
@@ -38,8 +41,8 @@ def tier(item: pytest.Item) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    global _running
-    _running = tier(item)
+    global _running, _trained
+    _running, _trained = tier(item), 0
     try:
         return (yield)
     finally:
@@ -49,6 +52,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def check_command() -> None:
     """A command of the program is about to run in this process."""
     assert _running != "unit", "a test that runs a command needs @pytest.mark.cli"
+
+
+def count_training() -> None:
+    """A training in this process has ended."""
+    global _trained
+    _trained += 1
+    assert _running != "cli" or _trained <= TRAININGS, "a test of so many trainings needs @pytest.mark.process"
 
 
 def _check_process(event: str, arguments: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ from iwopd.preflight import packages
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # which Trackio reads when it is imported
 
 # Threads of these libraries meet each other's deprecations.
-pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 ALL = ("tracking=[tensorboard,mlflow,trackio]", "tracking.project=tests", "run.keep=0", "weighting=first30")
 
 
@@ -99,6 +99,7 @@ def test_a_tracker_that_joins_later_gets_what_was_before(resumed: Path, tmp_path
     assert len(events.Images("samples/by_position")) == 2
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize("name", ["wandb", "tensorboard", "mlflow", "trackio"])
 def test_one_that_is_not_installed_is_refused_before_anything_loads(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -108,6 +109,7 @@ def test_one_that_is_not_installed_is_refused_before_anything_loads(
     assert said == f"iwopd: tracking={name}: {name} is not installed; pip install 'iwopd[{name}]'"
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -116,7 +118,7 @@ def test_one_that_is_not_installed_is_refused_before_anything_loads(
         ("tracking=[wandb,mlfow]", "tracking=mlfow: no such preset; did you mean mlflow?"),
         ("tracking=wandb,mlflow", "write tracking=[wandb,mlflow] for all at once"),
         ("tracking=trackio tracking.project=a/b", "tracking.project=a/b: Trackio makes a file of that name"),
-        ("tracking=mlflow tracking.project=''", "MLflow wants a name for the experiment"),
+        ("tracking=mlflow tracking.project=''", "MLflow needs a name for the experiment"),
     ],
 )
 def test_bad_settings_are_refused(given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

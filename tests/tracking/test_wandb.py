@@ -1,4 +1,4 @@
-"""Weights & Biases, for real and offline: what its file holds, and that a resumed run goes on in it."""
+"""Weights & Biases, for real and offline: what its file holds, and that a resumed run continues in it."""
 
 import json
 import re
@@ -8,17 +8,17 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from support.running import SMALL, iwopd, rows
-from wandb.proto import wandb_internal_pb2
 
 from iwopd.runs.tracking import Tracker
 from iwopd.tracking.samples import shaded_sample
 from iwopd.tracking.wandb import WandbMirror, WandbTracking
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process  # wandb starts its service
 
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
 
@@ -41,8 +41,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, smoke_models: dict[str, P
         yield folder
 
 
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """wandb's file: LevelDB's log format behind a header of 7 bytes, with a protobuf in each record."""
+def records(file: Path) -> Iterator[Any]:
+    """wandb's file: LevelDB's log format after a header of 7 bytes, with a protobuf in each record."""
+    from wandb.proto import wandb_internal_pb2
+
     content, place, parts = file.read_bytes(), 7, b""
     while place + 7 <= len(content):
         left = 32768 - place % 32768
@@ -152,7 +154,7 @@ def test_a_resumed_run_continues_in_the_same_wandb_run(finished: Path, tmp_path:
 
 
 def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is found without asking the network; where the server cannot be reached, the run goes on offline."""
+    """The key is found without asking the network; where the server cannot be reached, the run continues offline."""
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -93,7 +93,7 @@ def test_an_experiment_trains_three_steps(experiment: str, models: list[str], tm
 def test_with_vllm_and_the_tracking_of_the_paper(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a login wandb's files are kept on the disk, and the run goes on."""
+    """Without a login wandb's files are kept on the disk, and the run continues."""
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     vllm = ("rollout=vllm", "rollout.engine.kv_cache_gib=0.25", "tracking=wandb")

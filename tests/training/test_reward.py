@@ -67,6 +67,7 @@ def test_the_reward_is_added_to_what_the_teacher_says_of_every_token(
     assert {**found, "train/loss": 0, "train/grad_norm": 0} == {**plain, "train/loss": 0, "train/grad_norm": 0}
 
 
+@pytest.mark.process
 def test_a_run_has_its_rollouts_graded_and_learns_otherwise(tmp_path: Path, smoke_models: Any) -> None:
     """What is right is easy to see here: any answer, for its reference is a part of it."""
     anything = ("reward.grader=exact", "reward.answer_pattern='^()'", "reward.reference_pattern='^()'")

@@ -16,7 +16,7 @@ from iwopd.config.stored import stored
 from iwopd.evaluation.results import read_samples
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.folder import RunFolder
-from iwopd.runs.manifest import damage
+from iwopd.runs.manifest import verify
 from iwopd.training.resume import another_end, taken
 from iwopd.training.schedule import Position
 
@@ -156,7 +156,7 @@ def test_a_lengthened_run_ends_in_the_weights_of_one_that_was_longer_from_the_st
     assert "7, each of 8 prompts" in card
     assert "run.steps=7" in card
     assert "resume" not in card, "nobody else can resume it"
-    assert damage(copied / "final") is None
+    assert verify(copied / "final") is None
 
 
 @pytest.mark.process

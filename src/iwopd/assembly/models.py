@@ -100,7 +100,7 @@ def student(
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, PickleError) as error:
             raise RunFolderError(
                 f"{checkpoint / 'optimizer'}: is no state of this student's optimiser ({first_line(error)}); remove "
-                f"{checkpoint} to resume from the checkpoint before it, or train anew in another folder"
+                f"{checkpoint} to resume from the checkpoint before it, or train from scratch in another folder"
             ) from error
     return made
 

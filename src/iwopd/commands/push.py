@@ -11,7 +11,7 @@ from iwopd.errors import ConfigError, ModelError
 from iwopd.preflight.models import check_model_folder
 from iwopd.runs.card import MODEL
 from iwopd.runs.console import Display
-from iwopd.runs.manifest import MANIFEST, damage
+from iwopd.runs.manifest import MANIFEST, verify
 from iwopd.runs.public import hub_name
 
 CARD = "README.md"
@@ -29,7 +29,7 @@ def run(config: Config) -> None:
     repo, folder = _repository(push), _folder(push)
     token = get_token()
     if token is None:
-        raise ConfigError(f"push.repo={repo}: nobody is logged in to the hub; {LOG_IN}")
+        raise ConfigError(f"push.repo={repo}: not logged in to the hub; {LOG_IN}")
     with Display() as display:
         files = _files(folder)
         size = sum(file.stat().st_size for file in files) / 2**20
@@ -74,7 +74,7 @@ def _files(folder: Path) -> list[Path]:
     found = [entry for entry in sorted(folder.rglob("*")) if entry.is_symlink() or entry.is_file()]
     names = [str(entry.relative_to(folder)) for entry in found if not _hidden(entry.relative_to(folder))]
     if (folder / MANIFEST).exists():
-        problem = damage(folder, except_for=(CARD,))
+        problem = verify(folder, except_for=(CARD,))
         if problem:
             raise ModelError(f"{folder}: {problem}; nothing was uploaded: restore it, or make final/ anew")
         names = list(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])

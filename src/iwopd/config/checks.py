@@ -252,8 +252,8 @@ def _userinfo_problems(config: "Config") -> Iterator[str]:
         inside = r"@" if setting.endswith("urls") else r"://[^/\s?#]*@"
         if isinstance(value, str) and re.search(inside, value):
             yield (
-                f"{setting}: an address holds a user name or password, which would stand in the run's files; leave it "
-                "out, and give servers an API key in the environment variable VLLM_API_KEY"
+                f"{setting}: an address holds a user name or password, which would be written to the run's files; "
+                "leave it out, and give servers an API key in the environment variable VLLM_API_KEY"
             )
 
 

@@ -58,9 +58,9 @@ def distil(*settings: str | Mapping[str, object], **more: object) -> Distilled:
 
     Raises:
         IwopdError: what the program would say in one line; nothing was written unless training had begun.
-        KeyboardInterrupt: Ctrl-C; the last whole step is saved, and `run={"resume": True}` goes on from there.
+        KeyboardInterrupt: Ctrl-C; the last whole step is saved, and `run={"resume": True}` resumes from there.
     """
-    overrides = list(_overrides([*settings, more]))
+    overrides = list(as_overrides([*settings, more]))
     folder, composed = Path(), _composed(overrides)
 
     def line() -> CommandLine:
@@ -96,7 +96,8 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(f"{wrong(error, overrides)}: {first_line(error)}; correct it") from None
 
 
-def _overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:
+def as_overrides(given: Iterable[str | Mapping[str, object]]) -> Iterator[str]:
+    """Hydra's overrides, of texts and mappings as `distil` takes them."""
     for each in given:
         if isinstance(each, str):
             yield understood(each)

@@ -169,7 +169,7 @@ def _problem_changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterato
     if added:
         yield f"{len(added)} problems are new ({_listed(added)})"
     if not changed and not gone and not added and list(then) != list(now):
-        yield "its problems stand in another order"
+        yield "its problems are in another order"
 
 
 def _commit_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ def check_processes(config: Config) -> None:
         found = host.gpus()
         here = f" (this machine has {found} GPU{'s' if found > 1 else ''})" if found else ""
         raise ConfigError(
-            f"parallel.processes=null: parallel=fsdp needs processes, and nobody has started them; set "
+            f"parallel.processes=null: parallel=fsdp needs processes, and none were started; set "
             f"parallel.processes=N to start N here{here}, start with torchrun or srun, or use parallel=single"
         )
 

@@ -1,7 +1,7 @@
 """Line charts as inline SVG: small, with a title and a description for who cannot see them, in the page's colours.
 
-Lines differ by colour (chosen for colour-blind readers, see run.css) and by dashes; more points than can be told apart
-are averaged, which the page says.
+Lines differ by colour (chosen for colour-blind readers, see run.css) and by dashes; where there are more
+points than one can distinguish, they are averaged, which the page says.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a report knows of a run: plain values, as they lie in its folder."""
+"""What a report knows of a run: plain values, as its folder has them."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from iwopd.config.names import checkpoint_folders, checkpoint_name, checkpoint_s
 from iwopd.errors import ModelError, RunFolderError, first_line
 from iwopd.parallel import world
 from iwopd.runs.files import DRAFT, FULL, flush, write_whole
-from iwopd.runs.manifest import ID_FILE, damage, read_manifest, run_id, seal
+from iwopd.runs.manifest import ID_FILE, read_manifest, run_id, seal, verify
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,11 @@ class Checkpoints:
         return None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint of this run that can be used, as far as a quick look can tell; see `damage`."""
+        """The newest checkpoint of this run that can be used, as far as a quick look can tell; see `verify`."""
         return next((folder for folder in reversed(self.all()) if self.problem(folder, deep=False) is None), None)
 
     def whole(self, *, deep: bool = True) -> list[Path]:
-        """The checkpoints of this run that can be used, oldest first; see `damage` for `deep`."""
+        """The checkpoints of this run that can be used, oldest first; see `verify` for `deep`."""
         return [folder for folder in self.all() if self.problem(folder, deep=deep) is None]
 
     def problem(self, folder: Path, *, deep: bool = True) -> str | None:
@@ -123,7 +123,7 @@ class Checkpoints:
             return "is another run's"
         if manifest and manifest.get("step") != checkpoint_step(folder.name):
             return f"is a copy of step {manifest.get('step')}"
-        damaged = damage(folder, deep=deep)
+        damaged = verify(folder, deep=deep)
         return None if damaged is None else f"is damaged ({damaged})"
 
     def _marked(self, folder: Path) -> bool:

@@ -54,7 +54,7 @@ class Display:
         self.console = console or (plain_console() if shown else PlainConsole(file=StringIO(), quiet=True))
         self.live = self.console.is_terminal
         self._file: Path | None = None
-        self._progress = _Screen(
+        self.screen = _Screen(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             _Said(table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
@@ -70,11 +70,11 @@ class Display:
         logging.getLogger("iwopd").addHandler(self._handler)
         logging.getLogger("iwopd").setLevel(logging.INFO)
         if self.live:
-            self._progress.start()
+            self.screen.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self.screen.stop()
         logging.getLogger("iwopd").removeHandler(self._handler)
 
     def log_to(self, file: Path) -> None:
@@ -102,16 +102,16 @@ class Display:
         """A bar for work within a step; yields ``advance(done, total)``, an `iwopd.rollout.base.Progress`."""
         meter, ended, title = Meter(), threading.Event(), clean(title).replace("\n", r"\n")
         if self.live:
-            task = self._progress.add_task(title, total=None, said=meter)
+            task = self.screen.add_task(title, total=None, said=meter)
 
             def advance(done: int, total: int, tokens: int = 0, most: int = 0) -> None:
                 meter(done, total, tokens, most)
-                self._progress.update(task, completed=tokens if most else done, total=meter.expected)
+                self.screen.update(task, completed=tokens if most else done, total=meter.expected)
 
             try:
                 yield advance
             finally:
-                self._progress.remove_task(task)
+                self.screen.remove_task(task)
             return
         # A thread of its own: there may be no progress for minutes, while one large batch is computed.
         teller = threading.Thread(target=self._tell, args=(title, meter, ended), name="progress", daemon=True)
@@ -136,15 +136,15 @@ class Display:
         """
         if self.live:
             if "run" not in self._tasks:
-                self._tasks["run"] = self._progress.add_task("whole run", total=total, said="")
+                self._tasks["run"] = self.screen.add_task("whole run", total=total, said="")
             said = f"{min(done, total):,} of {total:,} {unit}" + (
                 "" if left is None else f", about {duration(left)} left"
             )
-            self._progress.update(self._tasks["run"], completed=min(done, total), total=total, said=said)
+            self.screen.update(self._tasks["run"], completed=min(done, total), total=total, said=said)
 
     def fact(self, name: str, text: str) -> None:
         """A line that stays on a terminal's screen below the bars, in place of the last one of that name."""
-        self._progress.facts[name] = clean(text).replace("\n", r"\n")
+        self.screen.facts[name] = clean(text).replace("\n", r"\n")
 
 
 def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:

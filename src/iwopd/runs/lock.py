@@ -157,7 +157,9 @@ def _lives(found: dict[str, Any], file: Path) -> bool:
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - found["started"]) < CLOCK_S
         except (psutil.Error, KeyError, TypeError, ValueError):
             return False
-    log.info("%s: %s was here; watching up to %g s whether it lives", file.parent, _said(found), SILENT_S)
+    log.info(
+        "%s: %s was here; waiting up to %g s to see whether it is still running", file.parent, _said(found), SILENT_S
+    )
     for _ in range(round(SILENT_S / BEAT_S * 4)):
         time.sleep(BEAT_S / 4)
         if read_object(file) != found:

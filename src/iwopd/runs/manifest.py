@@ -51,7 +51,7 @@ def run_id(run: Path, *, kept: bool = True) -> str | None:
     return None
 
 
-def damage(folder: Path, *, deep: bool = True, except_for: Collection[str] = ()) -> str | None:
+def verify(folder: Path, *, deep: bool = True, except_for: Collection[str] = ()) -> str | None:
     """What is wrong with a folder that has a manifest, or None.
 
     Args:

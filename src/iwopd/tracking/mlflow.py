@@ -33,7 +33,7 @@ class MlflowTracking(ProjectTracking):
     def problems(self) -> Iterator[str]:
         """See `Tracking`."""
         if not self.project.strip():
-            yield f"tracking.project={self.project}: MLflow wants a name for the experiment; give it one"
+            yield f"tracking.project={self.project}: MLflow needs a name for the experiment; give it one"
 
     def start(self, run: TrackedRun) -> "MlflowMirror":
         """See `Tracking`."""

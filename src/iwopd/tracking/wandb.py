@@ -49,7 +49,7 @@ class WandbTracking(ProjectTracking):
         for key in ("project", "entity", "group"):
             value = getattr(self, key)
             if value is not None and not 1 <= len(value.strip()) <= 128:
-                yield f"tracking.{key}={value}: wandb wants a name of 1 to 128 characters; give it one"
+                yield f"tracking.{key}={value}: wandb needs a name of 1 to 128 characters; give it one"
 
     def start(self, run: TrackedRun) -> "WandbMirror":
         """See `Tracking`.

@@ -52,8 +52,8 @@ def _check(config: Config, saved: Mapping[str, Any], differing: Sequence[str], d
     if done.step and reasons:
         raise RunFolderError(
             f"{now}: the run in {run.dir} was begun with {was}, and by {' and '.join(reasons)} each of its "
-            f"{done.step} steps depends on that: they would have been others; resume it with {was}, or train anew in "
-            "another folder"
+            f"{done.step} steps depends on that: they would have been others; resume it with {was}, or train from "
+            "scratch in another folder"
         )
     reached, end, what = (
         (done.step, run.steps, "steps were taken")

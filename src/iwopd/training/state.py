@@ -62,7 +62,7 @@ class State(Position):
             more = f" (fields more or fewer: {', '.join(differing)})" if differing else ""
             raise RunFolderError(
                 f"{file}: is of schema {schema}{more}, and this iwopd has schema {SCHEMA}; resume the run with the "
-                "iwopd that began it, which about.json names, or train anew in another folder"
+                "iwopd that began it, which about.json names, or train from scratch in another folder"
             )
         return cls(**{**held, "watched": Watched(**held["watched"])})
 
