@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Tests run beside each other, one thread each; a worker with vLLM engines takes some 4 GB.
 WORKERS ?= 2
 STAMP := .venv/.ready
-# Tests start many interpreters, each of which would compile everything anew where none may keep what it compiled.
+# Tests start many interpreters, each of which would compile everything again where none may keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip
 # Exactly what a lock lists, by its hashes; what is built is built with what requirements/build.lock has.
@@ -88,7 +88,7 @@ audit: setup  ## known vulnerabilities of what is installed (pip-audit asks PyPI
 	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	.venv/audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
-lock:  ## make requirements/*.lock anew, with the newest versions that fit
+lock:  ## make requirements/*.lock again, with the newest versions that fit
 	$(PYTHON) scripts/lock.py
 
 docs: setup  ## the documentation as a site in site/, every link checked; nothing is fetched

@@ -81,7 +81,7 @@ def parsed() -> argparse.Namespace:
 
 
 def enter_namespace() -> None:
-    """Start this program anew where it may mount; returns where that is not allowed."""
+    """Restart this program where it may mount; returns where that is not allowed."""
     command = ["unshare", "--user", "--map-root-user", "--mount"]
     allowed = shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
     os.environ[INSIDE] = "1" if allowed else "no"

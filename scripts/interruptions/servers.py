@@ -1,4 +1,4 @@
-"""Two vLLM servers for students, which are killed, stopped and started anew."""
+"""Two vLLM servers for students, which are killed, stopped and restarted."""
 
 import signal
 import sys
@@ -69,7 +69,7 @@ class Fleet:
         self._resuming.start()
 
     def restore(self) -> None:
-        """Start those that are dead anew, at their address, and wait until all answer."""
+        """Restart those that are dead, at their address, and wait until all answer."""
         if hasattr(self, "_resuming"):
             self._resuming.join()
         for index, server in enumerate(self.servers):

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -45,13 +46,19 @@ def environment_secrets() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST and not value.isdigit() and value[0] not in "/~"
+        if names_secret(name) and len(value) >= SHORTEST and not value.isdigit() and value[0] not in "/~"
     }
 
 
 def is_secret(name: object, value: object) -> bool:
     """True for a text whose name says that it is a secret, unless it only says where that is (``${oc.env:NAME}``)."""
-    return isinstance(value, str) and "${" not in value and SECRET_NAME.search(str(name)) is not None
+    return isinstance(value, str) and "${" not in value and names_secret(str(name))
+
+
+@lru_cache(4096)  # of the environment's variables it is asked for every line that is logged
+def names_secret(name: str) -> bool:
+    """True for the name of a setting or of an environment variable that holds a secret."""
+    return SECRET_NAME.search(name) is not None
 
 
 def redact(text: str) -> str:

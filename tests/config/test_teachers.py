@@ -1,6 +1,7 @@
 """Prompts of the teacher's own, and a teacher that is the student: what is refused, and how a prompt is rendered."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ SELF = ["teacher=self", "teacher.prompt_template='{prompt} {answer}'"]
     ("given", "said"),
     [
         (["teacher=self"], "teacher.prompt_template=null: teacher.path=self would say"),
+        ([*SELF, "teacher.prompt_template='{prompt}'"], "teacher.prompt_template={prompt}: teacher.path=self would"),
         ([*SELF, "teacher.prompt_template=hint"], "teacher.prompt_template=hint: has no place for a column"),
         ([*SELF, "student.lora.rank=4"], "teacher.path=self: does not go with adapters (student.lora.rank=4)"),
         ([*SELF, "teacher.weights=mean"], "teacher.weights=mean: not a choice"),
@@ -43,6 +45,13 @@ def test_what_cannot_work_is_one_line(given: list[str], said: str) -> None:
         composed(*given)
     (line,) = caught.value.problems
     assert line.startswith(said)
+
+
+def test_what_to_type_instead_can_be_typed_in_a_shell() -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed("teacher=self")
+    _, _, typed = caught.value.problems[0].partition("e.g. ")
+    assert composed("teacher=self", *shlex.split(typed)).teacher.prompt_template == "{prompt} Answer: {answer}"
 
 
 @pytest.mark.cli

@@ -33,8 +33,9 @@ from iwopd.rollout.hf import HfEngine
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
-from iwopd.types import Prompt
+from iwopd.types import Prompt, Signal
 from iwopd.weighting.presets import compared_schemes
+from iwopd.weighting.pw import Pw
 from iwopd.weighting.uniform import Uniform
 
 QUICK = (*SMALL, "diagnose.prompts=8", "diagnose.continuations=6", "diagnose.examples=2")
@@ -139,6 +140,13 @@ def test_schemes_spend_their_weight_where_they_say(measured):
     assert sum(found["iw"].weight[:5]) > sum(found["uniform"].weight[:5]) > sum(found["iw_reversed"].weight[:5])
     # Short responses keep a token at least, so a window reaches into the next tenths.
     assert sum(found["first30"].weight[:4]) > 0.8 > 0.2 > sum(found["last30"].weight[:4])
+
+
+def test_the_scheme_chosen_is_shown_as_it_is_and_others_where_the_signal_allows():
+    assert compared_schemes(Pw(middle=0.6))["pw"] == Pw(middle=0.6)
+    measured, signals = {"tip", "select_verify"}, (Signal(), Signal("top_k", 4), Signal("top_k", 5), Signal("full"))
+    shown = [measured & compared_schemes(Uniform(), signal).keys() for signal in signals]
+    assert shown == [set(), {"tip"}, measured, measured]
 
 
 def test_continuations_are_fed_ids_and_share_the_rollouts_limit(make_rollouts):
@@ -437,6 +445,7 @@ def test_the_report_is_whole_in_itself_and_readable_by_everyone(made):
     assert "@import" not in text
 
 
+@pytest.mark.process  # matplotlib and five figures
 def test_a_teacher_without_distributions_is_drawn_too(tiny_model, rollouts, tmp_path):
     """No entropies, no overlap, no continuations: the report shows what there is."""
     measured = measure(

@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 from iwopd.config.gpus import CARDS, card_of
 from iwopd.doctor import cpu, memory
 from iwopd.doctor.compute import Shape, decode_seconds, matmul_seconds
+from iwopd.doctor.costs import step_seconds
 from iwopd.doctor.fake_model import FakeModel, Work
 from iwopd.doctor.live_bytes import LiveBytes
 from iwopd.doctor.models import shape_of
@@ -22,6 +23,12 @@ MODELS = DATA / "models"
 def shape(name: str, trained: int = 0) -> Shape:
     config = AutoConfig.from_pretrained(MODELS / name)
     return shape_of("student", FakeModel(config, dtype="bfloat16").model, config, 2, trained)
+
+
+def test_rollouts_one_step_ahead_cost_what_is_left_of_them() -> None:
+    assert step_seconds([25, 17, 45], ahead=0) == 87
+    assert step_seconds([25, 17, 45], ahead=1) == 62
+    assert step_seconds([90, 17, 45], ahead=1) == 90
 
 
 # ---------------------------------------------------------------------------------------------- parameters

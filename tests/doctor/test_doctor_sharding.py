@@ -130,6 +130,24 @@ def test_the_fewest_processes_that_would_do() -> None:
     assert Place("update", "", 30.0, terms).fewest(1.0) is None
 
 
+@pytest.mark.parametrize(
+    ("signal", "kept", "each"),
+    [
+        ("sampled", None, 0),
+        ("top_k", "the teacher's likeliest tokens", 8 * 64),
+        ("full", "the teacher's hidden states", 4 * 64),
+    ],
+)
+def test_what_a_served_teacher_leaves_here(signal: str, kept: str | None, each: int) -> None:
+    """Records of a batch, and with hidden states its head."""
+    batch = ("loss.top_k=64", "data.batch_size=4", "rollout.max_tokens=100")
+    found = plan("small", f"loss.signal={signal}", *batch, *SERVERS)
+    assert [(term.what, term.bytes) for term in found.records()] == ([(kept, 4 * 100 * each)] if kept else [])
+    terms = {term.what: term.bytes for place in found.places() for term in place.terms}
+    assert terms.get("teacher's head") == (64 * 1000 * 4 if signal == "full" else None)
+    assert "teacher's weights" not in terms
+
+
 def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def ranks(*overrides: str) -> tuple[int, int, int]:
         config: Config = composed(*overrides)

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 TWO = ("parallel=fsdp", "parallel.processes=2")
-ALL = (*SMALL, "run.keep=0")
+REWARDED = ("reward.weight=0.5", "data.answer_column=answer", "rollout.n=2", "data.batch_size=4")
+ALL = (*SMALL, "run.keep=0", *REWARDED)
 LONG = (*SMALL, "run.steps=500", "run.save_every=0", "eval.every=0")
 SAME = 1e-6
 

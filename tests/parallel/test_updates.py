@@ -18,6 +18,7 @@ from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import shard, whole
 from iwopd.models.student import Student
 from iwopd.numerics import WeightInput
+from iwopd.parallel import world
 from iwopd.parallel.ranks import Ranks, opened
 from iwopd.scoring.hf import HfTeacher
 from iwopd.training.objective import Objective
@@ -166,6 +167,7 @@ def compare_all(replicate: int, names: Sequence[str]) -> dict[str, tuple[float, 
         assert isinstance(ranks, Ranks)
         marker = ["a teacher recognises what it expects by the object"]
         assert ranks.gather(marker)[ranks.rank] is marker
+        assert ranks.alone(lambda: [world().alone(lambda: "within"), "alone"]) == ["within", "alone"]
         alone = {name: each for share in ranks.gather(mine) for name, each in share.items()}
         for name in names:
             state, metrics = trained(CASES[name], ranks)

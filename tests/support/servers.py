@@ -32,7 +32,7 @@ class VllmServer:
 
     Args:
         plain: as anybody starts one, with nothing of ours.
-        port: that of a server that is started anew; None for a free one.
+        port: that of a server that is restarted; None for a free one.
     """
 
     def __init__(self, model: Path, log_file: Path, *arguments: str, plain: bool = False, port: int | None = None):

@@ -38,6 +38,8 @@ def test_the_share_that_ends_falling_by_half_is_an_alarm() -> None:
     assert found is not None
     assert found.startswith("responses stop ending: 1.00 of them did in steps 1 to 3, 0.23 in steps 6 to 8 (")
     assert "reverse KL 2 → 2 nats per token" in found
+    assert alarm(watched([0.8] * 3 + [0.39] * 3), ALIKE) is not None
+    assert alarm(watched([0.8] * 3 + [0.42] * 3), ALIKE) is None
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,29 @@
 """Every weighting and every loss trains the smallest pair, each with a signal it can have, and says so in words."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+import torch
+from support.composing import composed
 from support.running import iwopd, rows
 
+from iwopd.assembly.training import training_run
+from iwopd.commands.train import checked_folder
+from iwopd.config.objective import describe_objective
 from iwopd.launch import config_folder
+from iwopd.preflight.checks import check_inputs
+from iwopd.runs.console import Display
+from iwopd.runs.interrupts import Interrupts
+from iwopd.training.loop import Loop
+from iwopd.training.objective import Objective
+from iwopd.training.run import TrainingRun
+from iwopd.training.schedule import Schedule
+from iwopd.training.state import State
 
 pytestmark = pytest.mark.cli
 
@@ -45,19 +61,30 @@ WEIGHTINGS = sorted(file.stem for file in (config_folder() / "weighting").glob("
 PAIRS = {**dict(zip(WEIGHTINGS, cycle(LOSSES))), "fixed_negative": SAMPLED}  # it has an advantage of its own
 
 
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, smoke_models: object) -> Iterator[TrainingRun]:
+    """A run that could begin: its models, engine and prompts serve the steps of all weightings."""
+    config = composed(*STEP, f"run.dir={tmp_path_factory.mktemp('runs') / 'run'}")
+    with Interrupts() as interrupts, Display(shown=False) as display, ExitStack() as stack:
+        yield training_run(config, check_inputs(config), checked_folder(config), display, interrupts, stack)
+
+
 @pytest.mark.parametrize(("weighting", "loss"), PAIRS.items(), ids=PAIRS)
 def test_every_weighting_trains_with_one_loss_or_another(
-    weighting: str, loss: tuple[str, ...], tmp_path: Path, smoke_models: object
+    weighting: str, loss: tuple[str, ...], opened: TrainingRun
 ) -> None:
-    run = tmp_path / "run"
-    settings = (*STEP, f"weighting={weighting}", *NEEDS.get(weighting, []), *loss, f"run.dir={run}")
-    assert iwopd("train", *settings) == 0
-    [metrics] = [row for row in rows(run / "metrics.jsonl") if "train/loss" in row]
-    assert all(math.isfinite(value) for value in metrics.values())
-    assert metrics["train/grad_norm"] > 0
-    first = (run / "train.log").read_text().splitlines()[0]
-    assert f"{LOSSES.get(loss, 'policy gradient')}" in first
-    assert ", weighted by " in first
+    config = composed(*STEP, f"weighting={weighting}", *NEEDS.get(weighting, []), *loss)
+    parts = replace(opened.components, objective=Objective.of(config))
+    student = parts.student
+    before = [weight.detach().clone() for weight in student.parameters()]
+    loop = Loop(config, parts, Schedule.of(config), State(), opened.stages, opened.interrupts)
+    loop.step()
+    assert all(math.isfinite(value) for value in loop.metrics.values())
+    assert loop.metrics["train/grad_norm"] > 0
+    assert not all(map(torch.equal, before, student.parameters()))
+    said, _, by = describe_objective(config).partition(", weighted by ")
+    assert LOSSES.get(loss, "policy gradient") in said
+    assert by == config.weighting.name
 
 
 @pytest.mark.parametrize("loss", [*LOSSES][:2] + [*LOSSES][3:], ids=lambda loss: " ".join(loss))

@@ -1,11 +1,14 @@
 """Real vLLM servers: what they sample and score, and that a run outlives one of them."""
 
+import json
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from support.fake_server import QUICK
+from support.paths import REPOSITORY
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
 from support.vllm_engines import PROMPTS, assert_likeliest_of, assert_logprobs_of, disturb, load_student
@@ -18,6 +21,8 @@ from iwopd.rollout.base import Sampling
 from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.hf import HfTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.scoring.vllm_server_states import FLAGS, VllmServerStatesTeacher
+from iwopd.scoring.vllm_states import LmHead
 from iwopd.training.parity import check_parity
 from iwopd.types import Rollout, Signal
 from iwopd.vllm.servers import Servers
@@ -124,14 +129,36 @@ def test_a_server_that_gives_fewer_likeliest_tokens_is_refused_with_the_flag_it_
     assert not (tmp_path / "run").exists()
 
 
-def test_full_vocabulary_losses_are_refused_before_anything_is_asked(
-    servers: tuple[VllmServer, VllmServer], make_rollouts: Callable[..., list[Rollout]]
+def test_a_pooling_server_gives_the_hidden_states_that_transformers_does(
+    smoke_models: dict[str, Path],
+    tmp_path: Path,
+    make_rollouts: Callable[..., list[Rollout]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with (
-        VllmServerTeacher(Servers("scoring.urls", [servers[1].url], QUICK)) as teacher,
-        pytest.raises(ValueError, match="scoring=hf"),
-    ):
-        teacher.score(make_rollouts(1), lambda length: (0, length), signal=Signal("full"))
+    """As anybody starts one, and with prompts that it computes in parts; then a run, and another signal."""
+    parts = ("--enable-chunked-prefill", "--max-num-batched-tokens", "64")
+    server = VllmServer(smoke_models["teacher"], tmp_path / "server.log", *FLAGS.split(), *parts, plain=True)
+    settings = (*SMALL, "eval.every=0", "run.save_every=0", "run.steps=2")
+    served, found = ("scoring=vllm_server", f"scoring.urls=[{server.url}]"), []
+    rollouts, lm = make_rollouts(8, seed=4, longest=100, vocabulary=200), load_student(smoke_models["teacher"]).lm
+    try:
+        server.wait()
+        reached = Servers("scoring.urls", [server.url], HttpConfig(connections=8))
+        with VllmServerStatesTeacher(reached, lambda: LmHead(lm, CPU)) as teacher:
+            for _ in range(2):  # the second time it has the prompts in its cache
+                scored = teacher.score(rollouts, lambda length: (length // 3, length), signal=Signal("full"))
+        for name, scoring in {"hf": (), "served": served}.items():
+            assert iwopd("train", *settings, "loss=reverse_kl", *scoring, f"run.dir={tmp_path / name}") == 0
+            found.append([row["train/loss"] for row in rows(tmp_path / name / "metrics.jsonl") if "train/loss" in row])
+        line = refused(capsys, "train", *settings, *served, f"run.dir={tmp_path / 'sampled'}")
+    finally:
+        server.kill()
+    expected = HfTeacher(lm, CPU).score(rollouts, lambda length: (length // 3, length), signal=Signal("full"))
+    for own, wanted in zip(scored, expected, strict=True):
+        assert_close(own.teacher_hidden, wanted.teacher_hidden, rtol=0, atol=1e-4)
+        assert_close(torch.tensor(own.teacher_logprobs), torch.tensor(wanted.teacher_logprobs), rtol=0, atol=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert "answers no completions, which loss.signal=sampled needs" in line
 
 
 LEARNING = (
@@ -235,7 +262,7 @@ def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
 ) -> None:
     gate = Gate(servers[0].port)
     two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
-    served = ("rollout=vllm_server", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
+    served = ("rollout=vllm_server", "rollout.ahead=1", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
     running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
     wait_for_line(running, "step 2")
     gate.shut()
@@ -246,9 +273,27 @@ def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
     assert "is saved, resume with run.resume=true" in errors
     found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
     assert len(found) >= 2
-    assert max(row["sync/parity_max_gap"] for row in found) < 1e-4
+    assert max(row["sync/parity_max_gap"] for row in found if "sync/parity_max_gap" in row) < 1e-4
+    assert [row["train/staleness"] for row in found] == [0, *[1] * (len(found) - 1)]
+    assert all(abs(row["train/importance_ratio_mean"] - 1) < 0.05 for row in found)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(saved.name[5:]) == found[-1]["step"]
+
+
+def test_the_benchmark_of_what_overlaps_runs(
+    servers: tuple[VllmServer, VllmServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [server.url for server in servers]
+    monkeypatch.setattr(sys, "argv", ["bench_ahead.py", "--quick", "--servers", *urls])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts" / "bench_ahead.py"), run_name="__main__")
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    sides = {**found["ahead"], **found["overlap"]}
+    assert {side: row["train/staleness"] for side, row in sides.items()} == {
+        side: float(side.endswith("ahead=1")) for side in ("ahead=0", "ahead=1", *found["overlap"])
+    }
+    assert all(row["step"] > 0 for row in sides.values())
 
 
 def test_a_server_killed_in_the_middle_is_left_out_and_the_run_continues(

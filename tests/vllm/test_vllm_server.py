@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from support.fake_server import QUICK, FakeServer, ask, make_engine
 from support.records import plain_rollout
@@ -14,8 +15,9 @@ from support.servers import Gate
 from support.vllm_engines import PROMPTS
 
 from iwopd.config import HttpConfig
-from iwopd.errors import ConfigError, EngineError
+from iwopd.errors import ConfigError, EngineError, NonFiniteError
 from iwopd.rollout.base import Sampling
+from iwopd.scoring.prompt_logprobs import likeliest_of
 from iwopd.scoring.vllm_server import VllmServerTeacher
 from iwopd.types import Prompt, Rollout, ScoredRollout, as_logprobs
 from iwopd.vllm.servers import Servers
@@ -180,6 +182,20 @@ def test_too_few_prompt_logprobs_are_asked_for_again_and_then_an_error() -> None
         teacher.close()
 
 
+def test_the_likeliest_tokens_of_a_servers_answer_are_ordered_by_rank() -> None:
+    """The sampled token is beside them where it is none of them, and JSON has no −inf."""
+
+    def place(*found: tuple[int, int, float]) -> dict[str, Any]:
+        return {str(token): {"rank": rank, "logprob": logprob} for token, rank, logprob in found}
+
+    beside = place((9, 40, -8.0), (5, 2, -1.5), (3, 1, -0.5))
+    among = place((9, 2, -1.0), (4, 1, -0.6))
+    only = place((9, 1, 0.0), (7, 2, -9999.0))
+    ids, logprobs = likeliest_of([beside, among, only], [9, 9, 9], 2)
+    assert ids.tolist() == [[3, 5], [4, 9], [9, 0]]
+    assert logprobs == pytest.approx(numpy.array([[-0.5, -1.5], [-0.6, -1.0], [0.0, -numpy.inf]]))
+
+
 def test_each_rollout_is_scored_once_with_overlap_and_without() -> None:
     answers = [plain_rollout([1, 2], [3 + index, 4], prompt_id=str(index)) for index in range(3)]
     found = {}
@@ -193,6 +209,63 @@ def test_each_rollout_is_scored_once_with_overlap_and_without() -> None:
             assert fake.completions == 3
     assert found[True] == found[False]
     assert [record.teacher_logprobs.tolist() for record in found[True]] == [[-3.0, -4.0], [-4.0, -4.0], [-5.0, -4.0]]
+
+
+def test_what_is_sent_is_stamped_then_and_told_as_it_comes_and_collected_once() -> None:
+    gate, told = threading.Event(), list[Rollout]()
+
+    def hold(count: int) -> None:
+        if count > 2:
+            gate.wait(10)
+
+    with FakeServer(hold) as fake, make_engine(fake.url) as engine:
+        engine.sync_weights(None, 3)  # type: ignore[arg-type]  the fake takes anything
+        sent = engine.send(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0, finished=told.append)
+        limit = time.monotonic() + 10
+        while len(told) < 2 and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert len(told) == 2, "before anybody waits for them"
+        gate.set()
+        engine.sync_weights(None, 4)  # type: ignore[arg-type]
+        rollouts = sent.collect()
+        assert {rollout.policy_version for rollout in rollouts} == {3}
+        assert [rollout.prompt_id for rollout in rollouts] == [prompt.id for prompt in PROMPTS]
+        assert sorted(map(id, told)) == sorted(map(id, rollouts)), "each once, as the very object"
+
+
+def test_a_wait_that_is_interrupted_is_taken_up_again() -> None:
+    with FakeServer() as fake, make_engine(fake.url) as engine:
+        sent = engine.send(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0)
+
+        def interrupted(*counts: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            sent.collect(interrupted)
+        assert len(sent.collect()) == len(PROMPTS) == fake.completions
+
+
+def test_numbers_that_are_none_are_an_error_where_they_are_collected() -> None:
+    def broken(count: int) -> tuple[int, Any]:
+        return broken_completion(lambda choice: choice["logprobs"].update(token_logprobs=[float("nan")] * 4))
+
+    with FakeServer(broken) as fake, make_engine(fake.url) as engine:
+        sent = engine.send(PROMPTS, Sampling(max_tokens=4), seed=1, stream=0, finished=lambda rollout: None)
+        with pytest.raises(NonFiniteError, match="NaN"):
+            sent.collect()
+
+
+def test_rollouts_that_are_expected_stay_so_while_others_are_scored() -> None:
+    with FakeServer() as fake:
+        teacher = VllmServerTeacher(Servers("scoring.urls", [fake.url], QUICK))
+        first, second = plain_rollout([1, 2], [3, 4]), plain_rollout([1, 2], [5, 6])
+        for rollout in (first, second):
+            teacher.expect(rollout, lambda length: (0, length))
+        for rollout in (first, second):
+            (scored,) = teacher.score([rollout], lambda length: (0, length))
+            assert scored.rollout is rollout
+        assert fake.completions == 2, "each was asked for once"
+        teacher.close()
 
 
 def test_a_server_that_reports_the_models_own_logprobs_is_refused_where_they_are_not_sampled_from() -> None:

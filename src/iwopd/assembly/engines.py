@@ -73,10 +73,14 @@ def _teacher(
             return _hf_teacher(config, served, device)
         case VllmScoringConfig() as scoring:
             return vllm_teacher(scoring, served, config.loss.teacher_signal, lambda: _head(served, device))
-        case VllmServerScoringConfig() as scoring if world().size > 1:
-            return LedTeacher(lambda: vllm_server_teacher(scoring, served, config.loss.teacher_signal))
         case VllmServerScoringConfig() as scoring:
-            return vllm_server_teacher(scoring, served, config.loss.teacher_signal)
+            signal = config.loss.teacher_signal
+
+            def make() -> Teacher:
+                return vllm_server_teacher(scoring, served, signal, lambda: _head(served, device))
+
+            led = world().size > 1
+            return LedTeacher(make, device if signal.kind == "full" else None) if led else make()
         case other:
             raise ConfigError(f"scoring={type(other).__name__}: no teacher of that kind; choose scoring=hf")
 

@@ -9,9 +9,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from iwopd.config.models import ScorerConfig, StudentConfig
 from iwopd.errors import ConfigError, ModelError, loading_error
+from iwopd.losses import Loss
 from iwopd.models.rope import context_limit
 from iwopd.preflight.models import adapters_refused
-from iwopd.types import Signal, Tokenizer
+from iwopd.types import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def check_vocabulary(name: str, vocabulary: int, path: str, tokenizer: Tokenizer
         )
 
 
-def check_top_k(signal: Signal, key: str, vocabulary: int) -> None:
-    """No more of the likeliest tokens than there are.
+def check_top_k(loss: Loss, key: str, vocabulary: int) -> None:
+    """No more of the likeliest tokens are asked for than there are.
 
     Args:
         key: the scorer's section, for messages.
@@ -89,11 +90,14 @@ def check_top_k(signal: Signal, key: str, vocabulary: int) -> None:
     Raises:
         ConfigError: there are fewer.
     """
-    if signal.k > vocabulary:
-        raise ConfigError(
-            f"loss.top_k={signal.k}: the vocabulary of {key} has {vocabulary} tokens; lower it, or with scoring=hf "
-            "take all of them with loss.signal=full"
-        )
+    gated = loss.entropy_gate_top_k if loss.entropy_gate is not None else 0
+    for name, k, instead in (
+        ("top_k", loss.teacher_signal.k, ", or take all of them with loss.signal=full"),
+        ("entropy_gate_top_k", gated, ""),
+    ):
+        if k > vocabulary:
+            said = f"the vocabulary of {key} has {vocabulary} tokens"
+            raise ConfigError(f"loss.{name}={k}: {said}; lower it{instead}")
 
 
 def check_context(name: str, model_config: PreTrainedConfig, key: str, longest_prompt: int, max_tokens: int) -> None:

@@ -28,6 +28,7 @@ def parity(rollout: RolloutConfig) -> ParityConfig | None:
 
 
 def gap_watch(rollout: RolloutConfig) -> GapWatch:
-    """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from."""
+    """Watches the gap between sampler and trainer over a training; blind where another distribution is sampled from, or
+    the student's of before the last update: what that moved is no fault."""
     limit = (parity(rollout) or ParityConfig()).warn
-    return GapWatch(limit if sampling(rollout).plain else float("inf"))
+    return GapWatch(limit if sampling(rollout).plain and not rollout.ahead else float("inf"))

@@ -66,17 +66,13 @@ def training_run(
     inputs = read(config, checked, folder, display)
     chosen = device(config.run.device)
     display.line(f"loading student {config.student.path} on {chosen}")
-    if config.run.resume and folder.path.exists():
-        stack.enter_context(folder)  # nobody else may remove the checkpoint while it loads
-    checkpoint = folder.last_checkpoint() if config.run.resume else None
+    checkpoint = resumed_from(config, folder, stack)
     learner, state = load_student(config, inputs, chosen, checkpoint)
     teacher, reference = load_teachers(config, inputs, learner, checkpoint, folder, display, stack)
     sampler = start_engine(config, inputs, learner, folder, stack)
     if not folder.locked:
         stack.enter_context(folder)
-    tracker = open_log(config, folder, display, state, stack)
-    if checkpoint:
-        _say_resumed(folder, checkpoint, display)
+    tracker = open_log(config, folder, display, state, checkpoint, stack)
     components = Components(
         student=learner,
         teacher=teacher,
@@ -95,7 +91,19 @@ def training_run(
         stop_ids=inputs.stop_ids,
     )
     memory = stack.enter_context(MemoryWatch())
-    return TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    made = TrainingRun(config, components, folder, tracker, display, interrupts, state, memory)
+    if checkpoint:
+        made.loop.rollouts.load(checkpoint, state)
+    return made
+
+
+def resumed_from(config: Config, folder: RunFolder, stack: ExitStack) -> Path | None:
+    """The checkpoint that a run is resumed from, if it is: nobody else may remove it while it loads."""
+    if not config.run.resume:
+        return None
+    if folder.path.exists():
+        stack.enter_context(folder)
+    return folder.last_checkpoint()
 
 
 def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskReward:
@@ -114,7 +122,7 @@ def task_reward(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> TaskR
 
 
 def open_log(
-    config: Config, folder: RunFolder, display: Display, state: State, stack: ExitStack
+    config: Config, folder: RunFolder, display: Display, state: State, checkpoint: Path | None, stack: ExitStack
 ) -> Tracker | NoTracker:
     """train.log, with what is worth a warning, and the metrics with their mirrors."""
     if not world().leader:
@@ -128,13 +136,12 @@ def open_log(
     tracker = Tracker(
         folder.path, state.log_offsets, trackers, folder.lock.check, state.step, name=name, config=folder.config
     )
-    return stack.enter_context(tracker)
-
-
-def _say_resumed(folder: RunFolder, checkpoint: Path, display: Display) -> None:
-    if changes := version_changes(folder.path):
+    stack.enter_context(tracker)
+    if checkpoint and (changes := version_changes(folder.path)):
         display.line(f"warning: not what this run was last trained with: {changes}; it may not end in the same bits")
-    display.line(f"resuming from {checkpoint.name} of {folder.path}")
+    if checkpoint:
+        display.line(f"resuming from {checkpoint.name} of {folder.path}")
+    return tracker
 
 
 @dataclass(frozen=True)
@@ -275,7 +282,7 @@ def _check_models(
         taught = max(taught, own + response)
         check_vocabulary(key, scorer.vocab_size, str(section.path), tokenizer)
         vocabularies.append(scorer.vocab_size)
-        check_top_k(config.loss.teacher_signal, key, scorer.vocab_size)
+        check_top_k(config.loss, key, scorer.vocab_size)
     student = model_config("student.path", config.student, folders["student.path"])
     check_context("student", student, "rollout.max_tokens", longest, response)
     if asked:

@@ -30,6 +30,7 @@ from iwopd.rollout.vllm_server import VllmServerEngine
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.vllm import VllmTeacher
 from iwopd.scoring.vllm_server import VllmServerTeacher
+from iwopd.scoring.vllm_server_states import VllmServerStatesTeacher
 from iwopd.scoring.vllm_states import LmHead, VllmStatesTeacher
 from iwopd.types import Signal
 from iwopd.vllm.in_process import InProcess, Settings
@@ -160,8 +161,13 @@ def vllm_server_engine(config: Config, rollout: VllmServerRolloutConfig, served:
     return VllmServerEngine(servers, served.stop_ids, route, served.vocabulary, served.rows)
 
 
-def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served, signal: Signal) -> VllmServerTeacher:
+def vllm_server_teacher(
+    scoring: VllmServerScoringConfig, served: Served, signal: Signal, head: Callable[[], LmHead]
+) -> VllmServerTeacher:
     """Reaches the servers, and sees that they serve the teacher.
+
+    Args:
+        head: see `vllm_teacher`; called once the servers were reached, as it may take minutes.
 
     Raises:
         EngineError: one does not answer, serves another model, or does not give the signal.
@@ -170,9 +176,12 @@ def vllm_server_teacher(scoring: VllmServerScoringConfig, served: Served, signal
     section: Any = served.section
     own = getattr(section, "urls", None)
     key, urls = (f"{served.key}.urls", own) if own else ("scoring.urls", scoring.urls)
-    servers = _servers(key, urls, scoring.http, served, served.context + SCORED)
+    states = signal.kind == "full"
+    servers = _servers(key, urls, scoring.http, served, served.context + (0 if states else SCORED))
     named = getattr(section, "served_as", None) or scoring.served_as
     names = [named] if named else [str(section.path), served.folder]
+    if states:
+        return VllmServerStatesTeacher(servers, head, scoring.overlap, names)
     return VllmServerTeacher(servers, scoring.overlap, names, signal)
 
 

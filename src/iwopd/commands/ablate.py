@@ -50,7 +50,7 @@ def run(config: Config, line: CommandLine) -> None:
             sys.exit(stop.status)
         write(config, arms, runs, board, folder)
     if board.failed:
-        print(f"{len(board.failed)} of {len(runs)} runs failed; run the same again to try them anew", file=sys.stderr)
+        print(f"{len(board.failed)} of {len(runs)} runs failed; run the same again to retry them", file=sys.stderr)
         sys.exit(1)
 
 

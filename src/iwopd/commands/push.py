@@ -76,7 +76,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / MANIFEST).exists():
         problem = verify(folder, except_for=(CARD,))
         if problem:
-            raise ModelError(f"{folder}: {problem}; nothing was uploaded: restore it, or make final/ anew")
+            raise ModelError(f"{folder}: {problem}; nothing was uploaded: restore it, or make final/ again")
         names = list(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     names = [name for name in names if name != MANIFEST]
     files = [folder / name for name in names]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iwopd import tracking
 from iwopd.config import horizon, reward, teachers
+from iwopd.config.ahead import ahead_problems
 from iwopd.config.engines import (
     RolloutConfig,
     VllmRolloutConfig,
@@ -129,6 +130,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _loss_problems(config)
     yield from reward.problems(config)
     yield from _engine_problems(config)
+    yield from ahead_problems(config)
     yield from parallel_problems(config)
     yield from horizon.problems(config.rollout, config.weighting, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
@@ -190,15 +192,10 @@ def _loss_problems(config: "Config") -> Iterator[str]:
             f"scoring.student_logprobs=sampler: loss.kind={loss.kind} compares whole distributions, which the sampler "
             "does not report; use scoring.student_logprobs=trainer"
         )
-    if signal.kind == "full" and not config.scoring.gives_states:
-        yield (
-            f"loss.kind={loss.kind}, loss.signal={loss.signal}: needs the teacher's hidden states, and servers "
-            "report log-probs; use loss.signal=top_k, scoring=hf or scoring=vllm"
-        )
     if weighting.measures and signal.kind == "sampled":
         yield (
             f"weighting={weighting.name}: needs the teacher's distribution, and loss.signal={loss.signal} has the "
-            "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
+            "log-prob of the sampled token alone; set loss.signal=top_k or loss.signal=full"
         )
     if weighting.measures and signal.kind == "top_k" and signal.k < weighting.needed_top_k:
         yield (

@@ -36,6 +36,13 @@ class RolloutConfig:
         None, "horizon at the last step, in the unit of horizon; null keeps it as it is", above=0
     )
     horizon_power: float = setting(5.0, "it grows with this power of the progress: above 1 late", above=0)
+    ahead: int = setting(
+        0,
+        "steps by which responses are written ahead: with 1, servers write the next step's while this one's are scored "
+        "and trained on, by the student of before that update; loss.importance_cap bounds the correction for it",
+        low=0,
+        high=1,
+    )
 
     stop_early: str = setting(
         "none",
@@ -138,8 +145,6 @@ class ScoringConfig:
         "trainer", "student log-probs in the advantage: recomputed, or the engine's", choices=("trainer", "sampler")
     )
 
-    gives_states = False  # what the signal "full" needs; see `iwopd.types.Signal`
-
 
 @dataclass(kw_only=True, slots=True)
 class HfScoringConfig(ScoringConfig):
@@ -149,8 +154,6 @@ class HfScoringConfig(ScoringConfig):
         None, "tokens scored at one time, padding included; null for 32768 on a GPU, 2048 on a CPU", low=1
     )
 
-    gives_states = True
-
 
 @dataclass(kw_only=True, slots=True)
 class VllmScoringConfig(ScoringConfig):
@@ -158,8 +161,6 @@ class VllmScoringConfig(ScoringConfig):
 
     overlap: bool = setting(True, "score rollouts while others are still being written")
     engine: VllmEngineConfig = field(default_factory=lambda: VllmEngineConfig(batch_tokens=2048))
-
-    gives_states = True
 
 
 @dataclass(kw_only=True, slots=True)

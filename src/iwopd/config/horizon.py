@@ -36,6 +36,11 @@ def problems(rollout: RolloutConfig, weighting: Weighting, *, evaluated: bool) -
         yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
     elif end is not None and horizon is not None and end < horizon:
         yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
+    if rollout.ahead and rollout.stop_early not in ("none", "weightless"):
+        yield (
+            f"rollout.stop_early={rollout.stop_early}: is decided piece by piece, while with rollout.ahead="
+            f"{rollout.ahead} nobody waits for the pieces; use rollout.ahead=0"
+        )
     if rollout.stop_early == "weightless" and weighted_tokens(weighting, 0.0, ANY) == ANY:
         yield (
             f"rollout.stop_early=weightless: with weighting={weighting.name} a token of any response may have weight "

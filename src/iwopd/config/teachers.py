@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from iwopd.config.engines import HfScoringConfig
 from iwopd.config.models import SELF, TeacherConfig
-from iwopd.config.template import places
+from iwopd.config.template import PROMPT, places
 
 if TYPE_CHECKING:
     from iwopd.config import Config
@@ -40,10 +40,12 @@ def problems(config: "Config") -> Iterator[str]:
 
 def _self_problems(config: "Config", key: str, section: TeacherConfig) -> Iterator[str]:
     student, said = config.student, f"{key}.path={SELF}"
-    if section.prompt_template is None:
+    template = section.prompt_template
+    if template is None or template.strip() == f"{{{PROMPT}}}":
         yield (
-            f"{key}.prompt_template=null: {said} would say of each token what the student says, so that there is "
-            f"nothing to learn; give it a prompt of its own, e.g. {key}.prompt_template='{{prompt}} Answer: {{answer}}'"
+            f"{key}.prompt_template={template or 'null'}: {said} would say of each token what the student says, so "
+            "that there is nothing to learn; give it a prompt of its own, e.g. "
+            f"'{key}.prompt_template=\"{{prompt}} Answer: {{answer}}\"'"
         )
     if student.lora.rank:
         yield (

@@ -1,5 +1,6 @@
 """Tokens, FLOPs and hours of a run, from its plan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iwopd import assembly
@@ -73,9 +74,16 @@ def costs(plan: Plan, problems: int) -> Costs:
     seconds = [cost.seconds for cost in stages]
     hours = None
     if evaluation.seconds is not None and all(part is not None for part in seconds):
-        hours = (planned * sum(part or 0.0 for part in seconds) + evaluations * evaluation.seconds) / 3600
+        step = step_seconds([part or 0.0 for part in seconds], config.rollout.ahead)
+        hours = (planned * step + evaluations * evaluation.seconds) / 3600
     flops = planned * sum(cost.flops for cost in stages) + evaluations * evaluation.flops
     return Costs(stages, evaluation, evaluations, hours, flops)
+
+
+def step_seconds(stages: Sequence[float], ahead: int) -> float:
+    """Of a step, from those of its stages, rollouts first: with `rollout.ahead` these run beside all others."""
+    rollout, *others = stages
+    return max(rollout, sum(others)) if ahead else rollout + sum(others)
 
 
 def _mean_window(plan: Plan, length: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from iwopd.doctor.findings import NotEstimatedError
 from iwopd.doctor.memory import CUDA_CONTEXT, Place, Term
 from iwopd.doctor.models import Model, Scorer
 from iwopd.doctor.run import PROGRESS, Run
-from iwopd.doctor.terms import activations, weights_of, working
+from iwopd.doctor.terms import activations, head_of, weights_of, working
 from iwopd.scoring.hf import BATCH_TOKENS
 from iwopd.training.objective import Objective
 from iwopd.vllm.in_process import cache_room
@@ -83,6 +83,7 @@ class Plan(Run):
                 terms += self.sharding.scorer(weights_of(scorer), scorer.model.parts, scorer.model.each)
         if turns and stage == "score":
             terms.append(max(turns, key=lambda term: term.bytes))  # one after the other
+        terms += [head_of(scorer) for scorer in self.heads_here]
         for scorer in self.in_vllm:
             if not (scorer.section.offload and cuda and stage != "score" and not self._overlaps):
                 terms += self.engine(scoring.engine, scorer.model, f"{scorer.key}'s vLLM engine")
@@ -178,6 +179,8 @@ class Plan(Run):
 
     def _prompt_logprobs(self) -> list[Term]:
         scoring = self.config.scoring
+        if self.heads_here:  # a pooling engine makes no logits
+            return []
         assert isinstance(scoring, VllmScoringConfig)
         vocabulary = max(scorer.model.shape.vocabulary for scorer in self.in_vllm)
         return [memory.prompt_logprobs(scoring.engine.batch_tokens, vocabulary)]

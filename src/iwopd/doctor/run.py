@@ -72,6 +72,12 @@ class Run:
         vllm = isinstance(self.config.scoring, VllmScoringConfig)
         return [scorer for scorer in self.scorers if vllm and scorer.key != "base"]
 
+    @property
+    def heads_here(self) -> list[Scorer]:
+        """Those of which the head alone is in the training process: engines or servers give their hidden states."""
+        full = self.config.loss.teacher_signal.kind == "full"
+        return [scorer for scorer in self.scorers if full and scorer not in self.in_transformers]
+
     def device_of(self, scorer: Scorer) -> str | None:
         """Where a model in transformers computes, if that is not where the student trains."""
         own, student = scorer.section.device, self.config.run.device

@@ -11,6 +11,11 @@ def weights_of(scorer: Scorer) -> Term:
     return memory.weights(scorer.model.shape.parameters, scorer.model.each, f"{scorer.key}'s weights")
 
 
+def head_of(scorer: Scorer) -> Term:
+    """Of a model whose hidden states come from elsewhere."""
+    return memory.weights(scorer.model.shape.head, scorer.model.each, f"{scorer.key}'s head")
+
+
 def working(found: Pass, work: Work, what: str) -> Term:
     """What a pass without gradients keeps beside the weights."""
     how = f"{work.rows} × {work.prompt + work.stop - 1:,} tokens, {memory.size(found.peak / work.read)} per token"

@@ -92,7 +92,7 @@ class Loss:
         "tokens (EOPD, arXiv 2603.07079: 0.8); needs signal=top_k or full; null for none",
         low=0,
     )
-    entropy_gate_top_k: int = setting(16, "tokens of that forward KL, to which both models are renormalised", low=1)
+    entropy_gate_top_k: int = setting(16, "tokens of that forward KL, to which both models are renormalised", low=2)
 
     own_signal = "sampled"
     over_vocabulary = False
@@ -178,7 +178,12 @@ class Loss:
         if needing and signal.kind == "sampled":
             yield (
                 f"{', '.join(needing)}: needs the teacher's distribution, and loss.signal={self.signal} has the "
-                "log-prob of the sampled token alone; set loss.signal=top_k, or loss.signal=full with scoring=hf"
+                "log-prob of the sampled token alone; set loss.signal=top_k or loss.signal=full"
+            )
+        if signal.k == 1 and self.tail == "renormalize":
+            yield (
+                "loss.top_k=1: with loss.tail=renormalize both models are certain of that one token, so there is "
+                "nothing to learn; raise it, or use loss.tail=bucket"
             )
         if self.entropy_gate is not None and signal.kind == "top_k" and self.entropy_gate_top_k > signal.k:
             yield (

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of mallopt(3)
+MMAP_THRESHOLD = -3  # a parameter of mallopt(3)
 
 
 def cores() -> int:

@@ -24,7 +24,7 @@ from iwopd.tracking import chosen as chosen_trackers
 log = logging.getLogger(__name__)
 
 # In the environment of processes that this program starts:
-CHOSEN = "IWOPD_RUNTIME"  # the variables that it chose for itself; its children choose anew
+CHOSEN = "IWOPD_RUNTIME"  # the variables that it chose for itself; its children choose for themselves
 WORKERS = "IWOPD_WORKERS"  # how many training processes share the machine, the child one of them
 RANKS = "LOCAL_WORLD_SIZE"  # the same, of those that torchrun or srun started
 

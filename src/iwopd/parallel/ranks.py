@@ -78,8 +78,14 @@ class Ranks(World):
         return own.value  # pyright: ignore[reportReturnType]
 
     def alone(self, function: Callable[[], Item]) -> Item:
-        """See `World.alone`."""
-        own = self._outcome(function, stoppable=True) if self.leader else _Outcome()
+        """See `World.alone`. What the leader calls meanwhile that would be for all is for itself, as none else is
+        there to take part."""
+
+        def apart() -> Item:
+            with entered(World()):
+                return function()
+
+        own = self._outcome(apart, stoppable=True) if self.leader else _Outcome()
         found = self.gather(_Outcome(own.value, _portable(own.error)))
         self._raise_first(own, found)
         return found[0].value  # pyright: ignore[reportReturnType]

@@ -60,6 +60,25 @@ class Sampling:
         return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
 
 
+class UnderWay(Protocol):
+    """Rollouts that an engine was asked for."""
+
+    def collect(self, progress: Progress = no_progress) -> list[Rollout]:
+        """All of them, prompt by prompt, once they are written. A wait that was interrupted may be taken up again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Written(UnderWay):
+    """Rollouts that are written already."""
+
+    rollouts: list[Rollout]
+
+    def collect(self, progress: Progress = no_progress) -> list[Rollout]:
+        """See `UnderWay.collect`."""
+        return self.rollouts
+
+
 class Engine(Protocol):
     """Samples responses; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
 
@@ -85,6 +104,25 @@ class Engine(Protocol):
             finished: called with each rollout as soon as it is whole, in the order they finish.
         """
         ...
+
+    def send(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        stream: int | str,
+        finished: Finished = ignore_rollout,
+    ) -> UnderWay:
+        """Ask for the rollouts that `generate` gives with the weights that the engine has now, and do not wait.
+
+        Until they are collected, nothing else may be asked of the engine. One that computes in this process, as this
+        default has it, returns when they are written.
+
+        Args:
+            finished: see `generate`; may be called from another thread.
+        """
+        return Written(self.generate(prompts, sampling, seed=seed, stream=stream, finished=finished))
 
     def sync_weights(self, student: "WeightSource", version: int) -> None:
         """Take over the student's weights after `version` optimisation steps."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.sharding import gathered, led, taken
 from iwopd.parallel import world
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, UnderWay, ignore_rollout, no_progress
 from iwopd.types import Prompt, Rollout
 from iwopd.vllm.transfer import WeightSource
 
@@ -117,6 +117,22 @@ class LedEngine(Engine):
             lambda: self.own.generate(prompts, sampling, seed=seed, stream=stream, progress=progress, finished=finished)
         )
 
+    def send(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        stream: int | str,
+        finished: Finished = ignore_rollout,
+    ) -> UnderWay:
+        """See `Engine.send`; `finished` is called on the leader."""
+        sent = list[UnderWay]()
+        world().alone(
+            lambda: sent.append(self.own.send(prompts, sampling, seed=seed, stream=stream, finished=finished))
+        )
+        return _Led(sent)
+
     def sync_weights(self, student: WeightSource, version: int) -> None:
         """See `Engine.sync_weights`: one pass over the weights, however many servers take them."""
         led(student.named_weights(), lambda weights: self.own.sync_weights(_Once(weights), version))
@@ -142,6 +158,16 @@ class LedEngine(Engine):
         """See `Engine.close`."""
         for own in self._made:
             own.close()
+
+
+class _Led(UnderWay):
+    """What the leader has under way; all get it."""
+
+    def __init__(self, sent: list[UnderWay]):
+        self._sent = sent
+
+    def collect(self, progress: Progress = no_progress) -> list[Rollout]:
+        return world().alone(lambda: self._sent[0].collect(progress))
 
 
 class _Once:

@@ -3,14 +3,13 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 from iwopd.errors import ConfigError, EngineError
-from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
-from iwopd.rollout.records import Answer, make_rollout
-from iwopd.rollout.tally import Tally
+from iwopd.rollout.base import Engine, Finished, Progress, Sampling, UnderWay, ignore_rollout, no_progress
+from iwopd.rollout.records import Answer
+from iwopd.rollout.requests import Requests
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
 from iwopd.vllm.servers import BadAnswer, Server, Servers
@@ -68,26 +67,40 @@ class VllmServerEngine(Engine):
             EngineError: no server is left, or one serves other weights than this run's.
             NonFiniteError: log-probs are NaN or infinite.
         """
-        self._make_current()
-        requests = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
-        futures = {}
-        for place, (prompt, sample) in enumerate(requests):
-            body = self._body(prompt, sampling, derive_seed(seed, stream, prompt.id, sample))
-            futures[self.servers.submit(body, len(prompt.ids) + sampling.max_tokens, self._read)] = place
-        rollouts: dict[int, Rollout] = {}
-        tally = Tally(len(requests), sampling.max_tokens, progress)
+        asked = self._ask(prompts, sampling, seed, stream)
         try:
-            for future in as_completed(futures):
-                prompt, sample = requests[futures[future]]
-                rollout = make_rollout(prompt, sample, future.result(), sampling, self.version)
-                rollouts[futures[future]] = rollout
-                finished(rollout)
-                tally.keep(1, len(rollout.response_ids))
+            return asked.collect(progress, finished)
         finally:
-            for future in futures:
-                future.cancel()
-        self._check_versions()
-        return [rollouts[place] for place in range(len(requests))]
+            asked.cancel()
+
+    def send(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        stream: int | str,
+        finished: Finished = ignore_rollout,
+    ) -> UnderWay:
+        """See `Engine.send`: `finished` is called from the thread of the HTTP client.
+
+        Raises:
+            EngineError: no server is left, or one serves other weights than this run's.
+        """
+        return self._ask(prompts, sampling, seed, stream).tell(finished)
+
+    def _ask(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, stream: int | str) -> Requests:
+        self._make_current()
+        asked = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
+        answers = [
+            self.servers.submit(
+                self._body(prompt, sampling, derive_seed(seed, stream, prompt.id, sample)),
+                len(prompt.ids) + sampling.max_tokens,
+                self._read,
+            )
+            for prompt, sample in asked
+        ]
+        return Requests(asked, answers, sampling, self.version, self._check_versions)
 
     def _body(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -221,7 +221,7 @@ class RunFolder:
             self._write_config()
 
     def record(self) -> None:
-        """Write about.json and config.yaml anew."""
+        """Write about.json and config.yaml again."""
         earlier = None if self._unused else about.read(self.path)
         self._write(about.FILE, json.dumps(about.about(earlier, again=self._recorded), indent=2) + "\n")
         self._recorded = True

@@ -24,7 +24,7 @@ class JsonLines:
     Args:
         path: the file.
         size: bytes of it that a checkpoint vouches for; what comes after them is cut off, and what is torn at their
-            end. None starts anew.
+            end. None starts from the beginning.
         step: the checkpoint's. Where bytes before it are missing, rows of later steps may stand in their place.
     """
 
@@ -73,7 +73,7 @@ class Tracker:
     context manager.
 
     Args:
-        sizes: what a checkpoint recorded with `state`; None starts anew.
+        sizes: what a checkpoint recorded with `state`; None starts from the beginning.
         check: called before each writing; raises if the folder is somebody else's by now.
         step: of that checkpoint.
         name: what trackers call the run.

@@ -12,7 +12,13 @@ from iwopd.types import SAMPLED, Rollout, ScoredRollout, Signal
 
 
 class Teacher(Protocol):
-    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`."""
+    """Scores rollouts; a context manager. Implementations: `hf`, `vllm`, `vllm_server`, `fake`.
+
+    Attributes:
+        concurrent: `expect` may be called from any thread, also while others are being scored.
+    """
+
+    concurrent: bool = False
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
@@ -34,7 +40,7 @@ class Teacher(Protocol):
 
     def head(self) -> Head:
         """From hidden states to logits, for the signal "full"; on the student's device."""
-        raise ValueError(f"{type(self).__name__} gives log-probs only: the signal full needs scoring=hf or vllm")
+        raise ValueError(f"{type(self).__name__} gives log-probs only: it has no hidden states for the signal full")
 
     def heads(self) -> dict[str, Head]:
         """`head` of every teacher, by the name that its records have."""
@@ -44,7 +50,7 @@ class Teacher(Protocol):
         """The student has taken a step: take over what the weights have of it, where they are made of the student's."""
 
     def save(self, folder: Path) -> None:
-        """Write what a resumed run cannot make anew, into a checkpoint's existing `folder`."""
+        """Write what a resumed run cannot make again, into a checkpoint's existing `folder`."""
 
     def close(self) -> None:
         """Free what the teacher holds."""

@@ -23,6 +23,7 @@ class PromptedTeacher(Teacher):
         self.teacher = teacher
         # By identity: a teacher recognises a rollout that it expects as the object it was given.
         self._asked: dict[int, tuple[Rollout, Rollout]] = {}
+        self.concurrent = teacher.concurrent
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
@@ -32,7 +33,8 @@ class PromptedTeacher(Teacher):
         try:
             scored = self.teacher.score(asked, window, signal=signal, progress=progress)
         finally:
-            self._asked.clear()
+            for rollout in rollouts:
+                self._asked.pop(id(rollout), None)
         return [replace(record, rollout=rollout) for record, rollout in zip(scored, rollouts, strict=True)]
 
     def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:

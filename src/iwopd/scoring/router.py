@@ -37,6 +37,7 @@ class TeacherRouter(Teacher):
 
     def __init__(self, teachers: Mapping[str, Teacher], default: str, prompts: Sequence[PromptRef]):
         self.teachers = teachers
+        self.concurrent = all(teacher.concurrent for teacher in teachers.values())
         self._default = teachers[default]
         self._of = {prompt.id: teachers[prompt.teacher] for prompt in prompts if prompt.teacher is not None}
 

@@ -12,6 +12,7 @@ from iwopd.rollout.base import Progress, no_progress
 from iwopd.scoring.base import Teacher
 from iwopd.scoring.prompt_logprobs import Likeliest, likeliest_of, scored_rollout
 from iwopd.types import SAMPLED, Ids, Rollout, ScoredRollout, Signal
+from iwopd.vllm.http import is_missing
 from iwopd.vllm.servers import BadAnswer, Server, Servers
 
 FIXED_PROMPT = list(range(3, 15))  # ids that every vocabulary has
@@ -31,12 +32,15 @@ class VllmServerTeacher(Teacher):
         EngineError: a server serves another model, or does not give the signal.
     """
 
+    concurrent = True
+
     def __init__(self, servers: Servers, overlap: bool = True, names: Sequence[str] = (), signal: Signal = SAMPLED):
         self.servers = servers
         self.signal = signal
         self.overlap = overlap
         self.names = names
-        self._under_way: dict[tuple[int, Signal], Future[ScoredRollout]] = {}
+        # With the rollouts, so that no other can come to have the identity of one.
+        self._under_way: dict[tuple[int, Signal], tuple[Rollout, Future[Any]]] = {}
         self._reference: list[float] | None = None
         try:
             self._check_model(servers.alive)
@@ -58,13 +62,11 @@ class VllmServerTeacher(Teacher):
                     f"scoring.served_as={server.root or server.model}"
                 )
             try:
-                found = self.servers.complete_on(server, _body(FIXED_PROMPT), _read_fixed_prompt)
+                found = self._fixed_prompt(server)
             except EngineError:
                 if server.alive or not self.servers.alive:
                     raise
                 continue  # it is left out, until it is back
-            if self.signal.k:
-                self._check_limit(server)
             self._reference = self._reference or found
             gap = fmean(abs(ours - theirs) for ours, theirs in zip(found, self._reference, strict=True))
             if not gap <= SAME_MODEL:
@@ -72,6 +74,25 @@ class VllmServerTeacher(Teacher):
                     f"{self.servers.key}={server.url}: scores a fixed prompt {gap:.2g} nats per token away from what "
                     f"{server.root or server.model} scored before; it serves other weights: start it with the teacher"
                 )
+
+    def _fixed_prompt(self, server: Server) -> list[float]:
+        """Its log-probs of all tokens but the first, nats.
+
+        Raises:
+            EngineError: it gives none, or not the signal.
+        """
+        try:
+            found = self.servers.complete_on(server, _body(FIXED_PROMPT), _read_fixed_prompt)
+        except EngineError as error:
+            if not is_missing(error.__cause__):
+                raise
+            raise EngineError(
+                f"{self.servers.key}={server.url}: answers no completions, which loss.signal={self.signal.kind} needs; "
+                "start it without --runner pooling, or use loss.signal=full"
+            ) from error
+        if self.signal.k:
+            self._check_limit(server)
+        return found
 
     def _check_limit(self, server: Server) -> None:
         """A server must give as many log-probs a token as the signal has.
@@ -95,12 +116,17 @@ class VllmServerTeacher(Teacher):
     def expect(self, rollout: Rollout, window: Window, signal: Signal = SAMPLED) -> None:
         """See `Teacher.expect`."""
         if self.overlap:
-            self._under_way[id(rollout), signal] = self._submit(rollout, window, signal)
+            self._under_way[id(rollout), signal] = rollout, self._submit(rollout, window, signal)
 
-    def _submit(self, rollout: Rollout, window: Window, signal: Signal) -> "Future[ScoredRollout]":
+    def _submit(self, rollout: Rollout, window: Window, signal: Signal) -> "Future[Any]":
+        """What `_record` makes a record of."""
         bounds = window(len(rollout.response_ids))
         ids = rollout.ids(bounds[1])
         return self.servers.submit(_body(ids, signal.k), len(ids), partial(_read, rollout, bounds, signal))
+
+    def _record(self, rollout: Rollout, window: tuple[int, int], signal: Signal, answer: Any) -> ScoredRollout:  # noqa: ANN401  what `_submit` promises
+        """In the caller's thread, as there may be something to compute."""
+        return answer
 
     def score(
         self, rollouts: Sequence[Rollout], window: Window, *, signal: Signal = SAMPLED, progress: Progress = no_progress
@@ -114,23 +140,27 @@ class VllmServerTeacher(Teacher):
         if signal.kind == "full":
             self.head()  # says that there is none
         self._check_model(self.servers.revive())
-        under_way, self._under_way = self._under_way, {}
         futures = [
-            under_way.pop((id(rollout), signal), None) or self._submit(rollout, window, signal) for rollout in rollouts
+            expected[1] if expected else self._submit(rollout, window, signal)
+            for rollout in rollouts
+            for expected in [self._under_way.pop((id(rollout), signal), None)]
         ]
-        lengths = [len(rollout.prompt_ids) + window(len(rollout.response_ids))[1] for rollout in rollouts]
+        windows = [window(len(rollout.response_ids)) for rollout in rollouts]
+        lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
         places = {future: place for place, future in enumerate(futures)}
+        found = dict[int, ScoredRollout]()
         tokens, most = 0, sum(lengths)
         try:
             for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                tokens += lengths[places[future]]
+                place = places[future]
+                found[place] = self._record(rollouts[place], windows[place], signal, future.result())
+                tokens += lengths[place]
                 progress(done, len(futures), tokens, most)
         finally:
-            for future in (*futures, *under_way.values()):
+            for future in futures:
                 future.cancel()
         self._check_model(self.servers.alive)  # one may have been started anew meanwhile, with another model
-        return [future.result() for future in futures]
+        return [found[place] for place in range(len(rollouts))]
 
     def close(self) -> None:
         """Drop what is under way; the servers keep running."""

@@ -60,7 +60,7 @@ class WandbTracking(ProjectTracking):
         return WandbMirror(self, run)
 
     def abandon(self) -> None:
-        """See `Tracking`: as the program ends wandb would wait for its service, or raise anew where that is gone."""
+        """See `Tracking`: as the program ends wandb would wait for its service, or raise again where that is gone."""
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # which warns at every write to a lost connection
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -1,18 +1,15 @@
 """The paper's algorithm (arXiv 2606.22600): sample from the student, score with the teacher, weight, update, sync."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from iwopd.config import Config
-from iwopd.config.horizon import weighted_tokens
 from iwopd.models.student import Student
-from iwopd.rollout.horizon import horizon_tokens
 from iwopd.runs.interrupts import Interrupts
 from iwopd.seeding import derive_seed
+from iwopd.training.ahead import Rollouts
 from iwopd.training.collapse import Context, alarm, endings
-from iwopd.training.early_stop import RULES, EarlyStop
-from iwopd.training.metrics import gpu_memory, sizes
+from iwopd.training.metrics import gpu_memory, sizes, staleness
 from iwopd.training.parity import check_parity
 from iwopd.training.positions import by_tenth
 from iwopd.training.schedule import Schedule
@@ -50,41 +47,25 @@ class Loop:
         self.metrics: dict[str, float] = {}
         self.positions: dict[str, Any] | None = None
         self.collapse: str | None = None
+        self.rollouts = Rollouts(config, components, schedule)
         components.student.schedule = lambda update: schedule.learning_rate(state, update)
 
     def step(self) -> None:
         """One step of on-policy distillation."""
         prompts = self.components.stream.batch(self.state.step)  # x ~ D
-        rollouts = self.generate(prompts)  # y ~ π_θ(·|x), with the engine's log-probs
+        rollouts = self.generate(prompts)  # y ~ π_θ(·|x), with the engine's log-probs; with rollout.ahead, of θ before
         scored = self.score(rollouts)  # log π_T(y_t | x, y_<t), on the window that can have weight
         scored = self.reward(prompts, scored)  # r(x, y), where a task gives one beside the teacher
         self.update(scored)  # w = w(A_1 … A_T);  θ ← θ − η ∇ Σ w_t ℓ_t / D
+        self.settle()  # with rollout.ahead, the next y are there
         self.sync(prompts)  # the engine gets θ; parity is checked
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """`rollout.n` responses to each prompt, sampled from the student."""
-        parts, state = self.components, self.state
-        progress = self.schedule.progress(state)
-        horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
-        window, signal = parts.objective.weighting.window(progress), parts.objective.signal
-        settings = self.config.rollout
-        if settings.stop_early == "weightless":
-            horizon = min(horizon, weighted_tokens(parts.objective.weighting, progress, horizon))
-        engine = parts.engine
-        if settings.stop_early in RULES:
-            engine = EarlyStop(engine, parts.teacher, settings)
+        """`rollout.n` responses to each prompt, sampled from the student; see `iwopd.training.ahead`."""
         with self.stage("rollout") as advance:
-            rollouts = engine.generate(
-                prompts,
-                replace(parts.sampling, max_tokens=horizon),
-                seed=self.config.seed,
-                stream=state.step,
-                progress=advance,
-                finished=lambda rollout: parts.teacher.expect(rollout, window, signal),
-            )
-            parts.engine.sleep()
-        self.metrics["train/horizon"] = horizon
-        return rollouts
+            batch = self.rollouts.of(self.state, prompts, advance)
+        self.metrics["train/horizon"] = batch.horizon
+        return batch.rollouts
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """The teacher's log-probs of the rollouts' tokens, and what else the loss and the weighting need."""
@@ -123,6 +104,7 @@ class Loop:
         parts, state, seed = self.components, self.state, self.config.seed
         rollouts = [record.rollout for record in scored]
         progress, learning_rate = self.schedule.progress(state), parts.student.current_lr
+        stale = staleness(scored, parts.student.updates)
         with self.interrupts.deferred(), self.stage("update") as advance:
             self.metrics |= update(
                 parts.student,
@@ -136,7 +118,8 @@ class Loop:
             )
             parts.teacher.follow(parts.student)
             parts.gaps.see(self.metrics["train/sampler_gap_mean"])
-            self.metrics |= {"train/lr": learning_rate, "train/progress": progress, **sizes(scored)}
+            self.metrics |= {"train/lr": learning_rate, "train/progress": progress, "train/staleness": stale}
+            self.metrics |= sizes(scored)
             self.metrics |= gpu_memory(parts.student.device)
             self.schedule.advance(state, int(self.metrics["tokens/generated"]))
             self._watch(scored)
@@ -156,6 +139,12 @@ class Loop:
         self.collapse = alarm(state.watched, context)
         if self.collapse:
             state.watched.restart()
+
+    def settle(self) -> None:
+        """Wait for the next step's rollouts, where they are under way: the engine must not get other weights before."""
+        if self.rollouts.under_way(self.state):
+            with self.stage("rollout", f"step {self.state.step}: rollouts of the next step") as advance:
+                self.rollouts.settle(advance)
 
     def sync(self, prompts: Sequence[Prompt]) -> None:
         """Give the engine the student's weights, and see that it has them.

@@ -1,6 +1,7 @@
 """What the loop measures beside the update's own metrics: sizes, GPU memory."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 
@@ -17,6 +18,15 @@ def sizes(scored: Sequence[ScoredRollout]) -> dict[str, float]:
         "tokens/generated": sum(lengths),
         "tokens/scored": sum(len(record.rollout.as_taught.prompt_ids) + record.stop for record in scored),
     }
+
+
+def staleness(scored: Sequence[ScoredRollout], updates: int) -> float:
+    """Optimiser steps that the student has taken since it wrote the responses, the mean over them.
+
+    Args:
+        updates: all that it has taken.
+    """
+    return updates - fmean(record.rollout.policy_version for record in scored)
 
 
 def gpu_memory(device: torch.device) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """One micro-batch: the student's forward pass, w_t · ℓ_t, and backward."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from iwopd.models.batch import Batch, Tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.models.readouts import measured_against
 from iwopd.numerics import Head, LossInput, loss_scale
+from iwopd.numerics.loss import importance_correction
 from iwopd.training.objective import Objective, check_finite
 from iwopd.training.sums import Sums
 
@@ -80,7 +82,8 @@ def _loss(
     total = (found.losses * scale).sum()
     check_finite(found.losses.detach(), "loss", batch)
     reverse_kl = exact["reverse_kl"] if "reverse_kl" in exact else objective.reverse_kl(batch, given.old_logprobs)
-    inside = given.weights[mask]
+    inside, cap = given.weights[mask], objective.loss.importance_cap or math.inf
+    ratio = importance_correction(given.old_logprobs, batch.sampler_logprobs, cap)[mask]
     return total, _sums(
         denominator,
         loss=total.detach(),
@@ -95,6 +98,8 @@ def _loss(
         kept=kept.sum(),
         clipped=found.clipped.sum(),
         clipped_dual=found.clipped_dual.sum(),
+        ratio=ratio.sum(),
+        capped=(ratio >= cap).sum(),
     )
 
 

@@ -32,7 +32,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def refresh(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write a run's report.html anew. What fails in it is a warning: a report must not stop a training.
+    """Write a run's report.html again. What fails in it is a warning: a report must not stop a training.
 
     Args:
         config: as config.yaml has it.
@@ -63,7 +63,7 @@ def write_page(runs: Sequence[RunData], output: Path) -> None:
         RunFolderError: it cannot be written.
     """
     text = run_page(runs)
-    # Not flushed to the disk, for it can be made anew; by a name of this process's, for several may write it.
+    # Not flushed to the disk, for it can be made again; by a name of this process's, for several may write it.
     draft = output.with_name(f"{DRAFT}{os.getpid()}-{output.name}")
     try:
         try:

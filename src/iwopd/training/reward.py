@@ -8,7 +8,6 @@ import torch
 from iwopd.evaluation.evaluate import Benchmark, Decode, grade
 from iwopd.evaluation.grading import Grader
 from iwopd.numerics import group_advantages
-from iwopd.parallel import world
 from iwopd.types import Prompt, ScoredRollout
 
 
@@ -34,7 +33,7 @@ class TaskReward:
             scored: `samples` of each prompt, prompt by prompt.
         """
         rollouts, problems = [each.rollout for each in scored], Benchmark("reward", list(prompts), self.grader)
-        correct = world().alone(lambda: [item.correct for item in grade(problems, rollouts, self.decode)])
+        correct = [item.correct for item in grade(problems, rollouts, self.decode)]
         rewards = torch.tensor(correct, dtype=torch.float64)
         added = self.weight * group_advantages(rewards.view(-1, self.samples)).flatten()
         records = [replace(each, reward=value) for each, value in zip(scored, added.tolist(), strict=True)]

@@ -231,6 +231,7 @@ class TrainingRun:
         if self.saved >= state.step:
             return
         self._log_step()
+        self._settle()
 
         def write(folder: Path) -> None:
             student.save(folder, self.components.tokenizer)
@@ -241,10 +242,19 @@ class TrainingRun:
         def write_state(folder: Path) -> None:
             state.log_offsets = self.tracker.state
             state.save(folder / "trainer.json")
+            self.loop.rollouts.save(folder, state)
 
         with self.interrupts.deferred():
             self.folder.save_checkpoint(state.step, write, self.config.run.keep)
             self.saved = state.step
+
+    def _settle(self) -> None:
+        """The next step's rollouts are part of a checkpoint: the student that is writing them will be gone."""
+        rollouts = self.loop.rollouts
+        if rollouts.under_way(self.state):
+            self.display.line("the next step's rollouts are under way and waited for; Ctrl-C twice more ends at once")
+            with self.display.stage(f"waiting for the rollouts of step {self.state.step + 1}") as advance:
+                rollouts.settle_if_possible(self.state, advance)
 
     def _export(self) -> None:
         state = self.state

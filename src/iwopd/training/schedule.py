@@ -87,6 +87,12 @@ class Schedule:
         if at.step <= self.optim.warmup_steps // self.optim.updates_per_batch:
             at.warmup_tokens = at.tokens
 
+    def after(self, at: Position, generated: int) -> Position:
+        """Where a run is after the step at `at`, if so many response tokens are generated for it."""
+        found = Position(at.step, at.tokens, at.warmup_tokens)
+        self.advance(found, generated)
+        return found
+
     # ------------------------------------------------------------------------------------------ how far
 
     def progress(self, at: Position) -> float:

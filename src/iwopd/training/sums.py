@@ -12,6 +12,8 @@ class Sums:
         tokens: of the windows.
         kept: tokens that the weighting keeps.
         clipped, clipped_dual: tokens whose loss a clip decided.
+        ratio: Σ of the importance ratios π_θ/π_sampler, truncated as in the loss.
+        capped: tokens whose ratio is truncated.
     """
 
     loss: float = 0.0
@@ -27,6 +29,8 @@ class Sums:
     kept: float = 0.0
     clipped: float = 0.0
     clipped_dual: float = 0.0
+    ratio: float = 0.0
+    capped: float = 0.0
 
     def add(self, other: "Sums") -> None:
         """Those of further micro-batches."""
@@ -44,6 +48,8 @@ class Sums:
             "train/abs_advantage_mean": self.abs_advantage / count,
             "train/reverse_kl": self.reverse_kl / count,
             "train/sampler_gap_mean": self.sampler_gap / count,
+            "train/importance_ratio_mean": self.ratio / count,
+            "train/importance_capped": self.capped / count,
             "train/weight_mean": self.weight / count,
             "train/weight_min": self.weight_min,
             "train/weight_max": self.weight_max,

@@ -120,6 +120,11 @@ def refused(answer: httpx.Response) -> bool:
     return 400 <= answer.status_code < 500 and not worth_another_try(answer)
 
 
+def is_missing(error: BaseException | None) -> bool:
+    """True where a server has nothing at that path."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404
+
+
 def reason(error: Exception) -> str:
     """An exception in one line."""
     text = next(iter(str(error).splitlines()), "")
@@ -130,7 +135,7 @@ def error_message(answer: httpx.Response) -> str:
     """An error answer in one line."""
     try:
         content = answer.json()
-        detail = content.get("error", content)
+        detail = content.get("error", content.get("detail", content))
         message = detail.get("message", detail) if isinstance(detail, dict) else detail
     except (ValueError, AttributeError):
         message = answer.text

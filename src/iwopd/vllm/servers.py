@@ -20,6 +20,7 @@ Answer = TypeVar("Answer")
 PROBE = 5.0  # seconds to wait for a server that may be dead
 PROBES = 3  # of a server that drops connections
 PATIENCE = 3  # failures in a row after which a server counts as dead
+COMPLETIONS, POOLING = "v1/completions", "pooling"  # what requests are sent to
 BAD_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
@@ -74,26 +75,31 @@ class Servers:
         """Those that answer, as far as is known."""
         return [server for server in self.servers if server.alive]
 
-    def submit(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> "Future[Answer]":
-        """Ask for a completion in the background.
+    def submit(
+        self, body: dict[str, Any], tokens: int, read: Callable[[Any], Answer], path: str = COMPLETIONS
+    ) -> "Future[Answer]":
+        """Ask for a completion, or for hidden states, in the background.
 
         Args:
-            body: of /v1/completions, without the model's name; the prompt may be an array, which takes less memory
+            body: what `path` takes, without the model's name; the prompt may be an array, which takes less memory
                 than a list while the request waits.
             tokens: how much work it is at most; load is spread by it.
-            read: makes the answer's first choice into what is wanted; BadAnswer has it asked for again.
+            read: makes what is wanted of a completion's first choice, or of a whole `httpx.Response` of /pooling;
+                BadAnswer has it asked for again.
         """
-        return self._http.start(self._complete(body, tokens, read))
+        return self._http.start(self._complete(path, body, tokens, read))
 
-    def complete_on(self, server: Server, body: dict[str, Any], read: Callable[[dict[str, Any]], Answer]) -> Answer:
-        """One completion by this server and no other.
+    def complete_on(
+        self, server: Server, body: dict[str, Any], read: Callable[[Any], Answer], path: str = COMPLETIONS
+    ) -> Answer:
+        """As `submit`, but by this server and no other, and waited for.
 
         Raises:
             EngineError: it gives no usable answer.
         """
 
         async def ask() -> Answer:
-            return read(checked(await self._post_completion(server, body)).json()["choices"][0])
+            return read(await self._post(server, path, body))
 
         async def repeated() -> Answer:
             try:
@@ -104,13 +110,14 @@ class Servers:
 
         return self._http.run(repeated())
 
-    async def _post_completion(self, server: Server, body: dict[str, Any]) -> httpx.Response:
-        prompt = body.get("prompt")
-        ids = prompt.tolist() if isinstance(prompt, numpy.ndarray) else prompt
-        named = body | {"model": server.model, "prompt": ids}
-        return await self._ask("POST", server, "v1/completions", self.settings.timeout_s, named)
+    async def _post(self, server: Server, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401  see `submit`
+        """What `submit` passes to `read`."""
+        plain = {key: value.tolist() if isinstance(value, numpy.ndarray) else value for key, value in body.items()}
+        named = plain | {"model": server.model}
+        answer = checked(await self._ask("POST", server, path, self.settings.timeout_s, named))
+        return answer.json()["choices"][0] if path == COMPLETIONS else answer
 
-    async def _complete(self, body: dict[str, Any], tokens: int, read: Callable[[dict[str, Any]], Answer]) -> Answer:
+    async def _complete(self, path: str, body: dict[str, Any], tokens: int, read: Callable[[Any], Answer]) -> Answer:
         tried: list[Server] = []
         problem = "nothing was tried"
         for attempt in range(self.settings.retries + 1):
@@ -119,15 +126,14 @@ class Servers:
                 server = self._choose(tried)
                 server.outstanding += tokens
                 try:
-                    answer = await self._post_completion(server, body)
-                    if refused(answer):
-                        raise EngineError(
-                            f"{self.key}={server.url}: refuses a request ({error_message(answer)}); it cannot serve"
-                        )
-                    found = read(checked(answer).json()["choices"][0])
+                    found = read(await self._post(server, path, body))
                     server.failures = 0
                     return found
                 except BAD_ANSWER as error:
+                    if isinstance(error, httpx.HTTPStatusError) and refused(error.response):
+                        raise EngineError(
+                            f"{self.key}={server.url}: refuses a request ({error}); it cannot serve"
+                        ) from error
                     problem = f"{server.url}: {reason(error)}"
                     tried.append(server)
                     await self._failed(server, error)

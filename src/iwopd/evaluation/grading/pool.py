@@ -26,7 +26,7 @@ class Pool:
     The program is given a descriptor to answer at. It says when it is ready, and then answers each line, JSON, by
     another. Processes start when there is something to do.
 
-    They are started anew, not forked: they hold neither torch nor a GPU, and it does not matter from which thread or
+    They are new processes, not forked: they hold neither torch nor a GPU, and it does not matter from which thread or
     process they are started.
 
     Args:
