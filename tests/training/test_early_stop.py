@@ -126,6 +126,10 @@ def test_what_no_weight_would_fall_on_is_not_written(tmp_path: Path, smoke_model
     [
         (["rollout.stop_early=weightless"], "rollout.stop_early=weightless: with weighting=iw a token of any response"),
         (["rollout.stop_early=weightless", "weighting=first30"], "use weighting=first_k, or rollout.horizon"),
+        (
+            ["rollout=vllm_server", "rollout.urls=[http://here:1]", "rollout.stop_early=drift", "rollout.ahead=1"],
+            "rollout.stop_early=drift: is decided piece by piece",
+        ),
         (["rollout.stop_early=soon"], "rollout.stop_early=soon: "),
         (["rollout.stop_keep=0"], "rollout.stop_keep=0.0: must be above 0"),
         (["rollout.stop_every=0"], "rollout.stop_every=0: must be"),
