@@ -125,7 +125,7 @@ def test_stopped_while_the_next_rollouts_are_written_it_waits_for_them_and_resum
         wait_for_line(running, "step 1")
         time.sleep(1.5)  # step 2 is trained on, or about to be: what is saved must do in both cases
         running.send_signal(signal.SIGINT)
-        wait_for_line(running, "rollouts of the next step are under way and are waited for")
+        wait_for_line(running, "the next step's rollouts are under way and waited for")
         held.set()
         out, errors = running.communicate(timeout=60)
     assert (running.returncode, errors) == (130, "")
