@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy
 
-from iwopd.models.batch import collate, token_batches
+from iwopd.models.batch import collate
+from iwopd.models.packing import token_batches
 from iwopd.scoring.fake import FakeTeacher
 from iwopd.training.metrics import sizes
 from iwopd.training.objective import Objective

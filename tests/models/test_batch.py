@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from iwopd.models.batch import collate, collate_tokens, token_batches
+from iwopd.models.batch import collate, collate_tokens
+from iwopd.models.packing import token_batches
 from iwopd.numerics import window_bounds
 from iwopd.types import ScoredRollout, as_logprobs
 

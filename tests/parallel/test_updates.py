@@ -51,17 +51,27 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA with dropout, checkpointing, reverse KL": {"lora": 0.3, "checkpointing": True, "loss": "reverse_kl"},
     "LoRA on experts": {"lora": 0.0, "model": "qwen3_moe"},
     "a rank with zero weights": {"weighting": "zero on long"},
+    "shared prompts": {"samples": 4, "share": True},
+    "shared prompts, sharded teacher, small micro-batches": {
+        "samples": 4,
+        "share": True,
+        "teacher": "sharded",
+        "micro_batch_tokens": 60,
+        "weighting": "prefix_ratio",
+    },
+    "shared prompts, kept gathered, LoRA": {"samples": 4, "share": True, "reshard": False, "lora": 0.0},
     "sharded teacher": {"teacher": "sharded"},
     "sharded teacher, reverse KL": {"teacher": "sharded", "loss": "reverse_kl"},
 }
 
 
-def rollouts(lengths: Sequence[int]) -> list[Rollout]:
+def rollouts(lengths: Sequence[int], samples: int = 1) -> list[Rollout]:
     generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, VOCABULARY, (4 + place,), generator=generator) for place in range(len(lengths))]
     return [
         Rollout(
             f"p{place}",
-            as_ids(torch.randint(0, VOCABULARY, (4 + place,), generator=generator).numpy()),
+            as_ids(prompts[place // samples * samples].numpy()),
             as_ids(torch.randint(0, VOCABULARY, (length,), generator=generator).numpy()),
             as_logprobs((-torch.rand(length, generator=generator)).numpy()),
             "stop",
@@ -89,7 +99,9 @@ def student_of(case: dict[str, Any], ranks: Ranks | None) -> Student:
     if ranks is not None:
         shard(lm, ranks.mesh)
     optim = OptimConfig(lr=1e-3, grad_clip=0.5)
-    return Student(lm, optim, case.get("micro_batch_tokens", 80), adapters, reshard=case.get("reshard", True))
+    made = Student(lm, optim, case.get("micro_batch_tokens", 80), adapters, reshard=case.get("reshard", True))
+    made.share_prompts = case.get("share", False)
+    return made
 
 
 class ZeroOnLong(Uniform):
@@ -111,8 +123,9 @@ def trained(case: dict[str, Any], ranks: Ranks | None = None) -> tuple[dict[str,
     if ranks is not None and "teacher" in case:
         shard(teacher_model, ranks.mesh, whole_head=True)
     teacher = HfTeacher(teacher_model, torch.device("cpu"), 60)
+    teacher.share_prompts = student.share_prompts
     objective, updates = Objective(weighting_of(case["weighting"]), loss), case.get("updates", 1)
-    made = rollouts(case.get("lengths", LENGTHS))
+    made = rollouts(case.get("lengths", LENGTHS), case.get("samples", 1))
     needs = objective.needs_student_first(updates) or updates > 1
     scored = score(
         teacher,

@@ -36,6 +36,7 @@ NEEDS = {
     "custom": ["weighting.path=iwopd.numerics:iw_surrogate_weights"],
     "first30_horizon": ["rollout.horizon=8"],
     "growing_horizon": ["rollout.horizon=8", "rollout.horizon_end=16"],
+    **{f"{rule}_horizon": ["rollout.stop_every=4"] for rule in ("drift", "agreement", "random")},
 }
 TOP_K = "the teacher's 8 likeliest tokens and a bucket for the rest"
 LOSSES = {

@@ -131,7 +131,9 @@ def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocas
         home = torch.device("cpu" if world().leader else "meta")
     lm = language_model(f"{served.key}.path", section, served.folder, home, autocast=autocast, context=served.context)
     shard_teacher(config, lm)
-    return HfTeacher(lm, own, tokens, section.offload)
+    made = HfTeacher(lm, own, tokens, section.offload)
+    made.share_prompts = config.rollout.shares_prompts
+    return made
 
 
 def _self_teacher(
@@ -142,15 +144,19 @@ def _self_teacher(
     if section.weights == "current":
         tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
         assert student is not None, "whoever has one passes it"
-        return CurrentTeacher(student, device, tokens)
+        current = CurrentTeacher(student, device, tokens)
+        current.share_prompts = config.rollout.shares_prompts
+        return current
     kept = checkpoint is not None and section.weights == "average"
     begun = replace(served, folder=str(checkpoint / served.key)) if kept and checkpoint else served
     made = _hf_teacher(config, begun, device, autocast=config.optim.autocast)
     if section.weights == "frozen":
         return made
-    return AverageTeacher(
+    average = AverageTeacher(
         made.model, made.device, made.batch_tokens, section.offload, decay=section.decay, key=served.key
     )
+    average.share_prompts = made.share_prompts
+    return average
 
 
 def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> Engine:

@@ -93,7 +93,7 @@ def student(
             lm.model.enable_input_require_grads()
     shard_student(config, lm)
     reshard = not isinstance(config.parallel, FsdpConfig) or config.parallel.reshard
-    made = Student(lm, optim, optim.micro_batch_tokens, adapters, reshard)
+    made = Student(lm, optim, optim.micro_batch_tokens, adapters, reshard, config.rollout.shares_prompts)
     if checkpoint is not None:
         try:
             made.load_optimizer(checkpoint)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from iwopd import tracking
-from iwopd.config import reward, teachers
+from iwopd.config import horizon, reward, teachers
 from iwopd.config.ahead import ahead_problems
 from iwopd.config.engines import (
     RolloutConfig,
@@ -132,7 +132,7 @@ def _cross_field_problems(config: "Config") -> Iterator[str]:
     yield from _engine_problems(config)
     yield from ahead_problems(config)
     yield from parallel_problems(config)
-    yield from _horizon_problems(config.rollout, evaluated=bool(config.eval.benchmarks))
+    yield from horizon.problems(config.rollout, config.weighting, evaluated=bool(config.eval.benchmarks))
     yield from config.weighting.problems()
     yield from _control_problems(config)
     yield from tracking.problems(config.tracking)
@@ -262,24 +262,6 @@ def _url_problems(key: str, urls: list[str]) -> Iterator[str]:
             yield f"{key}={url}: not an address; write {key}=[http://HOST:PORT]"
     for url in sorted({url for url in urls if urls.count(url) > 1}):
         yield f"{key}={url}: duplicate address; name each server once"
-
-
-def _horizon_problems(rollout: RolloutConfig, *, evaluated: bool) -> Iterator[str]:
-    horizon, end = rollout.horizon, rollout.horizon_end
-    if horizon is not None and horizon > 1 and horizon % 1:
-        yield (
-            f"rollout.horizon={horizon}: neither a share below 1 nor a whole number of tokens; "
-            f"use {math.ceil(horizon)} tokens, or a share such as 0.3"
-        )
-    if horizon is not None and 0 < horizon < 1 and not evaluated:
-        yield (
-            f"rollout.horizon={horizon}: is a share of the mean length of whole responses, which evaluations measure, "
-            "and there is no benchmark; choose one, or give the horizon in tokens"
-        )
-    if end is not None and horizon is None:
-        yield f"rollout.horizon_end={end}: there is no horizon to grow from; set rollout.horizon too"
-    elif end is not None and horizon is not None and end < horizon:
-        yield f"rollout.horizon_end={end}: below rollout.horizon={horizon}; raise it, or leave it out"
 
 
 def _is_device(name: str) -> bool:

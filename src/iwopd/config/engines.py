@@ -22,6 +22,11 @@ class RolloutConfig:
     )
     top_k: int = setting(0, "the most likely tokens only, 0 for all; a policy gradient misses the others", low=0)
     n: int = setting(1, "responses per prompt", low=1)
+    share_prompts: bool = setting(
+        True,
+        "with n above 1, transformers reads a prompt once to score its responses and once to train on them, where that "
+        "spares a fifth of the tokens: equal but for rounding",
+    )
     horizon: float | None = setting(
         None,
         "longest response while training: tokens, or below 1 a share of the mean whole response; null for max_tokens",
@@ -38,6 +43,20 @@ class RolloutConfig:
         low=0,
         high=1,
     )
+
+    stop_early: str = setting(
+        "none",
+        "which responses end while others are written, in training: weightless, where no later token can have weight; "
+        "drift, agreement: the least and the most like the teacher's, by mean |A_t|; random, their control",
+        choices=("none", "weightless", "drift", "agreement", "random"),
+    )
+    stop_every: int = setting(64, "with drift, agreement and random: tokens between two such choices", low=1)
+    stop_keep: float = setting(0.5, "share of the responses under way that each choice continues", above=0, high=1)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether there are responses that may read their prompt together."""
+        return self.share_prompts and self.n > 1
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.diagnose.records import BINS, POINTS, QUANTILES, LogRatio, Spending, Values
 from iwopd.errors import NonFiniteError
-from iwopd.models.batch import collate, token_batches
+from iwopd.models.batch import collate
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.packing import token_batches
 from iwopd.models.readouts import measured_against
 from iwopd.numerics import Head, comparison_measures
 from iwopd.numerics.divergence import MEASURES

@@ -18,14 +18,32 @@ Window = Callable[[int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Prompts that are read once each, whatever the number of their responses.
+
+    Attributes:
+        input_ids, position_ids: [prompts, columns], padded on the left, so that a response stands right after its own.
+        attention_mask: likewise; None where all are of one length.
+        of_row: [batch], the prompt of each response.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    of_row: Tensor
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Prompts and responses, cut after each response's window, as a model's input.
 
     Attributes:
-        input_ids: [batch, columns], padded.
+        input_ids: [batch, columns], padded; with `prompts`, responses alone.
         attention_mask: [batch, columns], or None where padding is on the right: attention is causal, so no real
             token sees it, and attention without a mask takes the fast kernels.
         position_ids: [batch, columns], or None likewise.
+        prompts: None where each row begins with its own. With them, attention_mask has their columns too, and the last
+            state of a row's prompt is column 0 of its states.
         rows, columns: [tokens], where the hidden states stand that predict the windows' tokens, row by row.
         targets: [tokens], the ids of those tokens.
         mask: [batch, time], True for them in the layout of log-probs and weights: time counts from the window's start.
@@ -42,6 +60,7 @@ class Tokens:
     mask: Tensor
     positions: Tensor
     lengths: Tensor
+    prompts: Prompts | None = None
 
     def to_padded(self, flat: Tensor) -> Tensor:
         """[tokens] to [batch, time], 0 outside the mask; gradients flow through."""
@@ -90,39 +109,83 @@ def collate_tokens(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
+    share: bool = False,
 ) -> Tokens:
     """Pad `rollouts`, each cut after its window ``[start, stop)`` of response tokens, into one input.
 
     The last token of a window is predicted, never read, so it is not part of the input.
+
+    Args:
+        share: read equal prompts once; with padding on the right.
     """
-    sizes = [len(rollout.prompt_ids) + stop - 1 for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
-    width, time = max(sizes), max(stop - start for start, stop in windows)
+    begins = [0 if share else len(rollout.prompt_ids) for rollout in rollouts]
+    sizes = [begin + stop - 1 for begin, (_, stop) in zip(begins, windows, strict=True)]
+    width, time = max(*sizes, 1), max(stop - start for start, stop in windows)
     input_ids = torch.zeros(len(sizes), width, dtype=torch.long)
     attention_mask = torch.zeros(len(sizes), width, dtype=torch.long) if padding == "left" else None
     mask = torch.zeros(len(sizes), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
     for row, (size, rollout, (start, stop)) in enumerate(zip(sizes, rollouts, windows, strict=True)):
         pad = width - size if padding == "left" else 0
-        input_ids[row, pad : pad + size] = torch.from_numpy(rollout.ids(stop)[:-1])
+        input_ids[row, pad : pad + size] = torch.from_numpy(
+            rollout.ids(stop)[len(rollout.prompt_ids) - begins[row] : -1]
+        )
         if attention_mask is not None:
             attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
-        # The state that predicts response token t is one column before that token.
-        first = pad + len(rollout.prompt_ids) + start - 1
+        # The state that predicts response token t is one column before that token; with shared prompts, their last
+        # state takes column 0.
+        first = pad + (start if share else len(rollout.prompt_ids) + start - 1)
         rows.append(torch.full((stop - start,), row))
         columns.append(torch.arange(first, first + stop - start))
         targets.append(rollout.response_ids[start:stop])
+    position_ids = None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    prompts = None
+    if share:
+        prompts, attention_mask, position_ids = _shared(rollouts, torch.tensor(sizes), width, device)
     return Tokens(
         input_ids=input_ids.to(device),
         attention_mask=None if attention_mask is None else attention_mask.to(device),
-        position_ids=None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0).to(device),
+        position_ids=None if position_ids is None else position_ids.to(device),
         rows=torch.cat(rows).to(device),
         columns=torch.cat(columns).to(device),
         targets=torch.from_numpy(numpy.concatenate(targets)).long().to(device),
         mask=mask.to(device),
         positions=(torch.tensor([start for start, _ in windows])[:, None] + torch.arange(time)).to(device),
         lengths=torch.tensor([len(rollout.response_ids) for rollout in rollouts], device=device),
+        prompts=prompts,
     )
+
+
+def _shared(
+    rollouts: Sequence[Rollout], sizes: Tensor, width: int, device: torch.device | str
+) -> tuple[Prompts, Tensor | None, Tensor]:
+    """The prompts, and of the responses [batch, width] that follow them the mask, prompts included, and positions.
+
+    Args:
+        sizes: [batch], tokens read of each response.
+    """
+    numbers = {ids: number for number, ids in enumerate(dict.fromkeys(each.prompt_ids.tobytes() for each in rollouts))}
+    of_row = torch.tensor([numbers[each.prompt_ids.tobytes()] for each in rollouts])
+    different = {number: each.prompt_ids for number, each in zip(of_row.tolist(), rollouts, strict=True)}
+    lengths = torch.tensor([len(different[number]) for number in range(len(numbers))])
+    columns = int(lengths.max())
+    input_ids = torch.zeros(len(numbers), columns, dtype=torch.long)
+    for number, ids in different.items():
+        input_ids[number, columns - len(ids) :] = torch.from_numpy(ids)
+    position_ids = torch.arange(columns) - (columns - lengths[:, None])
+    padded = bool((lengths < columns).any())
+    mask = (position_ids >= 0).long()
+    prompts = Prompts(
+        input_ids=input_ids.to(device),
+        position_ids=position_ids.clamp(min=0).to(device),
+        attention_mask=mask.to(device) if padded else None,
+        of_row=of_row.to(device),
+    )
+    # Padding stays at the last position that is read: positions after it may be more than a model has.
+    after = lengths[of_row, None] + torch.minimum(torch.arange(width), (sizes[:, None] - 1).clamp(min=0))
+    whole = torch.cat([mask[of_row], mask.new_ones(len(rollouts), width)], dim=-1) if padded else None
+    return prompts, whole, after
 
 
 def collate(
@@ -131,10 +194,11 @@ def collate(
     *,
     device: torch.device | str = "cpu",
     padding: Literal["right", "left"] = "right",
+    share: bool = False,
 ) -> Batch:
-    """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random."""
-    windows = [(record.start, record.stop) for record in scored]
-    tokens = collate_tokens([record.rollout for record in scored], windows, device=device, padding=padding)
+    """One micro-batch. `seeds` are the rollouts' own, for schemes that draw at random; see `collate_tokens`."""
+    windows, rollouts = [(record.start, record.stop) for record in scored], [record.rollout for record in scored]
+    tokens = collate_tokens(rollouts, windows, device=device, padding=padding, share=share)
 
     def spread(rows: list[Logprobs]) -> Tensor:
         return tokens.to_padded(torch.from_numpy(numpy.concatenate(rows)).to(device))
@@ -175,27 +239,3 @@ def collate(
         seeds=list(seeds),
         names=[record.rollout.name for record in scored],
     )
-
-
-def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Indices grouped by length, longest first, so that a group's padded size stays within `limit` tokens.
-
-    A sequence longer than the limit makes a group of its own. A group that is worth a pass of its own takes no sequence
-    that would be padded by more than `MAX_PADDING_RATIO` of the longest.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if groups and _fits(lengths[groups[-1][0]], lengths[index], len(groups[-1]), limit):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-MAX_PADDING_RATIO = 0.1
-MIN_FILL_RATIO = 1 / 4  # of the limit
-
-
-def _fits(longest: int, length: int, count: int, limit: int) -> bool:
-    wasteful = length < (1 - MAX_PADDING_RATIO) * longest and longest * count >= MIN_FILL_RATIO * limit
-    return longest * (count + 1) <= limit and not wasteful

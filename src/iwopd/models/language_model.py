@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iwopd.errors import IwopdError, ModelError, first_line, loading_error
-from iwopd.models.batch import Tokens
+from iwopd.models.batch import Prompts, Tokens
 from iwopd.models.logits import candidates
 from iwopd.numerics import chunked_token_logprobs, linear_token_logprobs
 
@@ -111,6 +111,7 @@ class LanguageModel(nn.Module):
         self.autocast_enabled = autocast
         self.name = name
         self.compiled = False  # see `iwopd.models.compiled`
+        self.shares_prompts: bool | None = None  # see `iwopd.models.shared_prompts`; None before it is found out
         self.logits = candidates(self.config)[0]
         if self.device.type != "meta":
             self._probe()
@@ -168,7 +169,10 @@ class LanguageModel(nn.Module):
         return self(tokens, LanguageModel.logprobs_of)
 
     def _states(self, tokens: Tokens) -> Tensor:
-        whole = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        if tokens.prompts is None:
+            whole = self._whole_states(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        else:
+            whole = self._states_after(tokens.prompts, tokens)
         states = whole[tokens.rows, tokens.columns]
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
         if trained and not states.requires_grad:
@@ -182,6 +186,24 @@ class LanguageModel(nn.Module):
         """[batch, columns, hidden]"""
         output = self.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state
+
+    def _states_after(self, prompts: Prompts, tokens: Tokens) -> Tensor:
+        """[batch, 1 + columns, hidden]: each row's prompt's last state, and those of its response."""
+        cache, rows = DynamicCache(), prompts.of_row  # without a config: of all keys, also where attention slides
+
+        def states(part: Prompts | Tokens) -> Tensor:
+            return self.decoder(
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                position_ids=part.position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+
+        last = states(prompts)[:, -1:]
+        for layer in cache.layers:
+            layer.reorder_cache(rows)  # pyright: ignore[reportArgumentType]  gradients flow through it
+        return torch.cat([last[rows], states(tokens)], dim=1)
 
     def head(self, states: Tensor) -> Tensor:
         """[tokens, hidden] to logits [tokens, vocabulary], scaled and capped where the architecture does so.

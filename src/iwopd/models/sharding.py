@@ -30,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.shared_prompts import agrees
 from iwopd.parallel import world
 from iwopd.types import Rollout, as_ids, as_logprobs
 
@@ -52,6 +53,7 @@ def shard(lm: LanguageModel, mesh: DeviceMesh, *, gather: torch.dtype | None = N
         whole_head: keep the embeddings and the head whole, so that the head can be called outside of a forward pass.
     """
     lm.logits = world().alone(lambda: lm.logits)  # found out by a pass
+    lm.shares_prompts = world().alone(lambda: agrees(lm))  # likewise
     weights, other = (lm.state_dict() if world().leader else {}), world().alone(lambda: _tensors_beside(lm))
     _move(lm, lambda: lm.to("meta"))
     policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32)

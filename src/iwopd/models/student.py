@@ -32,6 +32,7 @@ class Student:
         micro_batch_tokens: tokens per forward and backward; halved when memory runs out, and kept in checkpoints.
         adapters: the peft model around it, where LoRA is used.
         reshard: free gathered weights of a sharded model between forward and backward.
+        share_prompts: read a prompt once for all of its responses, where the model can.
 
     Attributes:
         updates: optimiser steps taken.
@@ -45,8 +46,10 @@ class Student:
         micro_batch_tokens: int = 32768,
         adapters: "PeftModel | None" = None,
         reshard: bool = True,
+        share_prompts: bool = False,
     ):
         self.reshard = reshard
+        self.share_prompts = share_prompts
         self.lm = language_model
         self.settings = settings
         self.micro_batch_tokens = micro_batch_tokens

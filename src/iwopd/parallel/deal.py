@@ -31,6 +31,7 @@ def deal(groups: Sequence[Sequence[int]], lengths: Sequence[int], ranks: int) ->
     ]
 
 
-def limit_for(limit: int, lengths: Sequence[int], ranks: int) -> int:
-    """Tokens of a group, so that there is one for every rank: `limit`, or with several ranks an even share if less."""
-    return limit if ranks == 1 else min(limit, -(-sum(lengths) // ranks))
+def limit_for(limit: int, tokens: int, ranks: int) -> int:
+    """Tokens of a group, so that there is one for every rank: `limit`, or with several ranks an even share of all
+    `tokens` if less."""
+    return limit if ranks == 1 else min(limit, -(-tokens // ranks))

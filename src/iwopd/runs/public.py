@@ -21,7 +21,7 @@ PUBLIC = re.compile(
     |data\.(batch_size|max_prompt_tokens|overlong)
     |(data|data\.sources\.[^.]+|eval\.benchmarks\.[^.]+)\.(path|subset|split|revision|filter|limit|template|suffix|system
         |enable_thinking|weight|teacher|grader|(prompt|answer|id|teacher)_column)
-    |rollout\.(max_tokens|temperature|top_p|top_k|n|horizon|horizon_end|horizon_power|batch_size|dtype)
+    |rollout\.(max_tokens|temperature|top_p|top_k|n|share_prompts|horizon|horizon_end|horizon_power|stop_early|stop_every|stop_keep|batch_size|dtype)
     |scoring\.(student_logprobs|batch_tokens)
     |(weighting|loss|optim)\.[a-z_]+
     |eval\.(every|k|n|temperature|top_p|top_k|max_tokens|greedy|sandbox|grading_timeout_s|code_timeout_s|code_memory_gib)

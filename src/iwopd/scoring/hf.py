@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from iwopd._compat import onednn_linear
 from iwopd.errors import NonFiniteError, OutOfMemoryError
-from iwopd.models.batch import Tokens, Window, collate_tokens, token_batches
+from iwopd.models.batch import Tokens, Window, collate_tokens
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.packing import Packing
 from iwopd.models.readouts import likeliest, logprobs_and_states
 from iwopd.models.sharding import is_sharded
+from iwopd.models.shared_prompts import can_share
 from iwopd.numerics.logprobs import Head
 from iwopd.parallel import world
 from iwopd.parallel.deal import limit_for
@@ -37,6 +39,7 @@ def in_token_batches(
     progress: Progress = no_progress,
     *,
     sharded: bool = False,
+    share: bool = False,
 ) -> list[tuple[Tensor, ...]]:
     """Apply `function` (tokens, and which rollouts they are of, to [tokens, ...] tensors) in length-sorted batches; per
     rollout, its share of each.
@@ -46,15 +49,17 @@ def in_token_batches(
 
     Args:
         sharded: a pass is one that all processes make together.
+        share: let the responses to one prompt read it once, where that spares enough; see `Packing.of`.
 
     Raises:
         OutOfMemoryError: what cannot be halved does not fit in the GPU's memory.
     """
-    lengths = [len(rollout.prompt_ids) + stop for rollout, (_, stop) in zip(rollouts, windows, strict=True)]
+    packing = Packing.of(rollouts, [stop for _, stop in windows], share=share)
+    lengths, own = packing.lengths, partial(collate_tokens, device=device, share=packing.shared)
     results: dict[int, tuple[Tensor, ...]] = {}
 
     def score(group: list[int]) -> None:
-        tokens, columns = collate_tokens([rollouts[i] for i in group], [windows[i] for i in group], device=device), None
+        tokens, columns = own([rollouts[i] for i in group], [windows[i] for i in group]), None
         try:
             columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens, group)]
         except torch.OutOfMemoryError as error:
@@ -76,10 +81,9 @@ def in_token_batches(
     def idle() -> None:
         if sharded:
             shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
-            function(collate_tokens([rollouts[shortest]], [windows[shortest]], device=device), [shortest])
+            function(own([rollouts[shortest]], [windows[shortest]]), [shortest])
 
-    groups = token_batches(lengths, limit_for(batch_tokens, lengths, world().size))
-    world().passes(groups, lengths, score, idle)
+    world().passes(packing.groups(limit_for(batch_tokens, packing.tokens, world().size)), lengths, score, idle)
     made = {index: result for part in world().gather(results) for index, result in part.items()}
     return [made[index] for index in range(len(rollouts))]
 
@@ -92,7 +96,12 @@ class HfTeacher(Teacher):
         device: where it computes.
         batch_tokens: tokens scored at one time, padding included; None for what suits the device.
         offload: keep the weights in host memory between uses.
+
+    Attributes:
+        share_prompts: read a prompt once for all of its responses, where the model can.
     """
+
+    share_prompts: bool = False
 
     def __init__(
         self, model: LanguageModel, device: torch.device, batch_tokens: int | None = None, offload: bool = False
@@ -137,7 +146,14 @@ class HfTeacher(Teacher):
                         return model(tokens, logprobs_and_states)
 
             results = in_token_batches(
-                rollouts, windows, self.batch_tokens, self.device, function, progress, sharded=is_sharded(model)
+                rollouts,
+                windows,
+                self.batch_tokens,
+                self.device,
+                function,
+                progress,
+                sharded=is_sharded(model),
+                share=self.share_prompts and can_share(model),
             )
         scored = []
         for rollout, (start, stop), (logprobs, *more) in zip(rollouts, windows, results, strict=True):

@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 import numpy
 
 from iwopd.config import Config
+from iwopd.config.horizon import weighted_tokens
 from iwopd.errors import EngineError, NonFiniteError, first_line
 from iwopd.rollout.base import Progress, UnderWay, ignore_rollout, no_progress
 from iwopd.rollout.horizon import horizon_tokens
 from iwopd.rollout.records import Answer, make_rollout
+from iwopd.training.early_stop import RULES, EarlyStop
 from iwopd.training.schedule import Position, Schedule
 from iwopd.training.state import Components, State
 from iwopd.types import Prompt, Rollout
@@ -80,8 +82,9 @@ class Rollouts:
         return batch
 
     def _generated(self, state: State, prompts: Sequence[Prompt], progress: Progress) -> Batch:
-        engine = self.components.engine
-        horizon, rollouts = self._ask(engine.generate, prompts, state, state, progress=progress)
+        parts, engine, settings = self.components, self.components.engine, self.config.rollout
+        asked = EarlyStop(engine, parts.teacher, settings) if settings.stop_early in RULES else engine
+        horizon, rollouts = self._ask(asked.generate, prompts, state, state, progress=progress)
         engine.sleep()
         return Batch(state.step, horizon, rollouts)
 
@@ -107,6 +110,8 @@ class Rollouts:
         """The horizon of the step at `at`, and what the engine answers when it is asked for its rollouts."""
         parts, progress = self.components, self.schedule.progress(at)
         horizon = horizon_tokens(self.config.rollout, progress, state.mean_response_length)
+        if self.config.rollout.stop_early == "weightless":
+            horizon = min(horizon, weighted_tokens(parts.objective.weighting, progress, horizon))
         window, signal = parts.objective.weighting.window(progress), parts.objective.signal
         given = {"finished": lambda rollout: parts.teacher.expect(rollout, window, signal), **more}
         sampling = replace(parts.sampling, max_tokens=horizon)

@@ -132,7 +132,7 @@ class Loop:
         limit, reverse_kl = int(self.metrics["train/horizon"]), self.metrics["train/reverse_kl"]
         found = endings(scored, step=state.step, limit=limit, reverse_kl=reverse_kl)
         self.metrics |= found.metrics
-        if limit < rollout.max_tokens:
+        if limit < rollout.max_tokens or rollout.stop_early != "none":
             return  # cut on purpose
         state.watched.see(found)
         context = Context(parts.stop_ids, parts.objective.loss.bounded, state.accuracy, state.first_accuracy)

@@ -9,6 +9,7 @@ from torch import Tensor
 from iwopd.models.batch import Tokens, Window, collate
 from iwopd.models.readouts import measured_against
 from iwopd.models.sharding import is_sharded
+from iwopd.models.shared_prompts import can_share
 from iwopd.models.student import Student
 from iwopd.numerics import Head
 from iwopd.numerics.divergence import MEASURES
@@ -74,6 +75,7 @@ def trainer_logprobs(
             lambda tokens, _: [student.lm.token_logprobs(tokens)],
             progress,
             sharded=is_sharded(student.lm),
+            share=student.share_prompts and can_share(student.lm),
         )
     return [as_logprobs(logprobs.float().numpy()) for (logprobs,) in own]
 
@@ -89,7 +91,9 @@ def _measured(
     measures = {"logprobs": MEASURES["logprobs"], **objective.weight_measures()}
 
     def function(tokens: Tokens, group: Sequence[int]) -> Sequence[Tensor]:
-        batch = collate([scored[index] for index in group], group, device=student.device)
+        batch = collate(
+            [scored[index] for index in group], group, device=student.device, share=tokens.prompts is not None
+        )
         found = student.lm(tokens, measured_against(objective.signals(batch, heads), {}, measures))
         return [found[name] for name in measures]
 
@@ -104,6 +108,7 @@ def _measured(
             function,
             progress,
             sharded=is_sharded(student.lm),
+            share=student.share_prompts and can_share(student.lm),
         )
     named = [dict(zip(measures, (as_logprobs(row.float().numpy()) for row in each), strict=True)) for each in rows]
     return [

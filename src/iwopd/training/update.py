@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from iwopd.errors import NonFiniteError, OutOfMemoryError
-from iwopd.models.batch import Batch, collate, token_batches
+from iwopd.models.batch import Batch, collate
 from iwopd.models.evaluation_mode import adapter_dropouts, evaluation_mode
 from iwopd.models.language_model import LanguageModel
+from iwopd.models.packing import Packing
 from iwopd.models.seeded_dropout import SeededDropout
 from iwopd.models.sharding import is_sharded, kept_gathered
+from iwopd.models.shared_prompts import can_share
 from iwopd.models.student import Student
 from iwopd.numerics import Head
 from iwopd.parallel import world
@@ -128,15 +130,14 @@ class _Share:
             self._halve()
 
     def _halve(self) -> None:
-        student, lengths = self.student, self._lengths()
+        student, packing = self.student, self._packing()
         student.clear_gradients()
-        shared = [lengths[group[0]] * len(group) for group in self._groups(lengths) if len(group) > 1]
-        if not shared:
+        half = packing.halved(self._limit(packing))
+        if not half:
             raise OutOfMemoryError(
-                f"one sequence of {max(lengths)} tokens does not fit in the GPU's memory; use "
+                f"one sequence of {max(packing.lengths)} tokens does not fit in the GPU's memory; use "
                 "student.gradient_checkpointing=true, optim.autocast=true, a smaller rollout.max_tokens or LoRA"
             )
-        half = max(shared) // 2
         if world().size > 1:
             raise OutOfMemoryError(
                 f"optim.micro_batch_tokens={student.micro_batch_tokens}: the GPU's memory is full; resume with "
@@ -146,20 +147,24 @@ class _Share:
         log.warning("out of GPU memory: continuing with optim.micro_batch_tokens=%d", student.micro_batch_tokens)
         torch.cuda.empty_cache()
 
-    def _lengths(self) -> list[int]:
-        return [len(record.rollout.prompt_ids) + record.stop for record in self.scored]
+    def _packing(self) -> Packing:
+        student = self.student
+        # Adapters' dropout is a response's own, also where it reads the prompt.
+        share = student.share_prompts and not adapter_dropouts(student.model) and can_share(student.lm)
+        return Packing.of([each.rollout for each in self.scored], [each.stop for each in self.scored], share=share)
 
-    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        return token_batches(lengths, limit_for(self.student.micro_batch_tokens, lengths, world().size))
+    def _limit(self, packing: Packing) -> int:
+        return limit_for(self.student.micro_batch_tokens, packing.tokens, world().size)
 
     def _accumulate(self, advance: Progress) -> Sums:
-        student, own, done, lengths = self.student, Sums(), list[int](), self._lengths()
-        dropout = SeededDropout(adapter_dropouts(student.model))
+        student, own, done, packing = self.student, Sums(), list[int](), self._packing()
+        dropout, lengths = SeededDropout(adapter_dropouts(student.model)), packing.lengths
 
         def collated(group: list[int]) -> Batch:
             # The adapters' dropout depends on the update and the rollout alone.
             dropout.seeds = [derive_seed("dropout", student.updates, self.seeds[i]) for i in group]
-            return collate([self.scored[i] for i in group], [self.seeds[i] for i in group], device=student.device)
+            scored, seeds = [self.scored[i] for i in group], [self.seeds[i] for i in group]
+            return collate(scored, seeds, device=student.device, share=packing.shared)
 
         def micro_batch(group: list[int]) -> None:
             batch = collated(group)
@@ -190,7 +195,7 @@ class _Share:
             kept_gathered(student.lm, keep=not student.reshard),
             cast_once(student.lm, dropout.layers),
         ):
-            world().passes(self._groups(lengths), lengths, micro_batch, idle)
+            world().passes(packing.groups(self._limit(packing)), lengths, micro_batch, idle)
         total = Sums()
         for part in world().gather(own):  # in the order of ranks, in float64: the same numbers on all
             total.add(part)
