@@ -40,7 +40,7 @@ class VllmEngine(Engine):
         self.vllm = vllm
         self.stop_ids = list(stop_ids)
         self.vocabulary = vocabulary
-        self.send = send
+        self.send_weights = send
         self.version = 0
 
     def generate(
@@ -100,10 +100,10 @@ class VllmEngine(Engine):
     def sync_weights(self, student: WeightSource, version: int) -> None:
         """Hand the student's weights over, and forget what was cached under the old ones."""
         self.vllm.wake()
-        if self.send is None:
+        if self.send_weights is None:
             self.vllm.call("take_weights", student.named_weights())
         else:
-            self.send(student)
+            self.send_weights(student)
             self.vllm.call("retie")
         self.reset_cache()
         self.version = version
