@@ -126,10 +126,8 @@ def collate_tokens(
     mask = torch.zeros(len(sizes), time, dtype=torch.bool)
     rows, columns, targets = [], [], []
     for row, (size, rollout, (start, stop)) in enumerate(zip(sizes, rollouts, windows, strict=True)):
-        pad = width - size if padding == "left" else 0
-        input_ids[row, pad : pad + size] = torch.from_numpy(
-            rollout.ids(stop)[len(rollout.prompt_ids) - begins[row] : -1]
-        )
+        pad, read = width - size if padding == "left" else 0, slice(len(rollout.prompt_ids) - begins[row], -1)
+        input_ids[row, pad : pad + size] = torch.from_numpy(rollout.ids(stop)[read])
         if attention_mask is not None:
             attention_mask[row, pad:] = 1
         mask[row, : stop - start] = True
@@ -213,15 +211,11 @@ def collate(
 
     rewards = [record.reward for record in scored if record.reward is not None]
     measures = [record.trainer_measures for record in scored if record.trainer_measures is not None]
-    hidden = {
-        name: torch.cat(states).to(device)
-        for name in dict.fromkeys(record.teacher for record in scored)
-        if (
-            states := [
-                each.teacher_hidden for each in scored if each.teacher == name and each.teacher_hidden is not None
-            ]
-        )
-    }
+    states = {record.teacher: list[Tensor]() for record in scored if record.teacher_hidden is not None}
+    for record in scored:
+        if record.teacher_hidden is not None:
+            states[record.teacher].append(record.teacher_hidden)
+    hidden = {name: torch.cat(own).to(device) for name, own in states.items()}
     return Batch(
         tokens=tokens,
         sampler_logprobs=spread([record.rollout.sampler_logprobs[record.start : record.stop] for record in scored]),

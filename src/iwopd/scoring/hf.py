@@ -41,11 +41,9 @@ def in_token_batches(
     sharded: bool = False,
     share: bool = False,
 ) -> list[tuple[Tensor, ...]]:
-    """Apply `function` (tokens, and which rollouts they are of, to [tokens, ...] tensors) in length-sorted batches; per
-    rollout, its share of each.
+    """What `function` makes of tokens, and of which rollouts they are, in length-sorted batches; each rollout's share.
 
-    Like lengths stand together, so little is computed for padding. Several processes divide the batches, and each gets
-    all results.
+    `function` gives [tokens, ...] tensors. Several processes divide the batches, and each gets all results.
 
     Args:
         sharded: a pass is one that all processes make together.
@@ -64,11 +62,7 @@ def in_token_batches(
             columns = [tokens.to_rows(flat.cpu()) for flat in function(tokens, group)]
         except torch.OutOfMemoryError as error:
             if len(group) == 1 or sharded:
-                raise OutOfMemoryError(
-                    f"scoring {rollouts[group[0]].name}, {lengths[group[0]]} tokens, in a batch of {len(group)} does "
-                    "not fit in the GPU's memory; use teacher.dtype=bfloat16, teacher.offload=true, a smaller "
-                    "scoring.batch_tokens or rollout.max_tokens"
-                ) from error
+                raise _too_large(rollouts[group[0]].name, lengths[group[0]], len(group)) from error
         if columns is None:  # the failed pass is freed only now, after its except block
             log.warning("out of GPU memory while scoring: halving a batch of %d sequences", len(group))
             torch.cuda.empty_cache()
@@ -80,12 +74,19 @@ def in_token_batches(
 
     def idle() -> None:
         if sharded:
-            shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
+            shortest = lengths.index(min(lengths))
             function(own([rollouts[shortest]], [windows[shortest]]), [shortest])
 
     world().passes(packing.groups(limit_for(batch_tokens, packing.tokens, world().size)), lengths, score, idle)
     made = {index: result for part in world().gather(results) for index, result in part.items()}
     return [made[index] for index in range(len(rollouts))]
+
+
+def _too_large(name: str, tokens: int, sequences: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"scoring {name}, {tokens} tokens, in a batch of {sequences} does not fit in the GPU's memory; use "
+        "teacher.dtype=bfloat16, teacher.offload=true, a smaller scoring.batch_tokens or rollout.max_tokens"
+    )
 
 
 class HfTeacher(Teacher):

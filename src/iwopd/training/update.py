@@ -70,15 +70,8 @@ def update(
     norms = []
     for start in range(0, share * updates, share):
         chosen = slice(start, start + share)
-        part = _Share(
-            student,
-            scored[chosen],
-            objective,
-            seeds[chosen],
-            weights and weights[chosen],
-            progress,
-            teacher_heads or {},
-        )
+        own = weights and weights[chosen]
+        part = _Share(student, scored[chosen], objective, seeds[chosen], own, progress, teacher_heads or {})
         try:
             found = part.backward(part_of(advance, start // share, updates))
             norms.append(_apply(student, found.denominator, part.scored))
@@ -186,7 +179,7 @@ class _Share:
             advance(len(done), len(lengths), sum(done), sum(lengths))
 
         def idle() -> None:
-            shortest = min(range(len(lengths)), key=lambda i: (lengths[i], i))
+            shortest = lengths.index(min(lengths))
             take_part(student.lm, collated([shortest]).tokens, dropout.layers)
 
         with (
