@@ -5,9 +5,11 @@ import re
 import shutil
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,6 +23,23 @@ from iwopd.tracking.wandb import WandbMirror, WandbTracking
 pytestmark = pytest.mark.process  # wandb starts its service
 
 WANDB = ("tracking=wandb", "tracking.project=tests", "run.steps=2", "run.keep=0", "weighting=first30")
+
+
+class Dropped(subprocess.Popen):
+    """wandb forgets the process of a service that was killed, and never waits for it; Python warns of that later, in
+    whichever test garbage is collected."""
+
+    def __del__(self) -> None:
+        self.poll()
+        self.returncode = self.returncode or 0
+        super().__del__()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.fixture(autouse=True)
+def _services_that_wandb_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk.lib.service import service_process
+
+    monkeypatch.setattr(service_process, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Dropped}))
 
 
 @pytest.fixture(autouse=True)

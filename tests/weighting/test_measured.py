@@ -112,7 +112,7 @@ def test_several_updates_of_a_batch_use_the_measures_of_before_the_first(
     ("overrides", "says"),
     [
         (["weighting=tip"], "weighting=tip: needs the teacher's distribution, and loss.signal=auto has the log-prob"),
-        (["weighting=select_verify", "loss.signal=sampled"], "set loss.signal=top_k, or loss.signal=full with"),
+        (["weighting=select_verify", "loss.signal=sampled"], "set loss.signal=top_k or loss.signal=full"),
         (
             ["weighting=select_verify", "loss.signal=top_k", "loss.top_k=3"],
             "loss.top_k=3: weighting=select_verify looks at the teacher's 5 likeliest tokens; raise it to 5 or more",
