@@ -262,7 +262,7 @@ def test_adapters_share_unless_they_drop_out_by_response(
             settings = peft.LoraConfig(
                 task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False
             )
-            peft.get_peft_model(student.model, settings)  # type: ignore[arg-type]
+            peft.get_peft_model(student.model, settings)  # type: ignore[arg-type]  # transformers' model
         sizes = columns_read(student.lm)
         student.optimizer.step = lambda student=student: found.append(flat_gradient(student.model))
         update(student, score(teacher, rollouts, Uniform().window(0.0)), Objective(Uniform()), seeds=range(12))

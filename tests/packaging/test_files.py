@@ -79,10 +79,12 @@ def test_the_trainer_of_compose_is_told_where_its_servers_are() -> None:
     assert verb == "train"
     config = composed(*(each.replace("${STUDENT}", "S").replace("${TEACHER}", "T") for each in overrides))
     assert (config.student.path, config.teacher.path) == ("S", "T")
-    assert (config.rollout.urls, config.scoring.urls) == (["http://student:8000"], ["http://teacher:8000"])  # type: ignore[attr-defined]
+    rollout: Any = config.rollout  # the server's section, which has more than all sections share
+    scoring: Any = config.scoring  # likewise
+    assert (rollout.urls, scoring.urls) == (["http://student:8000"], ["http://teacher:8000"])
     assert services["trainer"]["depends_on"].keys() == services.keys() - {"trainer"}
     shared = {volume.partition(":")[2] for volume in services["student"]["volumes"]}
-    assert config.rollout.sync_dir in shared  # type: ignore[attr-defined]
+    assert rollout.sync_dir in shared
     worker = f"--worker-extension-cls={StudentWeights.__module__}.{StudentWeights.__name__}"
     assert worker in services["student"]["command"]
     devices = [each["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for each in services.values()]

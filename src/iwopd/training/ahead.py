@@ -140,7 +140,7 @@ class Rollouts:
         self._sent = None
 
     def settle_if_possible(self, state: State, progress: Progress = no_progress) -> None:
-        """The same for a run that ends here, and what cannot be had is told."""
+        """As `settle`, for a run that ends here: a warning where they never come."""
         try:
             self.settle(progress)
         except (EngineError, NonFiniteError) as error:
