@@ -58,6 +58,7 @@ class FakeServer:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # a header and its body are two packets: no waiting between them
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
