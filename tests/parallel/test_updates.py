@@ -99,9 +99,8 @@ def student_of(case: dict[str, Any], ranks: Ranks | None) -> Student:
     if ranks is not None:
         shard(lm, ranks.mesh)
     optim = OptimConfig(lr=1e-3, grad_clip=0.5)
-    made = Student(lm, optim, case.get("micro_batch_tokens", 80), adapters, reshard=case.get("reshard", True))
-    made.share_prompts = case.get("share", False)
-    return made
+    reshard, share = case.get("reshard", True), case.get("share", False)
+    return Student(lm, optim, case.get("micro_batch_tokens", 80), adapters, reshard=reshard, share_prompts=share)
 
 
 class ZeroOnLong(Uniform):
@@ -122,8 +121,7 @@ def trained(case: dict[str, Any], ranks: Ranks | None = None) -> tuple[dict[str,
     teacher_model = LanguageModel(make(case["model"], seed=1))
     if ranks is not None and "teacher" in case:
         shard(teacher_model, ranks.mesh, whole_head=True)
-    teacher = HfTeacher(teacher_model, torch.device("cpu"), 60)
-    teacher.share_prompts = student.share_prompts
+    teacher = HfTeacher(teacher_model, torch.device("cpu"), 60, share_prompts=student.share_prompts)
     objective, updates = Objective(weighting_of(case["weighting"]), loss), case.get("updates", 1)
     made = rollouts(case.get("lengths", LENGTHS), case.get("samples", 1))
     needs = objective.needs_student_first(updates) or updates > 1

@@ -131,9 +131,7 @@ def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocas
         home = torch.device("cpu" if world().leader else "meta")
     lm = language_model(f"{served.key}.path", section, served.folder, home, autocast=autocast, context=served.context)
     shard_teacher(config, lm)
-    made = HfTeacher(lm, own, tokens, section.offload)
-    made.share_prompts = config.rollout.shares_prompts
-    return made
+    return HfTeacher(lm, own, tokens, section.offload, share_prompts=config.rollout.shares_prompts)
 
 
 def _self_teacher(
@@ -144,19 +142,21 @@ def _self_teacher(
     if section.weights == "current":
         tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
         assert student is not None, "whoever has one passes it"
-        current = CurrentTeacher(student, device, tokens)
-        current.share_prompts = config.rollout.shares_prompts
-        return current
+        return CurrentTeacher(student, device, tokens, share_prompts=config.rollout.shares_prompts)
     kept = checkpoint is not None and section.weights == "average"
     begun = replace(served, folder=str(checkpoint / served.key)) if kept and checkpoint else served
     made = _hf_teacher(config, begun, device, autocast=config.optim.autocast)
     if section.weights == "frozen":
         return made
-    average = AverageTeacher(
-        made.model, made.device, made.batch_tokens, section.offload, decay=section.decay, key=served.key
+    return AverageTeacher(
+        made.model,
+        made.device,
+        made.batch_tokens,
+        section.offload,
+        share_prompts=made.share_prompts,
+        decay=section.decay,
+        key=served.key,
     )
-    average.share_prompts = made.share_prompts
-    return average
 
 
 def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> Engine:

@@ -97,20 +97,23 @@ class HfTeacher(Teacher):
         device: where it computes.
         batch_tokens: tokens scored at one time, padding included; None for what suits the device.
         offload: keep the weights in host memory between uses.
-
-    Attributes:
         share_prompts: read a prompt once for all of its responses, where the model can.
     """
 
-    share_prompts: bool = False
-
     def __init__(
-        self, model: LanguageModel, device: torch.device, batch_tokens: int | None = None, offload: bool = False
+        self,
+        model: LanguageModel,
+        device: torch.device,
+        batch_tokens: int | None = None,
+        offload: bool = False,
+        *,
+        share_prompts: bool = False,
     ):
         self.model = model
         self.device = device
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         self.offload = offload and device.type != "cpu"
+        self.share_prompts = share_prompts
         self.model.model.eval().requires_grad_(False)
 
     @contextmanager

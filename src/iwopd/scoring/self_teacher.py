@@ -33,10 +33,11 @@ class AverageTeacher(HfTeacher):
         batch_tokens: int | None = None,
         offload: bool = False,
         *,
+        share_prompts: bool = False,
         decay: float,
         key: str,
     ):
-        super().__init__(model, device, batch_tokens, offload)
+        super().__init__(model, device, batch_tokens, offload, share_prompts=share_prompts)
         self.decay = decay
         self.key = key
 
@@ -64,9 +65,16 @@ class CurrentTeacher(HfTeacher):
         model: the student's; trained elsewhere, and read here.
     """
 
-    def __init__(self, model: LanguageModel, device: torch.device, batch_tokens: int | None = None):
+    def __init__(
+        self,
+        model: LanguageModel,
+        device: torch.device,
+        batch_tokens: int | None = None,
+        *,
+        share_prompts: bool = False,
+    ):
         trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
-        super().__init__(model, device, batch_tokens)
+        super().__init__(model, device, batch_tokens, share_prompts=share_prompts)
         for parameter in trained:
             parameter.requires_grad_(True)
 
