@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from iwopd.models.language_model import CACHES, LanguageModel
 from iwopd.models.packed import packed
+from iwopd.rollout.caches import new_cache
 
 
 def cache_argument(model: LanguageModel) -> str | None:
@@ -28,25 +28,6 @@ def decoding_context(model: LanguageModel) -> Iterator[None]:
     off = torch.no_grad() if model.autocast_enabled else torch.inference_mode()
     with off, model.autocast(), packed(model):
         yield
-
-
-class Bfloat16Cache(DynamicCache):
-    """Under autocast attention casts keys and values that are not bfloat16, those of all tokens at every token."""
-
-    def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        *place: Any,  # noqa: ANN401  as transformers has it
-        **more: Any,  # noqa: ANN401  likewise
-    ) -> tuple[Tensor, Tensor]:
-        """See `Cache.update`; what is kept, and returned, is bfloat16."""
-        return super().update(key_states.bfloat16(), value_states.bfloat16(), *place, **more)
-
-
-def new_cache(model: LanguageModel) -> DynamicCache:
-    """An empty one, in the dtype that attention computes in."""
-    return (Bfloat16Cache if model.autocast_enabled else DynamicCache)(config=model.model.config)
 
 
 class Decoding:
