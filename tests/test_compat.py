@@ -107,6 +107,7 @@ def is_private(whole: str) -> bool:
     return re.search(r"\._[a-z]", whole) is not None
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("folder", ["src", "scripts"])
 def test_nothing_else_takes_one(folder: str) -> None:
     files = [file for file in (REPOSITORY / folder).rglob("*.py") if file.name != "_compat.py"]

@@ -1,7 +1,7 @@
 """Imports stand at the top of files; one within a function has a reason beside it."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from support.paths import SOURCE
@@ -9,12 +9,13 @@ from support.paths import SOURCE
 MOST = 25
 
 
-def within_functions(file: Path) -> Iterator[int]:
+@cache
+def within_functions(file: Path) -> list[int]:
     """Line numbers, counted from 1."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     found = {each for node in functions for each in ast.walk(node) if isinstance(each, ast.Import | ast.ImportFrom)}
-    yield from sorted(each.lineno for each in found)
+    return sorted(each.lineno for each in found)
 
 
 def test_few_imports_stand_within_functions() -> None:
@@ -38,4 +39,4 @@ def test_each_says_why() -> None:
 def test_one_is_found(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text("import a\n\ndef f():\n    import b\n\n    async def g():\n        from c import d\n")
-    assert list(within_functions(file)) == [4, 7]
+    assert within_functions(file) == [4, 7]

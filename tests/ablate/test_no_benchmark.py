@@ -112,6 +112,7 @@ def findings(report: dict) -> str:
     return " ".join(finding["text"] for section in report["sections"] for finding in section["findings"])
 
 
+@pytest.mark.process
 def test_doctor_without_a_benchmark(doctor: Examined) -> None:
     status, report = doctor("benchmark=[]")
     assert status == 0
@@ -120,6 +121,7 @@ def test_doctor_without_a_benchmark(doctor: Examined) -> None:
     assert "no evaluations, for there is no benchmark" in findings(report)
 
 
+@pytest.mark.process
 def test_doctor_with_a_budget_counts_what_the_run_does(doctor: Examined) -> None:
     _, report = doctor("run.tokens=2000", "doctor.response_tokens=10", "eval.every=2", "run.save_every=4", "run.keep=0")
     assert report["costs"]["steps"] == 25  # of 8 × 10 tokens

@@ -121,6 +121,7 @@ def test_a_model_with_fewer_rows_than_tokens(model: Path, run_folder: Path, caps
     assert "258 rows for a tokenizer of 260 tokens" in line
 
 
+@pytest.mark.process
 def test_a_generation_config_that_could_not_be_saved_is_fixed(model: Path, run_folder: Path) -> None:
     from support.running import iwopd
 
@@ -217,6 +218,7 @@ def write_prompts(file: Path, *lengths: int) -> str:
     return f"data.path={file}"
 
 
+@pytest.mark.process
 def test_overlong_prompts_are_an_error_or_dropped_and_counted(
     tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def presets(group: str) -> set[str]:
     return {file.stem for file in (config_folder() / group).glob("*.yaml")}
 
 
+@pytest.mark.process
 def test_every_registered_class_is_what_some_preset_makes() -> None:
     made = {
         type(composed(f"weighting={name}", *REQUIRED.get(("weighting", name), [])).weighting)

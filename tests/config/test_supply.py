@@ -27,6 +27,7 @@ def declared(*extras: str) -> list[Requirement]:
     return [each for each in map(Requirement, texts) if each.name != "iwopd"]
 
 
+@pytest.mark.process
 def test_every_import_is_declared() -> None:
     imported = set()
     for file in (ROOT / "src").rglob("*.py"):

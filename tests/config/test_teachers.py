@@ -95,7 +95,7 @@ def test_a_prompt_too_long_for_the_teacher_is_refused(tmp_path: Path, capsys: py
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_doctor_prints_three_prompts_of_the_teachers(capsys: pytest.CaptureFixture[str]) -> None:
     template = "teacher.prompt_template='{prompt} <{answer}>'"
     assert iwopd("doctor", *SMALL, template, "doctor.live=false", "run.dir=/nowhere/run") in (0, 1)

@@ -200,7 +200,7 @@ def test_half_a_character_in_what_stands_around_a_problem() -> None:
 # ---------------------------------------------------------------------------------------------- doctor
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_the_doctor_sees_chats_that_hold_their_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = jsonl(tmp_path / "a.jsonl", [{"prompt": [USER, ANSWER], "answer": "1"}] * 8)

@@ -281,6 +281,7 @@ def diagnosis(teacher=None, student=0.2, advantage=None, gap=1e-6, prompts=100, 
     )
 
 
+@pytest.mark.process
 def test_advice_sees_position_bias_and_its_absence():
     biased = advise(diagnosis([1.0, 0.6, 0.35, 0.3, *[0.2] * 7]))
     assert biased[0].startswith("Position bias: the teacher answers 100% right from the prompt and 30% from 30 %")
@@ -295,6 +296,7 @@ def test_advice_sees_position_bias_and_its_absence():
     assert "40% from 60 %, which is beyond it" in late[0]
 
 
+@pytest.mark.process
 def test_a_fall_is_judged_prompt_by_prompt():
     """.80 → .69 of 128 prompts, where the same prompts are answered: marginal intervals overlap, the fall is clear."""
     teacher = answered([0.8, 0.77, 0.73, *[0.69] * 8], 128)
@@ -307,6 +309,7 @@ def test_a_fall_is_judged_prompt_by_prompt():
     assert advise(diagnosis(replace(teacher, right=shuffled), prompts=128))[0].startswith("Little position bias")
 
 
+@pytest.mark.process
 def test_with_nothing_to_be_found_advice_finds_something_in_few_draws():
     """A teacher that is the student, whose answers know nothing of the position: no fall and no head start in 95 %."""
     fell = ahead = 0

@@ -52,6 +52,7 @@ def titles(report: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- what works
 
 
+@pytest.mark.process
 def test_a_pair_that_works(doctor: Examined, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = doctor()
     assert (status, report["works"]) == (0, True)
@@ -116,6 +117,7 @@ def test_the_window_of_the_weighting_counts(doctor: Examined) -> None:
     assert kept[1]["activations"] < kept[0]["activations"]
 
 
+@pytest.mark.process
 def test_what_is_left_out_says_why(doctor: Examined) -> None:
     _, report = doctor("doctor.live_gib=1e-6")
     assert "more than doctor.live_gib=1e-06" in texts(report, "note", "Live check")[0]
@@ -222,6 +224,7 @@ def test_an_engine_without_room_for_one_sequence(doctor: Examined) -> None:
 # ---------------------------------------------------------------------------------------------- what does not work
 
 
+@pytest.mark.process
 def test_vocabularies_that_differ_are_shown(doctor: Examined, smoke_models: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(smoke_models["teacher"], folder)
@@ -237,6 +240,7 @@ def test_vocabularies_that_differ_are_shown(doctor: Examined, smoke_models: dict
     assert "Disk" in titles(report)
 
 
+@pytest.mark.process
 def test_another_chat_template_is_a_warning(doctor: Examined, smoke_models: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(smoke_models["teacher"], folder)
@@ -260,6 +264,7 @@ def test_every_other_check_continues(doctor: Examined, monkeypatch: pytest.Monke
     assert texts(report, "note", "Live check")
 
 
+@pytest.mark.process
 def test_a_student_that_does_not_load(doctor: Examined, smoke_models: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -74,6 +74,7 @@ def terms(place: Place) -> dict[str, float]:
     return {term.what: term.bytes for term in place.terms}
 
 
+@pytest.mark.process
 def test_each_process_keeps_its_share_and_gathers_blocks() -> None:
     made = plan("small", *EIGHT_GPUS, *SERVERS)  # nothing else happens here
     count = made.student.shape.parameters
@@ -96,6 +97,7 @@ def test_each_process_keeps_its_share_and_gathers_blocks() -> None:
     assert "gathered weights" not in shared(local=1, shards=1)
 
 
+@pytest.mark.process
 def test_adapters_alone_have_gradients() -> None:
     found = terms(update("small", *EIGHT_GPUS, "student.lora.rank=4"))
     trained = student("small", *EIGHT_GPUS, "student.lora.rank=4").shape.trained

@@ -40,6 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_every_sample_is_kept_and_the_figures_are_those_of_the_samples(whole: Path) -> None:
     found, samples = results(whole), read_samples(whole / "eval" / "smoke.jsonl.zst")
     drawn = [row for row in samples if not row["greedy"]]
@@ -151,6 +152,7 @@ def test_other_settings_are_refused_when_going_on(
     assert f"differing: {key} (there" in line
 
 
+@pytest.mark.process
 def test_another_model_under_the_same_name_is_refused(
     smoke_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     return distil(*ONE_STEP, {"run.dir": folder, "optim": {"lr": 1e-3}}, weighting="first30")
 
 
+@pytest.mark.process
 def test_it_is_the_run_of_the_command_line(found: Distilled, tmp_path: Path) -> None:
     told = (*ONE_STEP, "optim.lr=1e-3", "weighting=first30", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *told) == 0

@@ -291,6 +291,7 @@ def test_code_of_a_models_own_does_not_run_unasked(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_code_of_a_models_own_runs_where_it_is_trusted(own_code: Path, folder: Path, tmp_path: Path) -> None:
     trusted = ("student.trust_remote_code=true", "teacher.trust_remote_code=true", "run.save_every=1")
     run = tmp_path / "run"

@@ -174,7 +174,7 @@ def test_the_running_gap_warns_once_and_again_when_it_has_doubled(caplog: pytest
     assert len(caplog.records) == 2
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_gap_while_training_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     drawn = HfEngine.generate
 

@@ -280,7 +280,7 @@ def test_layers_that_are_computed_again_in_backward_read_each_prompt() -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_run_learns_the_same(smoke_models: object, tmp_path: Any) -> None:
     found = []
     for share in ("false", "true"):

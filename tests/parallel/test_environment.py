@@ -215,7 +215,7 @@ def test_a_verb_of_one_process_says_so(verb: str, given, capsys: pytest.CaptureF
     assert f"iwopd {verb}: is one process, and 8 were started" in refused(capsys, verb)
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_a_study_of_runs_that_nobody_starts_is_refused_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = refused(capsys, "ablate", "+experiment=smoke_study", "parallel=fsdp", f"run.dir={tmp_path / 's'}")
     assert "parallel.processes=null: parallel=fsdp needs processes, and none were started" in line

@@ -120,7 +120,7 @@ def test_only_training_rollouts_end_at_the_horizon(finished):
     assert max(lengths) > horizons[0]
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_the_preset_keeps_the_horizon_at_30_percent(smoke_models, tmp_path):
     settings = (*SMALL, "run.steps=2", "weighting=first30_horizon", "eval.every=0")
     assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0

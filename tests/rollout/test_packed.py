@@ -51,6 +51,7 @@ def test_under_autocast_keys_and_values_are_bfloat16(tiny_student) -> None:
     assert caches == {False: {torch.float32}, True: {torch.bfloat16}}
 
 
+@pytest.mark.process
 def test_a_token_step_casts_and_packs_no_weight(tiny_student) -> None:
     student = tiny_student(0, autocast=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:

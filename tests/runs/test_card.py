@@ -33,6 +33,7 @@ def card_of(run: Path) -> ModelCard:
     return ModelCard.load(run / "final" / "README.md")
 
 
+@pytest.mark.process
 def test_front_matter_is_what_the_hub_reads(run: Path) -> None:
     data = card_of(run).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")

@@ -43,6 +43,7 @@ def assert_token_kept(hub: Hub, *texts: str) -> None:
     assert all(TOKEN not in text for text in texts)
 
 
+@pytest.mark.process
 def test_all_files_arrive_in_one_commit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert iwopd("push", f"push.run={run}", "push.repo=me/tiny", "push.message=first") == 0
     said = capsys.readouterr()

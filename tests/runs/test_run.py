@@ -40,6 +40,7 @@ def half(finished: Path, tmp_path: Path) -> Iterator[Path]:
     return folder
 
 
+@pytest.mark.process
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {entry.name for entry in finished.iterdir() if not entry.name.startswith(".")}
     assert left == {
@@ -53,6 +54,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert config["weighting"] == {"scheme": "iw", "gamma": 0.5}
 
 
+@pytest.mark.process
 def test_the_report_is_there_from_the_first_evaluation_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -136,6 +138,7 @@ def test_a_run_is_the_same_twice_and_another_seed_is_not(finished: Path, tmp_pat
 # ---------------------------------------------------------------------------------------------- resume
 
 
+@pytest.mark.process
 def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half: Path) -> None:
     assert iwopd("train", *SMALL, f"run.dir={half}", "run.resume=true") == 0
     assert weights(half / "final") == weights(finished / "final")
@@ -190,6 +193,7 @@ def test_a_finished_run_stays_as_it_is_when_resumed(finished: Path) -> None:
     assert after == before
 
 
+@pytest.mark.process
 def test_a_damaged_checkpoint_is_named_and_passed_over(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert weights(folder / "final") == weights(finished / "final")
 
 
+@pytest.mark.process
 def test_after_a_crash_with_a_users_own_things_in_it_a_run_resumes_exactly(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +325,7 @@ def test_every_way_to_train_resumes_exactly(overrides: list[str], tmp_path: Path
     AutoModelForCausalLM.from_pretrained(whole / "final")
 
 
+@pytest.mark.process
 def test_tokens_that_are_cut_off_are_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = (*SMALL, "run.steps=2", "eval.every=0", "rollout.top_p=0.9", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *settings) == 0
@@ -386,6 +392,7 @@ def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Pa
     assert weights(folder / "final") == weights(finished / "final")
 
 
+@pytest.mark.process
 def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("def halves(given):\n    return 0.5 * given.mask\n")
     monkeypatch.chdir(tmp_path)

@@ -56,6 +56,7 @@ def reseal(checkpoint: Path) -> None:
     change(checkpoint / "manifest.json", edit)
 
 
+@pytest.mark.process
 def test_every_session_is_recorded_and_other_versions_are_reported(
     half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,7 +106,7 @@ def test_after_which_token_none_has_weight() -> None:
         assert weighted_tokens(weighting, 0.0, 24) == 24, weighting
 
 
-@pytest.mark.cli
+@pytest.mark.process
 def test_what_no_weight_would_fall_on_is_not_written(tmp_path: Path, smoke_models: object) -> None:
     """Nothing else changes: not the loss, not the gradient."""
     found = []

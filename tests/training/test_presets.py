@@ -69,6 +69,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory, smoke_models: object) -> It
         yield training_run(config, check_inputs(config), checked_folder(config), display, interrupts, stack)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("weighting", "loss"), PAIRS.items(), ids=PAIRS)
 def test_every_weighting_trains_with_one_loss_or_another(
     weighting: str, loss: tuple[str, ...], opened: TrainingRun
@@ -87,6 +88,7 @@ def test_every_weighting_trains_with_one_loss_or_another(
     assert by == config.weighting.name
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("loss", [*LOSSES][:2] + [*LOSSES][3:], ids=lambda loss: " ".join(loss))
 def test_losses_train_with_several_updates_of_adapters(
     loss: tuple[str, ...], tmp_path: Path, smoke_models: object
