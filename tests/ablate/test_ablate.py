@@ -75,8 +75,6 @@ def test_each_seed_has_its_student_in_all_arms_and_the_report_says_which(study: 
     assert f"students {STUDENTS[0]} (seed 1), {STUDENTS[1]} (seed 2), teacher toy://smoke/teacher" in said
 
 
-@pytest.mark.process
-@pytest.mark.unit
 @pytest.mark.parametrize("seeds", [[1, 2, 3, 4, 5], [7, 3, 11]])
 def test_students_take_turns_by_the_place_of_the_seed(seeds: list[int]) -> None:
     """All runs as they would be carried out, composed as the command line composes them."""
@@ -294,8 +292,6 @@ def test_runs_of_one_seed_are_compared_at_the_same_places() -> None:
     assert alike["b", 1] == figures(many, 4, "steps")
 
 
-@pytest.mark.process
-@pytest.mark.unit
 def test_with_equal_tokens_more_evaluations_of_the_same_curve_are_no_advantage() -> None:
     """The null: both arms on one learning curve, 17 against 8 evaluations, each with noise of its own."""
     drawn, studies, seeds = random.Random(0), 50, AblateConfig().seeds

@@ -32,12 +32,14 @@ PRESETS = sorted(
 EXPERIMENTS = sorted(file.stem for file in (config_folder() / "experiment").glob("*.yaml"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("group", "name"), PRESETS)
 def test_every_preset_composes(group: str, name: str) -> None:
     prefix = "+" if group == "debug" else ""
     composed(f"{prefix}{group}={name}", *REQUIRED.get((group, name), []))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str) -> None:
     composed(f"+experiment={name}", *REQUIRED.get(("experiment", name), []))

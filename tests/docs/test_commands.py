@@ -147,8 +147,6 @@ def studies() -> set[frozenset[str]]:
     return set()
 
 
-@pytest.mark.process
-@pytest.mark.unit
 @pytest.mark.parametrize("command", [each for each in of_verbs() if each not in run_here()], ids=str)
 def test_iwopd_commands_pass_the_checks_of_their_config(command: Command, studies: set[frozenset[str]]) -> None:
     for given in settings(command):

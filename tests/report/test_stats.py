@@ -91,6 +91,7 @@ def test_bounds_are_monotone_in_every_value(values, place, higher):
         assert before <= after + 1e-9
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize("problems", [3, 10, 30, 100])
 @pytest.mark.parametrize("samples", [1, 4, 32])

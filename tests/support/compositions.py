@@ -5,7 +5,7 @@ afterwards (none). Both stay Hydra's own. What is kept is what came of the first
 were chosen from; every command gets a copy, and its own values are set in it.
 """
 
-from copy import deepcopy
+import pickle
 from dataclasses import replace
 
 from hydra._internal import config_loader_impl
@@ -25,9 +25,9 @@ _mode = Hydra.get_mode
 _read = ConfigRepository.load_config
 _choose = config_loader_impl.create_defaults_list
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
-_files: dict[object, ConfigResult | None] = {}
+_files: dict[object, bytes] = {}  # pickled: copied in a fifth of the time that deepcopy takes
 _chosen: dict[object, DefaultsList] = {}
-_merged: dict[int, DictConfig] = {}  # by the identity of a kept list
+_merged: dict[int, bytes] = {}  # likewise, by the identity of a kept list
 
 
 def keep() -> None:
@@ -56,8 +56,8 @@ def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | Non
     if sources is None:
         return _read(self, config_path)
     if (sources, config_path) not in _files:
-        _files[sources, config_path] = _read(self, config_path)
-    return deepcopy(_files[sources, config_path])
+        _files[sources, config_path] = pickle.dumps(_read(self, config_path))
+    return pickle.loads(_files[sources, config_path])
 
 
 def _create_defaults_list(
@@ -80,5 +80,5 @@ def _compose_config_from_defaults_list(
     if not any(defaults is kept.defaults for kept in _chosen.values()):
         return _merge(self, defaults, repo)
     if id(defaults) not in _merged:
-        _merged[id(defaults)] = _merge(self, defaults, repo)
-    return deepcopy(_merged[id(defaults)])
+        _merged[id(defaults)] = pickle.dumps(_merge(self, defaults, repo))
+    return pickle.loads(_merged[id(defaults)])

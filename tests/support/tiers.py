@@ -2,7 +2,7 @@
 
 A test is `unit` unless its nearest mark, its own or its module's, names another tier. One that starts more than its
 tier allows fails and says which mark it needs: commands are not `unit`, processes are `process`, and so are more
-trainings than a test of a second or two can hold. What takes longer for another reason is marked by hand.
+trainings than one. What takes about a second or more for another reason is marked by hand.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 TIERS = ("unit", "cli", "process", "vllm", "browser")  # their meaning: pyproject.toml
-TRAININGS = 3  # of one test of tier `cli`, what its fixtures train for it included
+TRAININGS = 1  # of one test of tier `cli`, what its fixtures train for it included
 _running = "process"  # the tier of the test under way
 _trained = 0  # by it, in this process
 
@@ -64,7 +64,7 @@ def count_training() -> None:
     """A training in this process has ended."""
     global _trained
     _trained += 1
-    assert _running != "cli" or _trained <= TRAININGS, "a test of so many trainings needs @pytest.mark.process"
+    assert _running != "cli" or _trained <= TRAININGS, "a test of more than one training needs @pytest.mark.process"
 
 
 def _check_process(event: str, arguments: tuple[Any, ...]) -> None:
