@@ -30,6 +30,11 @@ def test_steps_and_updates_are_compared_with_trl_where_that_is_installed() -> No
 
 
 @pytest.mark.process
+def test_caches_are_compared() -> None:
+    assert set(quick("bench_cache")["tiny"]) == {"with room", "copied"}
+
+
+@pytest.mark.process
 def test_a_save_is_compared_with_plain_files() -> None:
     [found] = quick("bench_save").values()
     assert found["bytes"] > 2**20
