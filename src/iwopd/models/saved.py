@@ -19,12 +19,12 @@ from iwopd.models.sharding import Weights, led
 FILE_BYTES = 2**31  # of weights in one file: what the process that writes them holds at one time
 
 
-def save_weights(weights: Weights, folder: Path, limit: int = FILE_BYTES) -> None:
-    """Write safetensors files of at most `limit` bytes each into `folder`, with an index where there are several."""
-    led(weights, lambda given: _write(given, folder, limit))
+def save_weights(weights: Weights, folder: Path) -> None:
+    """Write safetensors files of at most FILE_BYTES each into `folder`, with an index where there are several."""
+    led(weights, lambda given: _write(given, folder))
 
 
-def _write(weights: Weights, folder: Path, limit: int) -> None:
+def _write(weights: Weights, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files, held, total = list[list[str]](), dict[str, Tensor](), 0
 
@@ -34,7 +34,7 @@ def _write(weights: Weights, folder: Path, limit: int) -> None:
         held.clear()
 
     for name, weight in weights:
-        if held and sum(each.nbytes for each in held.values()) + weight.nbytes > limit:
+        if held and sum(each.nbytes for each in held.values()) + weight.nbytes > FILE_BYTES:
             flush()
         held[name] = weight.to("cpu").contiguous()
         total += weight.nbytes

@@ -177,12 +177,10 @@ def write_model(model: PreTrainedModel, weights: Iterator[tuple[str, torch.Tenso
         ModelError: what was written does not load.
     """
 
-    def write_rest() -> None:
-        model.save_pretrained(folder, state_dict={})  # all but the weights
-        check_model(folder, type(model))
-
+    # All but the weights. It comes first, as it removes files of weights that it did not write itself.
+    world().alone(lambda: model.save_pretrained(folder, state_dict={}))
     save_weights(weights, folder)
-    world().alone(write_rest)
+    world().alone(lambda: check_model(folder, type(model)))
 
 
 @torch.no_grad()
