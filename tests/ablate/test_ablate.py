@@ -37,7 +37,7 @@ ARMS = "ablate.arms=[uniform,{name: iw_1.0, weighting: iw, weighting.gamma: 1.0}
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two arms and two seeds."""
     folder = tmp_path_factory.mktemp("studies") / "whole"
-    done = process("ablate", *STUDY, ARMS, f"run.dir={folder}", "ablate.workers=2", fresh=True)
+    done = process("ablate", *STUDY, ARMS, f"run.dir={folder}", "ablate.workers=2")
     assert done.returncode == 0, done.stderr
     assert "\x1b[" not in done.stdout, "a pipe gets plain lines"
     assert "iw_1.0 seed 2: accuracy" in done.stdout
@@ -161,7 +161,7 @@ def test_runs_still_to_come_must_read_what_finished_ones_have_read(
 def test_stopped_it_leaves_no_process_and_resumes_exactly(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     settings = (*STUDY, "ablate.seeds=[1]", ARMS, f"run.dir={folder}", "ablate.workers=2")
-    running = start("ablate", *settings, fresh=True)
+    running = start("ablate", *settings)
     metrics = folder / "runs" / "uniform" / "seed-1" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and "train/loss" in metrics.read_text()):
         time.sleep(0.01)
@@ -174,7 +174,7 @@ def test_stopped_it_leaves_no_process_and_resumes_exactly(study: Path, tmp_path:
     assert children
     assert not [pid for pid in children if alive(pid)]
     assert not (folder / "study.json").exists()
-    assert process("ablate", *settings, fresh=True).returncode == 0
+    assert process("ablate", *settings).returncode == 0
     for arm in ("uniform", "iw_1.0"):
         ours, theirs = (place / "runs" / arm / "seed-1" for place in (folder, study))
         assert weights(ours / "final") == weights(theirs / "final")
