@@ -242,14 +242,14 @@ def test_equal_tokens_give_shorter_responses_more_steps(tmp_path: Path) -> None:
     assert iwopd("ablate", *settings, "eval.every=0") == 0
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_hydra_launcher_carries_the_runs_out(launcher: str, study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "seeds"), [("basic", [1, 2]), ("joblib", [1])])  # joblib's are new interpreters
+def test_a_hydra_launcher_carries_the_runs_out(launcher: str, seeds: list[int], study: Path, tmp_path: Path) -> None:
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    folder = tmp_path / "study"
-    done = process("ablate", *STUDY, "ablate.arms=[uniform]", f"hydra/launcher={launcher}", f"run.dir={folder}")
+    folder, chosen = tmp_path / "study", (f"hydra/launcher={launcher}", f"ablate.seeds={seeds}".replace(" ", ""))
+    done = process("ablate", *STUDY, "ablate.arms=[uniform]", *chosen, f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
-    for seed in ("seed-1", "seed-2"):  # a student each
+    for seed in (f"seed-{number}" for number in seeds):  # a student each
         ours, theirs = (place / "runs" / "uniform" / seed / "final" for place in (folder, study))
         assert weights(ours) == weights(theirs)
 

@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from support import compositions
 from support.paths import TESTS
 
 POSSIBLE = sys.platform == "linux"  # how a process becomes the child of the one that ordered it
@@ -113,6 +114,7 @@ def _serve(connection: socket.socket) -> None:
     subprocess.Popen = Popen  # before torchrun's modules take it
     for name in PRELOADED:
         import_module(name)
+    _warm_up()
     gc.freeze()  # pages stay shared
     _kept.update(os.listdir("/proc/self/fd"))
     _kept.discard(str(connection.fileno()))
@@ -129,6 +131,22 @@ def _serve(connection: socket.socket) -> None:
         connection.send(os.read(reading, 64))
         for descriptor in (reading, writing, *streams):
             os.close(descriptor)
+
+
+def _warm_up() -> None:
+    """What commands of tests make first, and always alike: Hydra's composition of their presets and the problems."""
+    from hydra import compose, initialize_config_dir
+    from iwopd.config import register_schemas
+    from iwopd.launch import config_folder
+    from iwopd.toy import toy_rows
+
+    compositions.keep()
+    register_schemas()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        for more in ([], ["parallel=fsdp"]):
+            compose("config", ["+experiment=smoke", *more])
+    for split in ("train", "test"):
+        toy_rows("data.path", "toy://smoke", split)
 
 
 def _fork(order: Order, streams: Sequence[int]) -> int:
