@@ -32,7 +32,11 @@ from support.paths import TESTS
 POSSIBLE = sys.platform == "linux"  # how a process becomes the child of the one that ordered it
 PRELOADED = (
     *("torch", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "transformers", "hydra"),
-    *("torch.distributed.run", "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.tokenization_auto"),
+    *(
+        "torch.distributed.run",
+        "transformers.models.qwen3.modeling_qwen3",
+        "transformers.models.auto.tokenization_auto",
+    ),
     *("transformers.tokenization_utils_sentencepiece", "iwopd.commands.train", "iwopd.training.run"),
     *("iwopd.models.student", "iwopd.assembly.engines", "iwopd.assembly.training", "iwopd.parallel.ranks"),
 )
@@ -67,7 +71,9 @@ class Popen(subprocess.Popen):
         ignored = [each for each in signal.valid_signals() if signal.getsignal(each) == signal.SIG_IGN]
         environment, folder = dict(os.environ if env is None else env), str(cwd or Path.cwd())
         order = Order(given[0], given[1:], environment, folder, new_session, ignored, os.getpid())
-        passed_on = [number if stream < 0 else stream for number, stream in enumerate((streams[0], streams[3], streams[5]))]
+        passed_on = [
+            number if stream < 0 else stream for number, stream in enumerate((streams[0], streams[3], streams[5]))
+        ]
         self.pid = _fork(order, passed_on) if _made else _order(order, passed_on)
         self._child_created = True
         self._close_pipe_fds(*streams)
@@ -136,6 +142,7 @@ def _serve(connection: socket.socket) -> None:
 def _warm_up() -> None:
     """What commands of tests make first, and always alike: Hydra's composition of their presets and the problems."""
     from hydra import compose, initialize_config_dir
+
     from iwopd.config import register_schemas
     from iwopd.launch import config_folder
     from iwopd.toy import toy_rows
