@@ -1,7 +1,7 @@
 """Processes of the program that start at once: forked from one that has imported torch and has done nothing with it.
 
 Each is what `python -u -m MODULE …` would be, for the modules of `FORKED`: a process of its own, a child of the one
-that started it, with streams, environment, folder and signals as given. What it starts of them itself is forked likewise.
+that started it, with streams, environment, folder and signals as given. What it starts of them itself is forked, too.
 """
 
 import atexit

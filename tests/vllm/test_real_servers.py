@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support import forks
 from support.paths import REPOSITORY
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
@@ -262,6 +264,8 @@ def test_the_benchmark_of_what_overlaps_runs(
     servers: tuple[VllmServer, VllmServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls = [server.url for server in servers]
+    if forks.POSSIBLE:
+        monkeypatch.setattr(subprocess, "Popen", forks.Popen)
     monkeypatch.setattr(sys, "argv", ["bench_ahead.py", "--quick", "--servers", *urls])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(REPOSITORY / "scripts" / "bench_ahead.py"), run_name="__main__")
