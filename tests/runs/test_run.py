@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("moment", ["step 3", "checkpoint"])
+@pytest.mark.parametrize("moment", ["step 1", "step 3", "checkpoint"])
 def test_killed_at_any_moment_a_run_resumes_exactly(finished: Path, tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "killed"
     running = start("train", *SMALL, f"run.dir={folder}")
