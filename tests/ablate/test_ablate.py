@@ -37,7 +37,7 @@ ARMS = "ablate.arms=[uniform,{name: iw_1.0, weighting: iw, weighting.gamma: 1.0}
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two arms and two seeds."""
     folder = tmp_path_factory.mktemp("studies") / "whole"
-    done = process("ablate", *STUDY, ARMS, f"run.dir={folder}", "ablate.workers=2", fresh=True)
+    done = process("ablate", *STUDY, ARMS, f"run.dir={folder}", "ablate.workers=2")
     assert done.returncode == 0, done.stderr
     assert "\x1b[" not in done.stdout, "a pipe gets plain lines"
     assert "iw_1.0 seed 2: accuracy" in done.stdout
@@ -160,7 +160,7 @@ def test_runs_still_to_come_must_read_what_finished_ones_have_read(
 def test_stopped_it_leaves_no_process_and_resumes_exactly(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     settings = (*STUDY, "ablate.seeds=[1]", ARMS, f"run.dir={folder}", "ablate.workers=2")
-    running = start("ablate", *settings, fresh=True)
+    running = start("ablate", *settings)
     metrics = folder / "runs" / "uniform" / "seed-1" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and "train/loss" in metrics.read_text()):
         time.sleep(0.01)
@@ -173,7 +173,7 @@ def test_stopped_it_leaves_no_process_and_resumes_exactly(study: Path, tmp_path:
     assert children
     assert not [pid for pid in children if alive(pid)]
     assert not (folder / "study.json").exists()
-    assert process("ablate", *settings, fresh=True).returncode == 0
+    assert process("ablate", *settings).returncode == 0
     for arm in ("uniform", "iw_1.0"):
         ours, theirs = (place / "runs" / arm / "seed-1" for place in (folder, study))
         assert weights(ours / "final") == weights(theirs / "final")
@@ -241,14 +241,14 @@ def test_equal_tokens_give_shorter_responses_more_steps(tmp_path: Path) -> None:
     assert iwopd("ablate", *settings, "eval.every=0") == 0
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_hydra_launcher_carries_the_runs_out(launcher: str, study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "seeds"), [("basic", [1, 2]), ("joblib", [1])])  # joblib's are new interpreters
+def test_a_hydra_launcher_carries_the_runs_out(launcher: str, seeds: list[int], study: Path, tmp_path: Path) -> None:
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    folder = tmp_path / "study"
-    done = process("ablate", *STUDY, "ablate.arms=[uniform]", f"hydra/launcher={launcher}", f"run.dir={folder}")
+    folder, chosen = tmp_path / "study", (f"hydra/launcher={launcher}", f"ablate.seeds={seeds}".replace(" ", ""))
+    done = process("ablate", *STUDY, "ablate.arms=[uniform]", *chosen, f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
-    for seed in ("seed-1", "seed-2"):  # a student each
+    for seed in (f"seed-{number}" for number in seeds):  # a student each
         ours, theirs = (place / "runs" / "uniform" / seed / "final" for place in (folder, study))
         assert weights(ours) == weights(theirs)
 

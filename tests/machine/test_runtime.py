@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from support import forks
 from support.paths import SOURCE, TESTS
 from support.running import ONE_THREAD, SMALL
 
@@ -213,6 +214,8 @@ def counted(number: int, noun: str) -> str:
 def test_two_workers_do_not_get_two_threads_each_on_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(host.cores()))
     monkeypatch.setenv(runtime.CHOSEN, "")
+    if forks.POSSIBLE:
+        monkeypatch.setattr(subprocess, "Popen", forks.Popen)
     folders = [tmp_path / name for name in ("a", "b")]
     jobs = [((*SMALL, "run.steps=1", "eval.every=0", f"run.dir={folder}"), folder) for folder in folders]
     ended = dict[int, int]()

@@ -26,18 +26,30 @@ from iwopd.training.score import score
 from iwopd.training.update import update
 from iwopd.types import Rollout, as_ids, as_logprobs
 from iwopd.weighting import SCHEMES
+from iwopd.weighting.base import Weighting
 from iwopd.weighting.uniform import Uniform
 
 SAME = 1e-6  # relative, float32
 LENGTHS = (3, 40, 17, 1, 26, 9)  # uneven, and one of a single token
 PLAIN: dict[str, Any] = {"model": "llama", "loss": "policy_gradient", "weighting": "iw"}
-WEIGHTINGS = [name for name in SCHEMES if name != "custom"]
+
+
+def path_of(name: str) -> tuple[object, ...]:
+    """What several processes could do differently for a weighting. But for these its weights of a rollout are the same
+    wherever and with whatever else it is computed, as test_weighting.py has of every scheme."""
+    scheme = SCHEMES[name]()
+    windowed = type(scheme).bounds is not Weighting.bounds
+    return scheme.needs_batch, windowed, scheme.annealed is None, scheme.measures, scheme.advantage
+
+
+# The first of every path, beside iw, which the other cases have.
+WEIGHTINGS = {path_of(name): name for name in reversed(SCHEMES) if name != "custom"}.values()
 CASES: dict[str, dict[str, Any]] = {
     **{
         f"weighting {name}": {"weighting": name, "signal": "top_k" if SCHEMES[name].measures else "auto"}
         for name in WEIGHTINGS
     },
-    **{f"loss {name}": {"loss": name} for name in LOSSES},
+    **{f"loss {name}": {"loss": name} for name in LOSSES},  # policy_gradient: all as in PLAIN
     **{f"model {name}": {"model": name} for name in ("qwen2", "gemma2", "qwen3_moe", "phi", "opt")},
     **{f"top-k {name}": {"loss": name, "signal": "top_k"} for name in LOSSES if name != "policy_gradient"},
     "one rollout for two ranks": {"lengths": (30,)},

@@ -85,7 +85,10 @@ def expected(first: int, last: int) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("what", [fail, leave, hang])
 @pytest.mark.parametrize("where", ["start", "log", "samples", "close"])
-def test_the_run_does_not_notice(where: str, what: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_run_does_not_notice(
+    where: str, what: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "AFTER_KILL", 0.1)  # of one that hangs for ever
     odd, well = Odd(where=where, what=what, timeout_s=0.2), Odd()
     well.name = "well"  # pyright: ignore[reportAttributeAccessIssue]  beside it
     with Tracker(tmp_path, trackers=[odd, well]) as tracker:
@@ -98,6 +101,25 @@ def test_the_run_does_not_notice(where: str, what: Any, tmp_path: Path, caplog: 
     assert "metrics.jsonl has everything" in said[0]
     assert odd.abandoned
     assert not well.abandoned
+
+
+def test_what_one_that_was_given_up_starts_afterwards_is_ended_too(tmp_path: Path) -> None:
+    """As wandb, whose `init` starts its service anew where that ends."""
+    services, given_up = ["its service"], threading.Event()
+
+    class Restarting(Odd):
+        def abandon(self) -> None:
+            services.clear()
+            given_up.set()
+
+    def start() -> None:
+        assert given_up.wait(60)
+        services.append("a new one")
+
+    with Tracker(tmp_path, trackers=[Restarting(where="start", what=start, timeout_s=0.0)]):
+        pass
+    assert given_up.is_set()
+    assert services == []
 
 
 def test_a_setting_that_is_to_blame_is_said_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -114,6 +136,7 @@ def test_one_that_takes_nothing_is_given_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirrors, "PENDING", 5)
+    monkeypatch.setattr(mirrors, "AFTER_KILL", 0.1)
     with Tracker(tmp_path, trackers=[Odd(where="start", what=hang)]) as tracker:
         log_some(tracker, 0, 3)
         assert "does not take what it is given, 5 rows are waiting" in caplog.text, "while the run is at work"

@@ -405,7 +405,7 @@ def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypat
 @pytest.mark.process
 def test_smoke_learns(tmp_path: Path) -> None:
     """The whole `smoke` experiment: the student is better after it than before."""
-    done = process("train", "+experiment=smoke", f"run.dir={tmp_path / 'smoke'}", fresh=True)
+    done = process("train", "+experiment=smoke", f"run.dir={tmp_path / 'smoke'}")
     assert done.returncode == 0, done.stderr
     accuracy = [row["eval/accuracy"] for row in rows(tmp_path / "smoke" / "metrics.jsonl") if "eval/accuracy" in row]
     assert accuracy[-1] > accuracy[0] + 0.08

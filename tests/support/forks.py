@@ -1,7 +1,7 @@
 """Processes of the program that start at once: forked from one that has imported torch and has done nothing with it.
 
-Each is what `python -u -m iwopd …` would be: a process of its own, a child of the one that started it, with streams,
-environment, folder and signals as given. What it starts as `python -m iwopd …` itself is forked likewise.
+Each is what `python -u -m MODULE …` would be, for the modules of `FORKED`: a process of its own, a child of the one
+that started it, with streams, environment, folder and signals as given. What it starts of them itself is forked, too.
 """
 
 import atexit
@@ -26,13 +26,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from support import compositions
 from support.paths import TESTS
 
 POSSIBLE = sys.platform == "linux"  # how a process becomes the child of the one that ordered it
 PRELOADED = (
     *("torch", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "transformers", "hydra"),
-    *("transformers.models.qwen3.modeling_qwen3", "iwopd.commands.train", "iwopd.training.run", "iwopd.models.student"),
+    *(
+        "torch.distributed.run",
+        "transformers.models.qwen3.modeling_qwen3",
+        "transformers.models.auto.tokenization_auto",
+    ),
+    *("transformers.tokenization_utils_sentencepiece", "iwopd.commands.train", "iwopd.training.run"),
+    *("iwopd.models.student", "iwopd.assembly.engines", "iwopd.assembly.training", "iwopd.parallel.ranks"),
 )
+FORKED = ("iwopd", "support.ranks", "torch.distributed.run")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 LARGEST = 2**20  # bytes of an order
 
@@ -41,6 +49,7 @@ LARGEST = 2**20  # bytes of an order
 class Order:
     """The process to make."""
 
+    module: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
     folder: str
@@ -50,19 +59,22 @@ class Order:
 
 
 class Popen(subprocess.Popen):
-    """subprocess's, which forks `[python, "-m", "iwopd", …]`."""
+    """subprocess's, which forks `[python, "-u", "-m", "iwopd", …]`."""
 
     def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
-        if not (args[0] == sys.executable and "iwopd" in args[2:4] and "-c" not in args):
+        executable, option, *given = [each for each in args if each != "-u"] if len(args) > 2 else [*args, "", ""]
+        if (executable, option) != (sys.executable, "-m") or given[0] not in FORKED:
             super()._execute_child(args, *rest)
             return
         cwd, env, streams, new_session = rest[4], rest[5], rest[9:15], rest[-2]
         sys.audit("subprocess.Popen", sys.executable, args, cwd, env)
         ignored = [each for each in signal.valid_signals() if signal.getsignal(each) == signal.SIG_IGN]
-        arguments, environment = args[args.index("iwopd") + 1 :], dict(os.environ if env is None else env)
-        order = Order(arguments, environment, str(cwd or Path.cwd()), new_session, ignored, os.getpid())
-        given = [number if stream < 0 else stream for number, stream in enumerate((streams[0], streams[3], streams[5]))]
-        self.pid = _fork(order, given) if _made else _order(order, given)
+        environment, folder = dict(os.environ if env is None else env), str(cwd or Path.cwd())
+        order = Order(given[0], given[1:], environment, folder, new_session, ignored, os.getpid())
+        passed_on = [
+            number if stream < 0 else stream for number, stream in enumerate((streams[0], streams[3], streams[5]))
+        ]
+        self.pid = _fork(order, passed_on) if _made else _order(order, passed_on)
         self._child_created = True
         self._close_pipe_fds(*streams)
 
@@ -105,8 +117,10 @@ def _prepared() -> socket.socket:
 
 
 def _serve(connection: socket.socket) -> None:
+    subprocess.Popen = Popen  # before torchrun's modules take it
     for name in PRELOADED:
         import_module(name)
+    _warm_up()
     gc.freeze()  # pages stay shared
     _kept.update(os.listdir("/proc/self/fd"))
     _kept.discard(str(connection.fileno()))
@@ -125,6 +139,23 @@ def _serve(connection: socket.socket) -> None:
             os.close(descriptor)
 
 
+def _warm_up() -> None:
+    """What commands of tests make first, and always alike: Hydra's composition of their presets and the problems."""
+    from hydra import compose, initialize_config_dir
+
+    from iwopd.config import register_schemas
+    from iwopd.launch import config_folder
+    from iwopd.toy import toy_rows
+
+    compositions.keep()
+    register_schemas()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        for more in ([], ["parallel=fsdp"]):
+            compose("config", ["+experiment=smoke", *more])
+    for split in ("train", "test"):
+        toy_rows("data.path", "toy://smoke", split)
+
+
 def _fork(order: Order, streams: Sequence[int]) -> int:
     pid = os.fork()
     if pid:
@@ -132,7 +163,7 @@ def _fork(order: Order, streams: Sequence[int]) -> int:
     status: Any = 1
     try:
         _become(order, streams)
-        runpy.run_module("iwopd", run_name="__main__", alter_sys=True)
+        runpy.run_module(order.module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as stop:
         status = stop.code or 0
@@ -148,7 +179,6 @@ def _become(order: Order, streams: Sequence[int]) -> None:
     _made = True
     while os.getppid() != order.parent:  # until the process between has ended
         time.sleep(0.001)
-    subprocess.Popen = Popen
     atexit._clear()
     weakref.finalize._registry.clear()
     for number in signal.valid_signals():
@@ -170,7 +200,7 @@ def _become(order: Order, streams: Sequence[int]) -> None:
     os.environ.update(order.environment)
     given = [each for each in order.environment.get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.path[:] = [order.folder, *given, *(each for each in sys.path[1:] if each not in before)]
-    sys.argv = ["iwopd", *order.arguments]
+    sys.argv = [order.module, *order.arguments]
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", write_through=True) for number in (1, 2)
     )

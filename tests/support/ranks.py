@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from support import forks
 from support.paths import REPOSITORY as ROOT
 
 
@@ -37,8 +38,9 @@ def on_ranks(
     port = free_port()
     call = pickle.dumps((function.__module__, function.__qualname__, arguments))
     (folder / "call").write_bytes(call)
+    start = forks.Popen if forks.POSSIBLE else subprocess.Popen
     processes = [
-        subprocess.Popen([sys.executable, "-m", "support.ranks", str(folder)], env=environment(rank, count, port))
+        start([sys.executable, "-m", "support.ranks", str(folder)], env=environment(rank, count, port))
         for rank in range(count)
     ]
     try:

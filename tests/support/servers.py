@@ -18,6 +18,8 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two servers bound to one core would wait for each other
+    # Of a server: that its engine computes in its own process, not in one more, which would import everything again.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,11 +192,32 @@ def test_a_key_makes_it_online_and_a_net_that_fails_offline(tmp_path: Path, monk
     assert "offline, as no route to host; upload it later" in (tmp_path / "run" / "train.log").read_text()
 
 
+def services_left() -> list[psutil.Process]:
+    """Once the thread that speaks to wandb has ended, and what it killed is gone."""
+    for thread in threading.enumerate():
+        if thread.name == "wandb":
+            thread.join(60)
+    found = [child for child in psutil.Process().children(recursive=True) if "wandb" in child.name()]
+    return psutil.wait_procs([child for child in found if child.status() != psutil.STATUS_ZOMBIE], timeout=10)[1]
+
+
+def test_given_up_while_it_starts_it_leaves_no_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trackers = [WandbTracking(wandb=True, project="tests", mode="offline", timeout_s=0.0)]
+    with Tracker(tmp_path, trackers=trackers, config={}):
+        pass
+    assert "wandb does not answer" in caplog.text
+    assert services_left() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_service_that_is_gone_or_hangs_does_not_end_the_run(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = WandbMirror.log
+    log, noted, sent = WandbMirror.log, Tracker.log, threading.Event()
+
+    def waiting(self: Tracker, step: int, metrics: dict[str, float]) -> None:
+        assert step < 2 or sent.wait(100), "on a busy machine wandb starts more slowly than the run ends"
+        noted(self, step, metrics)
 
     def after_it(self: WandbMirror, step: int, metrics: dict[str, float]) -> None:
         if step == 1:
@@ -205,16 +227,17 @@ def test_a_service_that_is_gone_or_hangs_does_not_end_the_run(
                 service.send_signal(number)
             if number == signal.SIGKILL:
                 psutil.wait_procs(services, timeout=10)
+            sent.set()
         log(self, step, metrics)
 
     monkeypatch.setattr(WandbMirror, "log", after_it)
+    monkeypatch.setattr(Tracker, "log", waiting)
     settings = ("run.steps=3", "tracking.timeout_s=2", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *SMALL, *WANDB, *settings) == 0
     said = re.findall(r"warning: wandb (.*)", (tmp_path / "run" / "train.log").read_text())
     assert len(said) == 1
     assert said[0].startswith(("stopped working", "does not answer")), "wandb may wait for what was killed, too"
-    left = [child for child in psutil.Process().children(recursive=True) if "wandb" in child.name()]
-    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert services_left() == []
     assert rows(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     assert "Traceback" not in capsys.readouterr().err

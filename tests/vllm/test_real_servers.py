@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support import forks
 from support.paths import REPOSITORY
 from support.running import SMALL, iwopd, refused, rows, start, wait_for_line
 from support.servers import Gate, VllmServer
@@ -36,9 +38,12 @@ CPU = torch.device("cpu")
 def servers(
     smoke_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmServer, VllmServer]]:
-    """One started with the student, one with the teacher."""
+    """One that takes the student's weights, and one of the teacher as anybody starts one, without developer mode."""
     folder = tmp_path_factory.mktemp("servers")
-    made = [VllmServer(smoke_models[role], folder / f"{role}.log") for role in ("student", "teacher")]
+    made = [
+        VllmServer(smoke_models["student"], folder / "student.log"),
+        VllmServer(smoke_models["teacher"], folder / "teacher.log", "--served-model-name", "anything", plain=True),
+    ]
     try:
         for server in made:
             server.wait()
@@ -216,21 +221,19 @@ def test_eval_of_served_weights(servers: tuple[VllmServer, VllmServer], tmp_path
 
 
 def test_eval_of_the_model_that_a_plain_server_serves(
-    smoke_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    servers: tuple[VllmServer, VllmServer],
+    smoke_models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A server as anybody starts one, without developer mode: nothing is handed over."""
+    """Nothing is handed over."""
     teacher = smoke_models["teacher"]
-    server = VllmServer(teacher, tmp_path / "server.log", "--served-model-name", "anything", plain=True)
     settings = (*SMALL, "eval.benchmarks.smoke.limit=16")
-    served = ("rollout=vllm_server", f"rollout.urls=[{server.url}]")
-    try:
-        server.wait()
-        assert iwopd("eval", *settings, *served, f"eval.model={teacher}", f"run.dir={tmp_path / 'served'}") == 0
-        line = refused(
-            capsys, "eval", *settings, *served, "eval.model=toy://smoke/student", f"run.dir={tmp_path / 'other'}"
-        )
-    finally:
-        server.kill()
+    served = ("rollout=vllm_server", f"rollout.urls=[{servers[1].url}]")
+    assert iwopd("eval", *settings, *served, f"eval.model={teacher}", f"run.dir={tmp_path / 'served'}") == 0
+    line = refused(
+        capsys, "eval", *settings, *served, "eval.model=toy://smoke/student", f"run.dir={tmp_path / 'other'}"
+    )
     assert iwopd("eval", *settings, f"eval.model={teacher}", f"run.dir={tmp_path / 'hf'}") == 0
     (hf,), (found,) = (rows(tmp_path / name / "metrics.jsonl") for name in ("hf", "served"))
     assert found["eval/greedy_accuracy"] == hf["eval/greedy_accuracy"]
@@ -257,33 +260,12 @@ def test_when_no_server_is_left_the_last_step_is_saved_and_the_run_resumes_elsew
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
 
 
-def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
-    servers: tuple[VllmServer, VllmServer], tmp_path: Path
-) -> None:
-    gate = Gate(servers[0].port)
-    two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
-    served = ("rollout=vllm_server", "rollout.ahead=1", f"rollout.urls=[{gate.url}]", "scoring=vllm_server")
-    running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
-    wait_for_line(running, "step 2")
-    gate.shut()
-    out, errors = running.communicate(timeout=100)
-    assert running.returncode == 2, out + errors
-    assert errors.count("\n") == 1
-    assert "no server is left of 1" in errors
-    assert "is saved, resume with run.resume=true" in errors
-    found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
-    assert len(found) >= 2
-    assert max(row["sync/parity_max_gap"] for row in found if "sync/parity_max_gap" in row) < 1e-4
-    assert [row["train/staleness"] for row in found] == [0, *[1] * (len(found) - 1)]
-    assert all(abs(row["train/importance_ratio_mean"] - 1) < 0.05 for row in found)
-    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert int(saved.name[5:]) == found[-1]["step"]
-
-
 def test_the_benchmark_of_what_overlaps_runs(
     servers: tuple[VllmServer, VllmServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls = [server.url for server in servers]
+    if forks.POSSIBLE:
+        monkeypatch.setattr(subprocess, "Popen", forks.Popen)
     monkeypatch.setattr(sys, "argv", ["bench_ahead.py", "--quick", "--servers", *urls])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(REPOSITORY / "scripts" / "bench_ahead.py"), run_name="__main__")
@@ -296,21 +278,45 @@ def test_the_benchmark_of_what_overlaps_runs(
     assert all(row["step"] > 0 for row in sides.values())
 
 
-def test_a_server_killed_in_the_middle_is_left_out_and_the_run_continues(
+def test_a_server_that_ends_in_the_middle_is_left_out_and_the_run_continues(
     servers: tuple[VllmServer, VllmServer], tmp_path: Path
 ) -> None:
-    """Last, because it ends a server. What was computed is as if there had been one all along."""
+    """What was computed is as if there had been one all along."""
+    gate = Gate(servers[0].port)
     shared = (*SMALL, "run.save_every=0", "eval.every=0", "rollout=vllm_server")
-    both = f"rollout.urls=[{servers[0].url},{servers[1].url}]"
+    both = f"rollout.urls=[{servers[0].url},{gate.url}]"
     running = start("train", *shared, both, f"run.dir={tmp_path / 'killed'}")
     wait_for_line(running, "step 2")
-    servers[1].kill()
+    gate.shut()
     out, errors = running.communicate(timeout=100)
     assert running.returncode == 0, errors
-    assert f"server {servers[1].url} is gone" in out
+    assert f"server {gate.url} is gone" in out
     assert iwopd("train", *shared, f"rollout.urls=[{servers[0].url}]", f"run.dir={tmp_path / 'one'}") == 0
     losses = [
         [row["train/loss"] for row in rows(tmp_path / name / "metrics.jsonl") if "train/loss" in row]
         for name in ("killed", "one")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_several_processes_sample_and_score_by_servers_that_one_speaks_to(
+    servers: tuple[VllmServer, VllmServer], tmp_path: Path
+) -> None:
+    """Last, because it kills one of them."""
+    two = (*SMALL, "parallel=fsdp", "parallel.processes=2", "eval.every=0", "run.save_every=0", "run.steps=500")
+    served = ("rollout=vllm_server", "rollout.ahead=1", f"rollout.urls=[{servers[0].url}]", "scoring=vllm_server")
+    running = start("train", *two, *served, f"scoring.urls=[{servers[1].url}]", f"run.dir={tmp_path / 'run'}")
+    wait_for_line(running, "step 2")
+    servers[0].kill()
+    out, errors = running.communicate(timeout=100)
+    assert running.returncode == 2, out + errors
+    assert errors.count("\n") == 1
+    assert "no server is left of 1" in errors
+    assert "is saved, resume with run.resume=true" in errors
+    found = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert len(found) >= 2
+    assert max(row["sync/parity_max_gap"] for row in found if "sync/parity_max_gap" in row) < 1e-4
+    assert [row["train/staleness"] for row in found] == [0, *[1] * (len(found) - 1)]
+    assert all(abs(row["train/importance_ratio_mean"] - 1) < 0.05 for row in found)
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name[5:]) == found[-1]["step"]

@@ -19,7 +19,7 @@ from iwopd.tracking.base import Mirror, TrackedRun, Tracking
 log = logging.getLogger(__name__)
 
 PENDING = 1000  # rows it has not taken; one that is further behind is given up
-AFTER_KILL = 5.0  # seconds to leave in, for one that was given up
+AFTER_KILL = 5.0  # seconds to leave in, for one that was given up and for what it had under way
 ON = "training continues without it, and metrics.jsonl has everything"
 
 METRICS, EVALUATION, SAMPLES = range(3)  # what is logged of one step, in this order
@@ -101,13 +101,16 @@ class Mirrored:
                 known.write_text(mirror.id, encoding="utf-8")
             for row in self._rows():
                 if not self._works:
-                    return
+                    break
                 self._take(mirror, *row)
-            mirror.close()
+            if self._works:
+                mirror.close()
         except (Exception, SystemExit) as error:  # of a service, a network, a full disk: each library has its own
             reason = f"{type(error).__name__}: {first_line(error)}"
             told = str(error) if isinstance(error, ConfigError) else f"{self.tracker.name} {said} ({reason})"
             self._give_up(f"{told}; {ON}")
+        if not self._works:  # what was under way then may have started its service anew
+            self._abandon()
 
     def _rows(self) -> Iterator[Row]:
         yield from self._earlier
@@ -136,7 +139,10 @@ class Mirrored:
             log.warning("%s", why)
             leaving = threading.Thread(target=self._abandon, daemon=True)
             leaving.start()
+            until = time.monotonic() + AFTER_KILL
             leaving.join(AFTER_KILL)
+        if self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, until - time.monotonic()))  # it ends what it started meanwhile
 
     def _abandon(self) -> None:
         with suppress(Exception, SystemExit):

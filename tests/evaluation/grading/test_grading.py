@@ -177,7 +177,6 @@ PROGRAMS = {
     "right": ("def add(a, b):\n    return a + b", True),
     "wrong": ("def add(a, b):\n    return a - b", False),
     "right in the first test alone": ("def add(a, b):\n    return 3", False),
-    "endless": ("def add(a, b):\n    while True:\n        pass\n    return 1", False),
     "memory": ("def add(a, b):\n    kept = [0] * 10**10\n    return a + b", False),
     "leaves": ("import sys\ndef add(a, b):\n    sys.exit(0)\n    return 3", False),
     "leaves hard": ("import os\ndef add(a, b):\n    os._exit(0)\n    return 3", False),
@@ -197,6 +196,16 @@ def run_code():
 @pytest.mark.parametrize(("code", "right"), PROGRAMS.values(), ids=PROGRAMS.keys())
 def test_a_program_is_right_when_all_tests_pass(run_code, row: dict, code: str, right: bool) -> None:
     assert run_code(row, code).correct is right
+
+
+def test_an_endless_program_is_given_up_and_wrong() -> None:
+    answer = "```python\ndef add(a, b):\n    while True:\n        pass\n    return 1\n```\n"
+    grader = CodeGrader(seconds=1, memory=2**31)
+    try:
+        verdicts = grader([(answer, prompt_of(row)) for row in (NATIVE, HUB, MBPP)])
+    finally:
+        grader.close()
+    assert [verdict.correct for verdict in verdicts] == [False] * 3
 
 
 def test_what_a_program_writes_or_starts_does_not_stay(
