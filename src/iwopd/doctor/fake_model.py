@@ -27,8 +27,7 @@ from iwopd.models.language_model import LanguageModel, chunk_tokens, keep_attent
 from iwopd.models.readouts import measured_against
 from iwopd.numerics import TokenSignal, full_signal, top_k_signal
 from iwopd.rollout.base import Sampling
-from iwopd.rollout.caches import new_cache
-from iwopd.rollout.decoding import cache_argument
+from iwopd.rollout.caches import cache_argument, new_cache
 from iwopd.rollout.hf import draw, sampling_logprobs
 from iwopd.training.objective import Objective
 

@@ -1,14 +1,23 @@
 """Keys and values of the tokens so far, held so that the next token costs little."""
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from iwopd.models.language_model import LanguageModel
+from iwopd.models.language_model import CACHES, LanguageModel
 
 ROOM = 128  # tokens
+
+
+def cache_argument(model: LanguageModel) -> str | None:
+    """What the architecture calls its cache; None where it takes none of the usual kind."""
+    parameters = signature(model.decoder.forward).parameters
+    if "input_ids" not in parameters:  # wrapped: what it takes cannot be read
+        return "past_key_values"
+    return next((name for name in CACHES if name in parameters), None)
 
 
 class RoomyLayer(DynamicLayer):

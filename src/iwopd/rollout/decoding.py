@@ -2,23 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from iwopd.models.language_model import CACHES, LanguageModel
+from iwopd.models.language_model import LanguageModel
 from iwopd.models.packed import packed
-from iwopd.rollout.caches import new_cache
-
-
-def cache_argument(model: LanguageModel) -> str | None:
-    """What the architecture calls its cache; None where it takes none of the usual kind."""
-    parameters = signature(model.decoder.forward).parameters
-    if "input_ids" not in parameters:  # wrapped: what it takes cannot be read
-        return "past_key_values"
-    return next((name for name in CACHES if name in parameters), None)
+from iwopd.rollout.caches import cache_argument, new_cache
 
 
 @contextmanager

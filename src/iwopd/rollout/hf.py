@@ -13,7 +13,8 @@ from iwopd.models.batch import collate_tokens
 from iwopd.models.language_model import LanguageModel
 from iwopd.numerics.precision import widened
 from iwopd.rollout.base import Engine, Finished, Progress, Sampling, ignore_rollout, no_progress
-from iwopd.rollout.decoding import Decoding, cache_argument, decoding_context
+from iwopd.rollout.caches import cache_argument
+from iwopd.rollout.decoding import Decoding, decoding_context
 from iwopd.rollout.tally import Tally
 from iwopd.seeding import derive_seed
 from iwopd.types import Prompt, Rollout, as_ids, as_logprobs
