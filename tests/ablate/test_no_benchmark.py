@@ -86,6 +86,7 @@ def test_an_arm_without_a_benchmark_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "ablate.arms=blind: benchmark=[]" in refused(capsys, "ablate", *PLAIN, arms, f"run.dir={tmp_path / 'run'}")
 
 
+@pytest.mark.process
 def test_a_horizon_in_tokens_needs_no_benchmark(tmp_path: Path) -> None:
     settings = (*PLAIN, "benchmark=[]", "rollout.horizon=5", "run.steps=1", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *settings) == 0

@@ -16,7 +16,7 @@ from iwopd.preflight.digests import changes, file_digest, model_digest, problem_
 from iwopd.toy import toy_rows
 from iwopd.types import Prompt
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process
 
 TEMPLATE = "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% for message in messages %}{{ message.content }}{% endfor %}"
 NO_DATE = "{% for message in messages %}{{ message.content }}{% endfor %}:"
@@ -150,7 +150,6 @@ def test_an_evaluation_refuses_another_answer(began: World, tmp_path: Path, caps
     assert "problems are not what they were (test-1)" in refused(capsys, "eval", *settings, "run.resume=true")
 
 
-@pytest.mark.process
 def test_a_template_that_prints_the_time_prints_the_start_of_the_run(
     smoke_models: dict[str, Path], tmp_path: Path
 ) -> None:

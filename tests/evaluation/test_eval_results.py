@@ -23,7 +23,7 @@ from iwopd.preflight.digests import model_digest
 from iwopd.report.stats import mean_interval
 from iwopd.types import Prompt
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process
 
 EVAL = (*SMALL, "eval.benchmarks.smoke.limit=24", "eval.model=toy://smoke/student", "eval.k=3", "eval.chunk=12")
 
@@ -40,7 +40,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.process
 def test_every_sample_is_kept_and_the_figures_are_those_of_the_samples(whole: Path) -> None:
     found, samples = results(whole), read_samples(whole / "eval" / "smoke.jsonl.zst")
     drawn = [row for row in samples if not row["greedy"]]
@@ -69,7 +68,6 @@ def test_how_many_are_sampled_at_one_time_does_not_matter(whole: Path, tmp_path:
     assert results(tmp_path / "one")["metrics"] == results(whole)["metrics"]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_cut_off_it_continues_to_the_same_figures(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "cut"
@@ -152,7 +150,6 @@ def test_other_settings_are_refused_when_going_on(
     assert f"differing: {key} (there" in line
 
 
-@pytest.mark.process
 def test_another_model_under_the_same_name_is_refused(
     smoke_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +269,6 @@ def test_a_problem_in_mathematics_from_a_file(parrot: Path, tmp_path: Path) -> N
     assert len(read_samples(folder / "eval" / "math_file.jsonl.zst")) == 4
 
 
-@pytest.mark.process
 def test_programs_are_run_where_that_is_allowed(parrot: Path, tmp_path: Path) -> None:
     row = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "test": "assert f() == 1"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
@@ -284,7 +280,6 @@ def test_programs_are_run_where_that_is_allowed(parrot: Path, tmp_path: Path) ->
     assert found["settings"]["sandbox"] == "namespaces"
 
 
-@pytest.mark.process
 def test_problems_of_the_public_forms(parrot: Path, tmp_path: Path) -> None:
     files = {"aime24": PROBLEMS, "aime25": PROBLEMS, "gsm8k": WORD_PROBLEMS}
     paths = [f"eval.benchmarks.{name}.path={file}" for name, file in files.items()]
@@ -326,7 +321,6 @@ def test_bad_input(settings: list[str], says: list[str], tmp_path: Path, capsys:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("content", "settings", "says"),
     [
@@ -362,7 +356,6 @@ def test_a_grader_that_is_not_installed(
     assert "is not installed; pip install" in line
 
 
-@pytest.mark.process
 def test_references_that_cannot_be_compared_are_reported(
     parrot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from iwopd import Distilled, distil, numerics
 from iwopd.errors import ConfigError, IwopdError, ModelError, RunFolderError
 from iwopd.launch.library import as_overrides
 
-pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 ONE_STEP = (*SMALL, "run.steps=1", "run.samples=0", "run.save_every=0", "eval.greedy=false")
 
 
@@ -23,7 +23,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     return distil(*ONE_STEP, {"run.dir": folder, "optim": {"lr": 1e-3}}, weighting="first30")
 
 
-@pytest.mark.process
 def test_it_is_the_run_of_the_command_line(found: Distilled, tmp_path: Path) -> None:
     told = (*ONE_STEP, "optim.lr=1e-3", "weighting=first30", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *told) == 0
@@ -98,7 +97,6 @@ def test_in_a_thread(tmp_path: Path) -> None:
     assert found[0].model.is_dir()
 
 
-@pytest.mark.process
 def test_importing_it_costs_nothing() -> None:
     code = (
         "import sys, iwopd; assert not {'torch', 'hydra', 'omegaconf', 'numpy'} & {*sys.modules}; "

@@ -102,6 +102,7 @@ def test_an_update_minimises_the_weighted_mean(
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("smoke_models")
 def test_a_run_is_trained_with_one(tmp_path: Any) -> None:
     run = tmp_path / "run"

@@ -180,6 +180,7 @@ def test_weights_in_bfloat16_without_adapters_are_reported(dtype, rank, warned, 
     assert ("student.dtype=bfloat16, optim.lr=" in (tmp_path / "found.json").read_text()) == warned
 
 
+@pytest.mark.process
 def test_such_a_run_says_so_in_its_log(tmp_path) -> None:
     settings = (*SMOKE, "student.dtype=bfloat16", "eval.every=0", "eval.benchmarks.smoke.limit=2", "run.samples=0")
     assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0

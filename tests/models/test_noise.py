@@ -33,6 +33,8 @@ from iwopd.training.update import update
 from iwopd.types import Prompt, ScoredRollout, Signal
 from iwopd.weighting.iw import Iw
 
+pytestmark = pytest.mark.process
+
 IW = Iw(gamma=0.5)
 PROMPTS = [Prompt(f"p{size}", [(7 * i + size) % 256 for i in range(size)], "") for size in (3, 25, 11, 40)]
 CHECKPOINTING = {"use_reentrant": False}

@@ -32,6 +32,8 @@ from iwopd.weighting.prefix_ratio import PrefixRatio
 from iwopd.weighting.uniform import Uniform
 from iwopd.weighting.window import Window
 
+pytestmark = pytest.mark.process
+
 CPU = torch.device("cpu")
 RECURRENT = ("qwen3_next", "mamba")
 # Longer than the sliding windows, and unlike in length.
@@ -280,7 +282,6 @@ def test_layers_that_are_computed_again_in_backward_read_each_prompt() -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-@pytest.mark.process
 def test_a_run_learns_the_same(smoke_models: object, tmp_path: Any) -> None:
     found = []
     for share in ("false", "true"):

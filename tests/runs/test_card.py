@@ -17,7 +17,7 @@ from iwopd.runs.manifest import verify
 from iwopd.runs.public import hub_name, shown
 from iwopd.vllm.quiet import as_found
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,6 @@ def card_of(run: Path) -> ModelCard:
     return ModelCard.load(run / "final" / "README.md")
 
 
-@pytest.mark.process
 def test_front_matter_is_what_the_hub_reads(run: Path) -> None:
     data = card_of(run).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")

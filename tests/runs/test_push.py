@@ -13,7 +13,7 @@ from support.running import SMALL, iwopd, process, refused
 from iwopd.runs.files import sha256
 
 # Of huggingface_hub's own uploads.
-pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")]
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")]
 TOKEN = "hf_thisIsTheTestsOwnToken"
 
 
@@ -43,7 +43,6 @@ def assert_token_kept(hub: Hub, *texts: str) -> None:
     assert all(TOKEN not in text for text in texts)
 
 
-@pytest.mark.process
 def test_all_files_arrive_in_one_commit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert iwopd("push", f"push.run={run}", "push.repo=me/tiny", "push.message=first") == 0
     said = capsys.readouterr()
@@ -77,7 +76,6 @@ def test_a_repository_that_exists_gets_a_commit_on_a_branch(run: Path, hub: Hub)
     assert "/api/models/me/tiny/commit/trial" in paths
 
 
-@pytest.mark.process
 def test_as_a_program_with_hf_endpoint(run: Path, hub: Hub) -> None:
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     done = process("push", f"push.run={run}", "push.repo=me/tiny", **settings)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from iwopd.runs.manifest import verify
 from iwopd.training.report import refresh
 
-pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def half(finished: Path, tmp_path: Path) -> Iterator[Path]:
     return folder
 
 
-@pytest.mark.process
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {entry.name for entry in finished.iterdir() if not entry.name.startswith(".")}
     assert left == {
@@ -54,7 +53,6 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert config["weighting"] == {"scheme": "iw", "gamma": 0.5}
 
 
-@pytest.mark.process
 def test_the_report_is_there_from_the_first_evaluation_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -127,7 +125,6 @@ def test_eval_measures_what_training_measured(finished: Path, tmp_path: Path) ->
     assert (tmp_path / "eval" / "eval" / "smoke.json").exists()
 
 
-@pytest.mark.process
 def test_a_run_is_the_same_twice_and_another_seed_is_not(finished: Path, tmp_path: Path) -> None:
     assert iwopd("train", *SMALL, f"run.dir={tmp_path / 'again'}") == 0
     assert iwopd("train", *SMALL, f"run.dir={tmp_path / 'other'}", "seed=7") == 0
@@ -138,7 +135,6 @@ def test_a_run_is_the_same_twice_and_another_seed_is_not(finished: Path, tmp_pat
 # ---------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.process
 def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half: Path) -> None:
     assert iwopd("train", *SMALL, f"run.dir={half}", "run.resume=true") == 0
     assert weights(half / "final") == weights(finished / "final")
@@ -146,7 +142,6 @@ def test_a_resumed_run_ends_in_the_same_weights_and_metrics(finished: Path, half
         assert without_times(rows(half / name)) == without_times(rows(finished / name))
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("moment", ["step 1", "step 3", "checkpoint"])
 def test_killed_at_any_moment_a_run_resumes_exactly(finished: Path, tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "killed"
@@ -166,7 +161,6 @@ def test_killed_at_any_moment_a_run_resumes_exactly(finished: Path, tmp_path: Pa
     assert not list(folder.rglob(".draft-*"))
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_resumes_exactly(
     finished: Path, tmp_path: Path, number: signal.Signals, status: int
@@ -193,7 +187,6 @@ def test_a_finished_run_stays_as_it_is_when_resumed(finished: Path) -> None:
     assert after == before
 
 
-@pytest.mark.process
 def test_a_damaged_checkpoint_is_named_and_passed_over(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +200,6 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert weights(folder / "final") == weights(finished / "final")
 
 
-@pytest.mark.process
 def test_after_a_crash_with_a_users_own_things_in_it_a_run_resumes_exactly(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,7 +248,6 @@ def test_a_folder_that_holds_another_config_is_refused_with_the_keys(
         assert key in line
 
 
-@pytest.mark.process
 def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
     running = start("train", *SMALL, f"run.dir={half}", "run.resume=true", "run.keep=0")
     try:
@@ -270,7 +261,6 @@ def test_two_processes_do_not_write_to_one_folder(half: Path) -> None:
         running.communicate()
 
 
-@pytest.mark.process
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     half: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,7 +298,6 @@ VARIANTS = {
 }
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_way_to_train_resumes_exactly(overrides: list[str], tmp_path: Path) -> None:
     settings = [*SMALL, *overrides, "run.keep=0", "eval.every=0"]
@@ -325,7 +314,6 @@ def test_every_way_to_train_resumes_exactly(overrides: list[str], tmp_path: Path
     AutoModelForCausalLM.from_pretrained(whole / "final")
 
 
-@pytest.mark.process
 def test_tokens_that_are_cut_off_are_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = (*SMALL, "run.steps=2", "eval.every=0", "rollout.top_p=0.9", f"run.dir={tmp_path / 'run'}")
     assert iwopd("train", *settings) == 0
@@ -333,7 +321,6 @@ def test_tokens_that_are_cut_off_are_warned_of_once(tmp_path: Path, capsys: pyte
     assert (tmp_path / "run" / "train.log").read_text().count("rollout.top_p=0.9") == 1
 
 
-@pytest.mark.process
 def test_windows_score_and_train_fewer_tokens(finished: Path, tmp_path: Path) -> None:
     totals = {}
     for name in ("uniform", "first30", "last30"):
@@ -348,7 +335,6 @@ def test_windows_score_and_train_fewer_tokens(finished: Path, tmp_path: Path) ->
     assert totals["first30"]["tokens/scored"] < totals["uniform"]["tokens/scored"]
 
 
-@pytest.mark.process
 def test_a_sweep_trains_into_folders_of_their_own(tmp_path: Path) -> None:
     assert iwopd("train", *SMALL, "run.steps=1", "eval.every=0", f"run.dir={tmp_path / 'sweep'}", "-m", "seed=1,2") == 0
     assert [(tmp_path / "sweep" / job / "final").is_dir() for job in ("0", "1")] == [True, True]
@@ -376,7 +362,6 @@ def test_samples_of_several_benchmarks_keep_their_own_prompts(tmp_path: Path) ->
     assert {len(row["prompt"]) for row in found[:2]} != {len(row["prompt"]) for row in found[2:]}
 
 
-@pytest.mark.process
 def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -392,7 +377,6 @@ def test_pruning_never_lets_damaged_checkpoints_push_out_whole_ones(finished: Pa
     assert weights(folder / "final") == weights(finished / "final")
 
 
-@pytest.mark.process
 def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("def halves(given):\n    return 0.5 * given.mask\n")
     monkeypatch.chdir(tmp_path)
@@ -402,7 +386,6 @@ def test_a_users_own_weighting_is_found_beside_the_run(tmp_path: Path, monkeypat
     assert (first["train/weight_min"], first["train/weight_max"]) == (0.5, 0.5)
 
 
-@pytest.mark.process
 def test_smoke_learns(tmp_path: Path) -> None:
     """The whole `smoke` experiment: the student is better after it than before."""
     done = process("train", "+experiment=smoke", f"run.dir={tmp_path / 'smoke'}")

@@ -16,7 +16,7 @@ from iwopd.config.stored import SCHEMA
 from iwopd.runs import about
 from iwopd.runs.files import sha256
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process
 
 RUN = (*SMALL, "run.steps=2", "eval.every=0", "benchmark=[]", "run.save_every=1", "run.keep=0")
 RUN = tuple(setting for setting in RUN if not setting.startswith("eval."))
@@ -56,7 +56,6 @@ def reseal(checkpoint: Path) -> None:
     change(checkpoint / "manifest.json", edit)
 
 
-@pytest.mark.process
 def test_every_session_is_recorded_and_other_versions_are_reported(
     half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from iwopd.cli import VERBS
 from iwopd.launch import launch
 from support import compositions, forks
-from support.tiers import check_command, count_training
+from support.tiers import check_command, check_training
 
 # The smallest training that has every part: 4 steps, evaluations and checkpoints at 0, 2 and 4.
 SMALL = (
@@ -46,7 +46,7 @@ def iwopd(verb: str, *overrides: str) -> int:
         finally:
             sys.argv = before
     if verb == "train":
-        count_training()
+        check_training()
     return 0
 
 

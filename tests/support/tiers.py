@@ -1,8 +1,8 @@
 """Tiers of tests, by what a test starts; `make test-fast` runs the first two.
 
 A test is `unit` unless its nearest mark, its own or its module's, names another tier. One that starts more than its
-tier allows fails and says which mark it needs: commands are not `unit`, processes are `process`, and so are more
-trainings than one. What takes about a second or more for another reason is marked by hand.
+tier allows fails and says which mark it needs: commands are not `unit`, trainings and processes are `process`. What
+takes about a second or more for another reason is marked by hand.
 """
 
 import gc
@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 TIERS = ("unit", "cli", "process", "vllm", "browser")  # their meaning: pyproject.toml
-TRAININGS = 1  # of one test of tier `cli`, what its fixtures train for it included
 _running = "process"  # the tier of the test under way
-_trained = 0  # by it, in this process
 
 
 def pytest_configure() -> None:
@@ -47,8 +45,8 @@ def tier(item: pytest.Item) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    global _running, _trained
-    _running, _trained = tier(item), 0
+    global _running
+    _running = tier(item)
     try:
         return (yield)
     finally:
@@ -60,11 +58,9 @@ def check_command() -> None:
     assert _running != "unit", "a test that runs a command needs @pytest.mark.cli"
 
 
-def count_training() -> None:
+def check_training() -> None:
     """A training in this process has ended."""
-    global _trained
-    _trained += 1
-    assert _running != "cli" or _trained <= TRAININGS, "a test of more than one training needs @pytest.mark.process"
+    assert _running not in ("unit", "cli"), "a test that trains needs @pytest.mark.process"
 
 
 def _check_process(event: str, arguments: tuple[Any, ...]) -> None:

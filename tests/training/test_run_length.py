@@ -20,7 +20,7 @@ from iwopd.runs.manifest import verify
 from iwopd.training.resume import another_end, taken
 from iwopd.training.schedule import Position
 
-pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("smoke_models")]
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("smoke_models")]
 
 PLAIN = tuple(setting for setting in SMALL if "benchmarks" not in setting)
 CHEAP = (*SMALL, "eval.greedy=false", "run.samples=0", "run.keep=0")
@@ -49,7 +49,6 @@ def budget(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.process
 def test_a_budget_of_tokens_is_what_rate_and_horizon_go_by(budget: Path) -> None:
     config, taken = composed(*BUDGET), training(budget)
     mean = evaluations(budget)[0]["eval/response_length"]
@@ -75,7 +74,6 @@ def test_a_budget_of_tokens_is_what_rate_and_horizon_go_by(budget: Path) -> None
     assert "/2 " not in lines
 
 
-@pytest.mark.process
 def test_with_a_budget_a_resumed_run_resumes_exactly(budget: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(budget, half)
@@ -87,7 +85,6 @@ def test_with_a_budget_a_resumed_run_resumes_exactly(budget: Path, tmp_path: Pat
     assert without_times(rows(half / "metrics.jsonl")) == without_times(rows(budget / "metrics.jsonl"))
 
 
-@pytest.mark.process
 def test_a_prefix_grows_by_tokens_too(tmp_path: Path) -> None:
     settings = (*PLAIN, "benchmark=[]", "run.steps=1", "run.tokens=600", "run.save_every=0", "weighting=prefix_mask")
     assert iwopd("train", *settings, f"run.dir={tmp_path / 'run'}") == 0
@@ -137,7 +134,6 @@ def copied(short: Path, tmp_path: Path) -> Path:
     return shutil.copytree(short, tmp_path / "run")
 
 
-@pytest.mark.process
 def test_a_lengthened_run_ends_in_the_weights_of_one_that_was_longer_from_the_start(
     copied: Path, straight: Path
 ) -> None:
@@ -159,7 +155,6 @@ def test_a_lengthened_run_ends_in_the_weights_of_one_that_was_longer_from_the_st
     assert verify(copied / "final") is None
 
 
-@pytest.mark.process
 def test_final_is_replaced_even_if_the_run_was_killed_just_before(copied: Path, short: Path) -> None:
     assert iwopd("train", *LENGTHENED, "run.steps=4", f"run.dir={copied}", "run.resume=true") == 0
     longer = weights(copied / "final")
@@ -169,14 +164,12 @@ def test_final_is_replaced_even_if_the_run_was_killed_just_before(copied: Path, 
     assert weights(copied / "final") == longer != weights(short / "final")
 
 
-@pytest.mark.process
 def test_a_run_may_end_earlier(copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints" / "step-000003")
     assert iwopd("train", *LENGTHENED, "run.steps=2", f"run.dir={copied}", "run.resume=true") == 0
     assert weights(copied / "final") == weights(copied / "checkpoints" / "step-000002" / "model")
 
 
-@pytest.mark.process
 def test_steps_may_become_a_budget(copied: Path, short: Path) -> None:
     taken = int(sum(row["tokens/generated"] for row in training(short)))
     settings = (*LENGTHENED, "run.steps=3", f"run.tokens={taken + 1}", f"run.dir={copied}", "run.resume=true")
@@ -228,7 +221,6 @@ def test_an_end_that_cannot_be_another_is_refused_with_the_reason(
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.process
 def test_without_a_checkpoint_there_is_nothing_to_lengthen(
     copied: Path, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +247,6 @@ def test_a_damaged_checkpoint_does_not_say_where_a_run_stands(tmp_path: Path) ->
 # ---------------------------------------------------------------------------------------------- evaluations' noise
 
 
-@pytest.mark.process
 def test_every_evaluation_of_a_run_draws_the_same_noise(tmp_path: Path) -> None:
     """A student that does not change answers as it did before, and as `iwopd eval` has it answer: word for word, for
     figures alone could agree by chance."""
