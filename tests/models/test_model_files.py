@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.architectures import make, save
 from support.running import iwopd, refused
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from iwopd import assembly
 from iwopd.assembly.models import adapters
 from iwopd.config import Config, StudentConfig
 from iwopd.config.models import LoraConfig
 from iwopd.errors import ModelError
-from iwopd.models import saved
+from iwopd.models import saved, student
 from iwopd.models.language_model import load_pretrained
 
 pytestmark = pytest.mark.cli
@@ -153,13 +153,11 @@ def test_saved_adapters_are_seen_to_be_whole(tmp_path: Path, smoke_models) -> No
 @pytest.mark.process
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_run_whose_files_do_not_load_does_not_end_well(lora: int, tmp_path: Path, monkeypatch, capsys) -> None:
-    whole = PreTrainedModel.save_pretrained
+    def lost(weights, folder: Path) -> None:
+        saved.save_weights(weights, folder)
+        (folder / "model.safetensors").unlink()
 
-    def without_weights(self, folder, **given):
-        whole(self, folder, **given)
-        (Path(folder) / "model.safetensors").unlink()
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", without_weights)
+    monkeypatch.setattr(student, "save_weights", lost)
     settings = (*SMOKE, "run.save_every=0", "eval.every=0", "eval.benchmarks.smoke.limit=2", "run.samples=0")
     run = tmp_path / "run"
     line = refused(capsys, "train", *settings, f"student.lora.rank={lora}", f"run.dir={run}")

@@ -124,8 +124,7 @@ def test_a_server_that_is_gone_is_left_out(fake: FakeServer, lm: LanguageModel, 
     with FakeServer() as other:
         other.states = fake.states
         with teacher_of(lm, fake, other) as teacher:
-            other.server.shutdown()
-            other.server.server_close()
+            other.stop()
             assert len(teacher.score(make_rollouts(4), last_third, signal=Signal("full"))) == 4
             assert [each.alive for each in teacher.servers.servers] == [True, False]
 

@@ -52,6 +52,7 @@ class FakeServer:
         self.root = ""
         self.shift = 0.0
         self.dropped: list[str] = []
+        self.gone = False
         self.headers: dict[str, dict[str, str]] = {}
         self.states: Callable[[list[int]], Tensor] | None = None
         self.misbehave_pooling: Callable[[int], tuple[int, dict[str, str], bytes] | None] = lambda count: None
@@ -73,9 +74,10 @@ class FakeServer:
 
             def drops(self) -> bool:
                 fake.headers[self.path] = dict(self.headers)
-                if self.path not in fake.dropped:
+                if self.path in fake.dropped:
+                    fake.dropped.remove(self.path)
+                elif not fake.gone:
                     return False
-                fake.dropped.remove(self.path)
                 self.close_connection = True
                 return True
 
@@ -150,6 +152,11 @@ class FakeServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """It takes no more connections, and answers on none that there are."""
+        self.gone = True
         self.server.shutdown()
         self.server.server_close()
 
