@@ -61,11 +61,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, smoke_models: dict[str, P
         yield folder
 
 
+def whole(file: Path) -> bytes:
+    """A run ends some milliseconds before wandb's service has written the last of it."""
+    until, said = time.monotonic() + 60, file.parent / "logs" / "debug-internal.log"
+    while "stream: all finished" not in said.read_text():
+        assert time.monotonic() < until, said.read_text()
+        time.sleep(0.01)
+    return file.read_bytes()
+
+
 def records(file: Path) -> Iterator[Any]:
     """wandb's file: LevelDB's log format after a header of 7 bytes, with a protobuf in each record."""
     from wandb.proto import wandb_internal_pb2
 
-    content, place, parts = file.read_bytes(), 7, b""
+    content, place, parts = whole(file), 7, b""
     while place + 7 <= len(content):
         left = 32768 - place % 32768
         if left < 7:
