@@ -45,7 +45,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         try:
             runpy.run_path(str(file), run_name="__main__")
         except SystemExit as ended:
-            assert not ended.code, capsys.readouterr().err[-3000:]
+            if ended.code:
+                pytest.fail(capsys.readouterr().err[-3000:])
         return json.loads(capsys.readouterr().out)
 
     return run
