@@ -58,7 +58,7 @@ def test_the_report_is_there_from_the_first_evaluation_on(tmp_path: Path, monkey
 
     def seeing(folder: Path, config: dict) -> None:
         refresh(folder, config)
-        seen.append(re.search(r"\d of 4( so far|, finished)", (folder / "report.html").read_text("utf-8"))[0])  # type: ignore
+        seen.extend(re.findall(r"\d of 4(?: so far|, finished)", (folder / "report.html").read_text("utf-8"))[:1])
 
     monkeypatch.setattr("iwopd.training.run.refresh", seeing)
     assert iwopd("train", *SMALL, "eval.greedy=false", f"run.dir={tmp_path / 'run'}") == 0

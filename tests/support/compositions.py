@@ -25,7 +25,7 @@ _mode = Hydra.get_mode
 _read = ConfigRepository.load_config
 _choose = config_loader_impl.create_defaults_list
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
-_files: dict[object, bytes] = {}  # pickled: copied in a fifth of the time that deepcopy takes
+_files: dict[object, bytes] = {}  # pickled: a copy of that is made in less time than by deepcopy
 _chosen: dict[object, DefaultsList] = {}
 _merged: dict[int, bytes] = {}  # likewise, by the identity of a kept list
 

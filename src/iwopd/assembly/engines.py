@@ -1,9 +1,10 @@
 """Teachers and rollout engines: one `match` per group."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,14 @@ def _head(served: Served, device: torch.device) -> LmHead:
     return LmHead(language_model(key, section, served.folder, home, context=served.context), device)
 
 
-def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocast: bool = False) -> HfTeacher:
+def _hf_teacher(
+    config: Config,
+    served: Served,
+    device: torch.device,
+    make: Callable[..., HfTeacher] = HfTeacher,
+    *,
+    autocast: bool = False,
+) -> HfTeacher:
     section: Any = served.section
     own = torch_device(f"{served.key}.device", section.device) if section.device else device
     tokens = config.scoring.batch_tokens if isinstance(config.scoring, HfScoringConfig) else None
@@ -131,7 +139,7 @@ def _hf_teacher(config: Config, served: Served, device: torch.device, *, autocas
         home = torch.device("cpu" if world().leader else "meta")
     lm = language_model(f"{served.key}.path", section, served.folder, home, autocast=autocast, context=served.context)
     shard_teacher(config, lm)
-    return HfTeacher(lm, own, tokens, section.offload, share_prompts=config.rollout.shares_prompts)
+    return make(lm, own, tokens, section.offload, config.rollout.shares_prompts)
 
 
 def _self_teacher(
@@ -145,18 +153,9 @@ def _self_teacher(
         return CurrentTeacher(student, device, tokens, share_prompts=config.rollout.shares_prompts)
     kept = checkpoint is not None and section.weights == "average"
     begun = replace(served, folder=str(checkpoint / served.key)) if kept and checkpoint else served
-    made = _hf_teacher(config, begun, device, autocast=config.optim.autocast)
-    if section.weights == "frozen":
-        return made
-    return AverageTeacher(
-        made.model,
-        made.device,
-        made.batch_tokens,
-        section.offload,
-        share_prompts=made.share_prompts,
-        decay=section.decay,
-        key=served.key,
-    )
+    average = partial(AverageTeacher, decay=section.decay, key=served.key)
+    make = HfTeacher if section.weights == "frozen" else average
+    return _hf_teacher(config, begun, device, make, autocast=config.optim.autocast)
 
 
 def engine(config: Config, served: Served, lm: LanguageModel | None = None) -> Engine:

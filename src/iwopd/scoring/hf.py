@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,7 @@ def _too_large(name: str, tokens: int, sequences: int) -> OutOfMemoryError:
     )
 
 
+@dataclass(eq=False)
 class HfTeacher(Teacher):
     """See `Teacher`.
 
@@ -100,20 +102,14 @@ class HfTeacher(Teacher):
         share_prompts: read a prompt once for all of its responses, where the model can.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        device: torch.device,
-        batch_tokens: int | None = None,
-        offload: bool = False,
-        *,
-        share_prompts: bool = False,
-    ):
-        self.model = model
-        self.device = device
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
-        self.offload = offload and device.type != "cpu"
-        self.share_prompts = share_prompts
+    model: LanguageModel
+    device: torch.device
+    batch_tokens: int | None = None
+    offload: bool = False
+    share_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        self.offload = self.offload and self.device.type != "cpu"
         self.model.model.eval().requires_grad_(False)
 
     @contextmanager
@@ -152,7 +148,7 @@ class HfTeacher(Teacher):
             results = in_token_batches(
                 rollouts,
                 windows,
-                self.batch_tokens,
+                self.batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
                 self.device,
                 function,
                 progress,

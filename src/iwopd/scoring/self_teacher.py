@@ -6,6 +6,7 @@ arXiv 2601.20802). One that stays as the student was before training is an ordin
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from iwopd.numerics.logprobs import Head
 from iwopd.scoring.hf import HfTeacher
 
 
+@dataclass(eq=False)
 class AverageTeacher(HfTeacher):
     """See `Teacher`. Its weights begin as the student's, and follow them step by step.
 
@@ -26,20 +28,8 @@ class AverageTeacher(HfTeacher):
         key: its section of the config, which its folder in checkpoints is called by.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        device: torch.device,
-        batch_tokens: int | None = None,
-        offload: bool = False,
-        *,
-        share_prompts: bool = False,
-        decay: float,
-        key: str,
-    ):
-        super().__init__(model, device, batch_tokens, offload, share_prompts=share_prompts)
-        self.decay = decay
-        self.key = key
+    decay: float = field(kw_only=True)
+    key: str = field(kw_only=True)
 
     @torch.no_grad()
     def follow(self, student: Student) -> None:
@@ -58,6 +48,7 @@ class AverageTeacher(HfTeacher):
         write_model(self.model.model, named_weights(self.model.model), folder / self.key)
 
 
+@dataclass(eq=False)
 class CurrentTeacher(HfTeacher):
     """See `Teacher`. Its weights are the student's own, wherever these stand.
 
@@ -65,16 +56,9 @@ class CurrentTeacher(HfTeacher):
         model: the student's; trained elsewhere, and read here.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        device: torch.device,
-        batch_tokens: int | None = None,
-        *,
-        share_prompts: bool = False,
-    ):
-        trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
-        super().__init__(model, device, batch_tokens, share_prompts=share_prompts)
+    def __post_init__(self) -> None:
+        trained = [parameter for parameter in self.model.model.parameters() if parameter.requires_grad]
+        super().__post_init__()
         for parameter in trained:
             parameter.requires_grad_(True)
 
